@@ -1,0 +1,145 @@
+//! How handlers run: the one drain loop.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use crate::error::{CloseError, Exit, Gathered, HandlerError, HandlerErrorKind, Outcome, Site, panic_message};
+use crate::handler::Entry;
+use crate::raw::BoxError;
+use crate::report::report;
+
+/// What a drain takes its handlers from, and tells what came of them.
+pub(crate) trait Source<B: ?Sized> {
+    /// Takes the next entry out of the list, so that it runs at most once whatever it does. Runs no user code.
+    fn next(&mut self) -> Option<Entry<B>>;
+
+    /// Keeps, or reports, what became of a handler that did not simply return.
+    fn note(&mut self, note: Note);
+}
+
+/// What became of a handler that did not simply return.
+pub(crate) struct Note {
+    site: Site,
+    failure: Option<HandlerErrorKind>,
+    exit_code: Option<i32>,
+}
+
+impl Note {
+    fn failed(site: Site, error: BoxError) -> Self {
+        if let Some(exit) = downcast::<Exit>(&error) {
+            return Self { site, failure: None, exit_code: Some(exit.0) };
+        }
+        let close = downcast::<CloseError>(&error);
+        let exit_code = close.and_then(CloseError::exit_code);
+        let asks_only = close.is_some_and(|close| close.errors().is_empty());
+        let failure = if asks_only { None } else { Some(HandlerErrorKind::Failed(error.into())) };
+        Self { site, failure, exit_code }
+    }
+
+    fn panicked(site: Site, payload: Box<dyn Any + Send>) -> Self {
+        let exit_code = payload.downcast_ref().map(|exit: &Exit| exit.0);
+        let failure = exit_code.is_none().then(|| HandlerErrorKind::Panicked(panic_message(&*payload)));
+        discard(payload);
+        Self { site, failure, exit_code }
+    }
+
+    /// Adds it to what the drain has gathered; a failure is returned too, for who reports it.
+    pub(crate) fn gather(
+        self,
+        gathered: &mut Option<Box<Gathered>>,
+        path: impl FnOnce() -> Option<String>,
+    ) -> Option<HandlerError> {
+        let gathered = gathered.get_or_insert_default();
+        gathered.exit_code = self.exit_code.or(gathered.exit_code);
+        let error = HandlerError::new(path(), self.site, self.failure?);
+        gathered.errors.push(error.clone());
+        Some(error)
+    }
+}
+
+/// The error itself, or in a box of its own.
+fn downcast<E: std::error::Error + 'static>(error: &BoxError) -> Option<&E> {
+    error.downcast_ref::<E>().or_else(|| error.downcast_ref::<Box<E>>().map(|boxed| &**boxed))
+}
+
+/// Runs all that `source` gives, until it gives no more. Each handler that fails or panics is noted and the next one
+/// runs; nothing unwinds out of here.
+pub(crate) fn drain<B: ?Sized>(source: &mut impl Source<B>, outcome: Outcome) {
+    loop {
+        let mut running = None;
+        // Entered again after a panic only: a handler that returns costs no unwinding frame of its own.
+        let drained = catch_unwind(AssertUnwindSafe(|| {
+            while let Some(mut entry) = source.next() {
+                let site = running.insert(entry.take_site());
+                if entry.closure.only().is_some_and(|only| only != outcome) {
+                    drop(entry);
+                } else if let Err(error) = entry.closure.run() {
+                    source.note(Note::failed(site.clone(), error));
+                }
+            }
+        }));
+        match (drained, running) {
+            (Err(payload), Some(site)) => source.note(Note::panicked(site, payload)),
+            _ => return,
+        }
+    }
+}
+
+/// Runs one entry that was taken out of its turn, whatever outcome it waits for.
+pub(crate) fn run_one<B: ?Sized>(entry: Entry<B>, path: impl Fn() -> Option<String>) -> Result<(), CloseError> {
+    struct One<B: ?Sized, P> {
+        entry: Option<Entry<B>>,
+        gathered: Option<Box<Gathered>>,
+        path: P,
+    }
+    impl<B: ?Sized, P: Fn() -> Option<String>> Source<B> for One<B, P> {
+        fn next(&mut self) -> Option<Entry<B>> {
+            self.entry.take()
+        }
+
+        fn note(&mut self, note: Note) {
+            note.gather(&mut self.gathered, &self.path);
+        }
+    }
+    let outcome = entry.closure.only().unwrap_or(Outcome::Success);
+    let mut one = One { entry: Some(entry), gathered: None, path };
+    drain(&mut one, outcome);
+    Gathered::into_result(one.gathered)
+}
+
+/// Drops every value, also when the drop of one panics; the first such panic then goes on.
+pub(crate) fn drop_all<T>(values: impl IntoIterator<Item = T>) {
+    let mut first = None;
+    for value in values {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
+            match first {
+                None => first = Some(payload),
+                Some(_) => discard(payload),
+            }
+        }
+    }
+    if let Some(payload) = first {
+        resume_unwind(payload);
+    }
+}
+
+/// Drops what was removed, as [`drop_all`], and counts it.
+pub(crate) fn drop_counted<T>(removed: Vec<T>) -> usize {
+    let count = removed.len();
+    drop_all(removed);
+    count
+}
+
+/// Drops what a panic carried. Its drop may panic in turn; what that carries is leaked, as std does with it.
+pub(crate) fn discard(payload: Box<dyn Any + Send>) {
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(second);
+    }
+}
+
+/// Reports a failure, if there is one.
+pub(crate) fn report_if(error: Option<HandlerError>) {
+    if let Some(error) = error {
+        report(&error);
+    }
+}

@@ -1,0 +1,326 @@
+//! How things end: the outcome of a scope, and what went wrong in its cleanup.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::error::Error;
+use std::fmt::{self, Display, Write as _};
+use std::panic::Location;
+use std::sync::Arc;
+
+/// How the work ended whose cleanup runs: what `on_success` and `on_failure` handlers ask.
+///
+/// ```
+/// use exitstack::{ExitStack, Outcome};
+///
+/// let mut stack = ExitStack::new();
+/// stack.on_failure(|| println!("rolled back"));
+/// stack.close_with(Outcome::Success)?; // the handler is dropped, not run
+/// # Ok::<(), exitstack::CloseError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The work was done.
+    Success,
+    /// The work returned an error, or panicked.
+    Failure,
+}
+
+/// "End with this status": an error that is a request, not a failure.
+///
+/// A handler that returns `Err(Exit(code))` has not failed: nothing is reported. `close()` returns a [`CloseError`]
+/// whose [`exit_code`](CloseError::exit_code) is the last one asked for; on the way out of the process the last one
+/// asked for becomes the exit status. A stack that is dropped has nobody to tell, and forgets it.
+///
+/// Python's `atexit` has no such thing: a `SystemExit` in a handler is printed and changes nothing.
+///
+/// ```
+/// use exitstack::{Exit, ExitStack};
+///
+/// let mut stack = ExitStack::new();
+/// stack.register(|| Err(Exit(3)));
+/// let asked = stack.close().unwrap_err();
+/// assert_eq!(asked.exit_code(), Some(3));
+/// assert!(asked.errors().is_empty());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[error("exit with status {0}")]
+pub struct Exit(
+    /// The exit status.
+    pub i32,
+);
+
+/// What happened to a handler: see [`HandlerError::kind`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum HandlerErrorKind {
+    /// It returned this error.
+    Failed(Arc<dyn Error + Send + Sync>),
+    /// It, or the drop of something it captured, panicked with this message.
+    Panicked(String),
+    /// It was registered where no handler is taken any more, and dropped without being run.
+    Refused,
+}
+
+/// One handler that failed, panicked or was refused: which, registered where, and why.
+///
+/// It is cheap to clone. Its `Display` is one sentence, in front of it the path of the interpreter if there is one:
+///
+/// ```text
+/// process > plugin-a > db: exit handler `flush` registered at src/db.rs:10:5 failed: disk full
+/// ```
+///
+/// Names and path are shown on one line, control characters escaped; the message of the handler's own error is shown
+/// as it is.
+///
+/// ```
+/// use exitstack::{ExitStack, Handler};
+///
+/// let mut stack = ExitStack::new();
+/// stack.register(Handler::new(|| Err("disk full")).named("flush"));
+/// let error = stack.close().unwrap_err();
+/// let error = &error.errors()[0];
+/// assert_eq!(error.name(), Some("flush"));
+/// assert!(error.location().file().ends_with(".rs"));
+/// assert!(error.to_string().ends_with("failed: disk full"));
+/// ```
+#[derive(Clone, Debug)]
+pub struct HandlerError(Arc<Facts>);
+
+#[derive(Debug)]
+struct Facts {
+    path: Option<String>,
+    site: Site,
+    kind: HandlerErrorKind,
+    more: usize,
+}
+
+/// Which handler: what remains of it while and after it runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Site {
+    pub(crate) name: Option<Cow<'static, str>>,
+    pub(crate) location: &'static Location<'static>,
+}
+
+impl HandlerError {
+    pub(crate) fn new(path: Option<String>, site: Site, kind: HandlerErrorKind) -> Self {
+        Self(Arc::new(Facts { path, site, kind, more: 0 }))
+    }
+
+    /// The refusals of one stack beyond the first, which stood at `location`.
+    pub(crate) fn more_refused(path: Option<String>, location: &'static Location<'static>, more: usize) -> Self {
+        let site = Site { name: None, location };
+        Self(Arc::new(Facts { path, site, kind: HandlerErrorKind::Refused, more }))
+    }
+
+    /// The handler's name, if it was given one with [`Handler::named`](crate::Handler::named).
+    pub fn name(&self) -> Option<&str> {
+        self.0.site.name.as_deref()
+    }
+
+    /// Where the handler was registered.
+    pub fn location(&self) -> &'static Location<'static> {
+        self.0.site.location
+    }
+
+    /// What happened.
+    pub fn kind(&self) -> &HandlerErrorKind {
+        &self.0.kind
+    }
+
+    /// The path of the interpreter it was registered in, `process > plugin-a > db`; `process` for the process stack,
+    /// none for a stack that is a value.
+    pub fn path(&self) -> Option<&str> {
+        self.0.path.as_deref()
+    }
+}
+
+impl Display for HandlerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Facts { path, site, kind, more } = &*self.0;
+        if let Some(path) = path {
+            write!(f, "{}: ", OneLine(path))?;
+        }
+        if *more > 0 {
+            let s = if *more == 1 { "" } else { "s" };
+            return write!(f, "{more} more exit handler{s} refused after the one registered at {}", site.location);
+        }
+        write!(f, "exit handler ")?;
+        if let Some(name) = &site.name {
+            write!(f, "`{}` ", OneLine(name))?;
+        }
+        write!(f, "registered at {} ", site.location)?;
+        match kind {
+            HandlerErrorKind::Failed(error) => write!(f, "failed: {error}"),
+            HandlerErrorKind::Panicked(message) => write!(f, "panicked: {message}"),
+            HandlerErrorKind::Refused => write!(f, "refused: the stack takes no more handlers"),
+        }
+    }
+}
+
+impl Error for HandlerError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.0.kind {
+            HandlerErrorKind::Failed(error) => Some(&**error),
+            HandlerErrorKind::Panicked(_) | HandlerErrorKind::Refused => None,
+        }
+    }
+}
+
+/// Every failure of one drain, in the order they happened, and the exit status asked for, if any.
+///
+/// It is cheap to clone. [`source`](Error::source) is the last failure, as `atexit` keeps the last exception; unlike
+/// Python, where the earlier ones are printed or lost, all are kept. A `CloseError` that carries only an exit request
+/// ([`Exit`]) has no failures and no source.
+///
+/// ```
+/// use exitstack::ExitStack;
+/// use std::error::Error;
+///
+/// let mut stack = ExitStack::new();
+/// stack.register(|| Err("second to run"));
+/// stack.register(|| Err("first to run"));
+/// let error = stack.close().unwrap_err();
+/// let messages: Vec<String> = error.errors().iter().map(|e| e.source().unwrap().to_string()).collect();
+/// assert_eq!(messages, ["first to run", "second to run"]);
+/// assert_eq!(error.source().unwrap().source().unwrap().to_string(), "second to run");
+/// ```
+#[derive(Clone, Debug)]
+pub struct CloseError(Arc<Gathered>);
+
+/// What a drain has gathered so far. A drain keeps an `Option<Box<Gathered>>`: one word, until something fails.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Gathered {
+    pub(crate) errors: Vec<HandlerError>,
+    pub(crate) exit_code: Option<i32>,
+}
+
+impl Gathered {
+    /// What `close()` returns for it.
+    pub(crate) fn into_result(this: Option<Box<Self>>) -> Result<(), CloseError> {
+        this.map_or(Ok(()), |gathered| Err(CloseError(Arc::from(gathered))))
+    }
+
+    /// Adds what a nested drain gathered.
+    pub(crate) fn absorb(&mut self, nested: &CloseError) {
+        self.errors.extend_from_slice(nested.errors());
+        self.exit_code = nested.exit_code().or(self.exit_code);
+    }
+}
+
+impl CloseError {
+    /// The failures, in the order they happened; empty if there were only exit requests.
+    pub fn errors(&self) -> &[HandlerError] {
+        &self.0.errors
+    }
+
+    /// The failures, in the order they happened.
+    pub fn iter(&self) -> std::slice::Iter<'_, HandlerError> {
+        self.0.errors.iter()
+    }
+
+    /// The exit status that a handler asked for with [`Exit`], the last one if there were several.
+    pub fn exit_code(&self) -> Option<i32> {
+        self.0.exit_code
+    }
+}
+
+impl<'e> IntoIterator for &'e CloseError {
+    type Item = &'e HandlerError;
+    type IntoIter = std::slice::Iter<'e, HandlerError>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl Display for CloseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.errors(), self.exit_code()) {
+            ([], code) => write!(f, "an exit handler asked for exit status {}", code.unwrap_or_default()),
+            ([only], _) => only.fmt(f),
+            (errors, _) => {
+                write!(f, "{} exit handlers failed: ", errors.len())?;
+                for (at, error) in errors.iter().enumerate() {
+                    let separator = if at == 0 { "" } else { "; " };
+                    write!(f, "{separator}{error}")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Error for CloseError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.errors().last().map(|last| last as _)
+    }
+}
+
+/// The handler that a stack did not take, handed back: what [`try_register`](crate::SharedExitStack::try_register)
+/// returns from a finalized interpreter, or from the process stack past its last drain.
+///
+/// ```
+/// use exitstack::Interpreter;
+///
+/// let plugin = Interpreter::new("plugin");
+/// plugin.finalize()?;
+/// let refused = plugin.stack().try_register(|| println!("too late")).unwrap_err();
+/// assert!(refused.to_string().contains("refused"));
+/// let handler = refused.into_handler();
+/// handler(); // run it now instead
+/// # Ok::<(), exitstack::CloseError>(())
+/// ```
+#[derive(Clone, thiserror::Error)]
+#[error("exit handler registered at {location} refused: the stack takes no more handlers")]
+pub struct Refused<H> {
+    handler: H,
+    location: &'static Location<'static>,
+}
+
+impl<H> Refused<H> {
+    pub(crate) fn new(handler: H, location: &'static Location<'static>) -> Self {
+        Self { handler, location }
+    }
+
+    /// The handler, as it was.
+    #[doc(alias = "into_inner")]
+    pub fn into_handler(self) -> H {
+        self.handler
+    }
+
+    /// Where it was to be registered.
+    pub fn location(&self) -> &'static Location<'static> {
+        self.location
+    }
+}
+
+impl<H> fmt::Debug for Refused<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refused").field("location", &self.location).finish_non_exhaustive()
+    }
+}
+
+/// A panic's message: its payload where that is text, else a word that it is not.
+pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("(a payload that is no text)").to_owned()
+}
+
+/// Text as it stands, but on one line: control characters and those that reorder or break lines are escaped, so that
+/// no name or message can forge another line or rewrite a terminal.
+pub(crate) struct OneLine<'t>(pub(crate) &'t str);
+
+impl Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            let unruly = c.is_control()
+                || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            if unruly {
+                write!(f, "{}", c.escape_default())?;
+            } else {
+                f.write_char(c)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,63 @@
+//! The C boundary: `atexit`, `exit`, `pthread_atfork`, `write`.
+//!
+//! Every function called here is one of C's or POSIX's, called with arguments that are valid by their types: functions
+//! that live as long as this library is loaded, and slices. `atexit` and `pthread_atfork` are the ones that a shared
+//! library gets its own copy of: what they register is bound to the library and runs, or is removed, when it is
+//! unloaded. So no function of ours is called after its code is gone.
+//!
+//! The functions handed to C are `extern "C" fn`: a panic that reached their edge would abort. They let none through.
+
+use std::ffi::c_int;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use std::ffi::c_void;
+
+/// Lets C call `hook` when the process ends, or when this library is unloaded. False if C refuses.
+pub(crate) fn at_exit(hook: extern "C" fn()) -> bool {
+    // SAFETY: `hook` is a function of this library, to which C binds the registration.
+    unsafe { libc::atexit(hook) == 0 }
+}
+
+/// Ends the process by C's `exit`: what is registered with C still runs. In a function that C's `exit` calls, this goes
+/// on with the rest of it, under the new status.
+pub(crate) fn c_exit(status: c_int) -> ! {
+    // SAFETY: `exit` may be called at any time; a second call from within the first is undefined in the standard, and
+    // defined by the C libraries this is compiled for as said above.
+    unsafe { libc::exit(status) }
+}
+
+/// Writes to standard error, without a lock and without a buffer; what cannot be written is lost.
+pub(crate) fn write_stderr(mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        // SAFETY: pointer and length are those of a live slice.
+        let written = unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), bytes.len()) };
+        match usize::try_from(written) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(_) if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// Whether this code is part of the program itself, rather than of a shared library. Where that cannot be told, it is.
+pub(crate) fn in_main_program() -> bool {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        extern "C" fn here() {}
+        // SAFETY: asks for a number that the kernel gave the process.
+        let program = unsafe { libc::getauxval(libc::AT_PHDR) };
+        image_of(here as *const c_void) == image_of(program as *const c_void)
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    true
+}
+
+/// The program or library that an address belongs to, by where it begins.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn image_of(address: *const c_void) -> Option<*mut c_void> {
+    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: takes any address; fills the struct it is given, if it knows the address.
+    let known = unsafe { libc::dladdr(address, info.as_mut_ptr()) } != 0;
+    // SAFETY: a `Dl_info` is four pointers, all of which may be null.
+    let info = unsafe { info.assume_init() };
+    known.then_some(info.dli_fbase)
+}

@@ -1,0 +1,264 @@
+//! A handler with its type erased, without an allocation when it is small.
+//!
+//! **Need.** A stack holds handlers of many types and calls each once, by value. `Box<dyn FnOnce()>` does that at
+//! the price of one allocation a handler, which is most of what registering and running a small handler costs; no
+//! crate stores an `FnOnce` in place on stable Rust without its own `unsafe`.
+//!
+//! **Mechanism.** [`Closure`] is a buffer of [`WORDS`] words and a reference to the vtable of the type in it. A
+//! [`Task`] that fits the buffer in size and alignment stands in it; any other is boxed, and its [`Boxed`] stands
+//! there: for everything below there is one case only.
+//!
+//! **Who owns the bytes.** From [`Closure::place`] on, the buffer holds one valid value of the vtable's type.
+//! [`Closure::run`] reads it out and forgets the shell; dropping the shell drops it in place. Both consume the
+//! `Closure`, so each value is consumed once. A move of the `Closure` moves the value, as Rust moves any value.
+//!
+//! **What a caller cannot do.** There is no pointer and no `unsafe fn` to be had from outside. A task's lifetime and
+//! `Send` are kept in the type parameter: `Closure<dyn Bound + 'a>`, `Closure<dyn Bound + Send>`; the compiler
+//! derives the auto traits from it, and the only constructors demand of the task what it says.
+
+use std::any::{Any, TypeId};
+use std::borrow::Cow;
+use std::error::Error;
+use std::marker::PhantomData;
+use std::mem::{ManuallyDrop, MaybeUninit, align_of, size_of};
+
+use crate::error::Outcome;
+
+/// How many words stand in place: a closure of three references, or of a `String` or `Vec`.
+pub(crate) const WORDS: usize = 3;
+
+type Buffer = MaybeUninit<[usize; WORDS]>;
+
+/// What a handler's `Err` is kept as.
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
+
+/// What can be stored: something that runs once, and may be asked beforehand what it is.
+pub trait Task: Sized {
+    /// The only outcome for which it runs, if it does not run for both.
+    const ONLY: Option<Outcome> = None;
+
+    /// Whether it may have a name or a key; one that has not is never asked.
+    const LABELLED: bool = false;
+
+    /// Runs it.
+    fn run(self) -> Result<(), BoxError>;
+
+    /// The type of the function in it, as the function's identity.
+    fn function() -> TypeId;
+
+    /// Its name.
+    fn name(&self) -> Option<&Cow<'static, str>> {
+        None
+    }
+
+    /// Takes its name, for the report of what is about to run.
+    fn take_name(&mut self) -> Option<Cow<'static, str>> {
+        None
+    }
+
+    /// Its key, as the `Arc` that keeps it.
+    fn key(&self) -> Option<&dyn Any> {
+        None
+    }
+}
+
+/// The empty trait whose objects stand for "anything" in [`Closure`]'s parameter.
+pub(crate) trait Bound {}
+
+/// The functions of one type `T`. Each pointer argument must point to a buffer that holds a valid `T`; `run` and
+/// `drop` consume that `T`.
+struct VTable {
+    only: Option<Outcome>,
+    labelled: bool,
+    run: unsafe fn(*mut Buffer) -> Result<(), BoxError>,
+    drop: unsafe fn(*mut Buffer),
+    function: fn() -> TypeId,
+    name: unsafe fn(*const Buffer) -> Option<*const Cow<'static, str>>,
+    take_name: unsafe fn(*mut Buffer) -> Option<Cow<'static, str>>,
+    key: unsafe fn(*const Buffer) -> Option<*const dyn Any>,
+}
+
+/// Home of the vtable of `T`.
+struct Of<T>(PhantomData<T>);
+
+impl<T: Task> Of<T> {
+    const VTABLE: VTable = VTable {
+        only: T::ONLY,
+        labelled: T::LABELLED,
+        run: Self::run,
+        drop: Self::drop,
+        function: T::function,
+        name: Self::name,
+        take_name: Self::take_name,
+        key: Self::key,
+    };
+
+    unsafe fn run(buffer: *mut Buffer) -> Result<(), BoxError> {
+        // SAFETY: the buffer holds a valid `T` (vtable's condition), which this read takes out.
+        unsafe { buffer.cast::<T>().read() }.run()
+    }
+
+    unsafe fn drop(buffer: *mut Buffer) {
+        // SAFETY: the buffer holds a valid `T` (vtable's condition), which nobody uses after this.
+        unsafe { buffer.cast::<T>().drop_in_place() }
+    }
+
+    unsafe fn name(buffer: *const Buffer) -> Option<*const Cow<'static, str>> {
+        // SAFETY: the buffer holds a valid `T` (vtable's condition).
+        unsafe { &*buffer.cast::<T>() }.name().map(|name| &raw const *name)
+    }
+
+    unsafe fn take_name(buffer: *mut Buffer) -> Option<Cow<'static, str>> {
+        // SAFETY: the buffer holds a valid `T` (vtable's condition), and the caller has it to itself.
+        unsafe { &mut *buffer.cast::<T>() }.take_name()
+    }
+
+    unsafe fn key(buffer: *const Buffer) -> Option<*const dyn Any> {
+        // SAFETY: the buffer holds a valid `T` (vtable's condition).
+        unsafe { &*buffer.cast::<T>() }.key().map(|key| &raw const *key)
+    }
+}
+
+/// A task too large for the buffer, as one that fits.
+struct Boxed<T>(Box<T>);
+
+impl<T: Task> Task for Boxed<T> {
+    const ONLY: Option<Outcome> = T::ONLY;
+    const LABELLED: bool = T::LABELLED;
+
+    fn run(self) -> Result<(), BoxError> {
+        (*self.0).run()
+    }
+
+    fn function() -> TypeId {
+        T::function()
+    }
+
+    fn name(&self) -> Option<&Cow<'static, str>> {
+        self.0.name()
+    }
+
+    fn take_name(&mut self) -> Option<Cow<'static, str>> {
+        self.0.take_name()
+    }
+
+    fn key(&self) -> Option<&dyn Any> {
+        self.0.key()
+    }
+}
+
+const fn fits<T>() -> bool {
+    size_of::<T>() <= size_of::<Buffer>() && align_of::<T>() <= align_of::<Buffer>()
+}
+
+/// A [`Task`] of any type; see the module.
+///
+/// Invariant: `buffer` holds a valid value of the type that `vtable` is of, and that type is bounded by `B`.
+pub(crate) struct Closure<B: ?Sized> {
+    buffer: Buffer,
+    vtable: &'static VTable,
+    bound: PhantomData<Box<B>>,
+}
+
+impl<'a> Closure<dyn Bound + 'a> {
+    /// Stores a task for the thread that owns the stack.
+    #[inline]
+    pub(crate) fn new<T: Task + 'a>(task: T) -> Self {
+        Self::erase(task)
+    }
+}
+
+impl Closure<dyn Bound + Send> {
+    /// Stores a task that any thread may run.
+    #[inline]
+    pub(crate) fn new_send<T: Task + Send + 'static>(task: T) -> Self {
+        Self::erase(task)
+    }
+}
+
+impl<B: ?Sized> Closure<B> {
+    /// Private: the constructors above hold `T` to `B`.
+    #[inline]
+    fn erase<T: Task>(task: T) -> Self {
+        if const { fits::<T>() } {
+            // SAFETY: `T` fits, this was the question.
+            unsafe { Self::place(task) }
+        } else {
+            const { assert!(fits::<Boxed<T>>()) }
+            // SAFETY: `Boxed<T>` fits, asserted on the line above.
+            unsafe { Self::place(Boxed(Box::new(task))) }
+        }
+    }
+
+    /// # Safety
+    /// `T` fits the buffer in size and alignment.
+    #[inline]
+    unsafe fn place<T: Task>(task: T) -> Self {
+        let mut buffer = Buffer::uninit();
+        // SAFETY: the buffer is large enough and aligned for a `T`, says the caller.
+        unsafe { buffer.as_mut_ptr().cast::<T>().write(task) };
+        Self { buffer, vtable: &Of::<T>::VTABLE, bound: PhantomData }
+    }
+
+    /// Runs the task.
+    #[inline]
+    pub(crate) fn run(self) -> Result<(), BoxError> {
+        let mut shell = ManuallyDrop::new(self);
+        let run = shell.vtable.run;
+        // SAFETY: the buffer holds a valid value of the vtable's type (the invariant), which is consumed here: the
+        // shell is never dropped.
+        unsafe { run(&raw mut shell.buffer) }
+    }
+
+    /// The only outcome for which it wants to run, if not both.
+    #[inline]
+    pub(crate) fn only(&self) -> Option<Outcome> {
+        self.vtable.only
+    }
+
+    /// The type of the function in it.
+    pub(crate) fn function(&self) -> TypeId {
+        (self.vtable.function)()
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> Option<&Cow<'static, str>> {
+        if !self.vtable.labelled {
+            return None;
+        }
+        // SAFETY: the buffer holds a valid value of the vtable's type (the invariant).
+        let name = unsafe { (self.vtable.name)(&raw const self.buffer) }?;
+        // SAFETY: the name was lent from the value in the buffer, which `self` keeps borrowed as long.
+        Some(unsafe { &*name })
+    }
+
+    /// Takes its name.
+    #[inline]
+    pub(crate) fn take_name(&mut self) -> Option<Cow<'static, str>> {
+        if !self.vtable.labelled {
+            return None;
+        }
+        // SAFETY: the buffer holds a valid value of the vtable's type (the invariant), borrowed mutably with `self`.
+        unsafe { (self.vtable.take_name)(&raw mut self.buffer) }
+    }
+
+    /// Its key, as the `Arc` that keeps it.
+    #[inline]
+    pub(crate) fn key(&self) -> Option<&dyn Any> {
+        if !self.vtable.labelled {
+            return None;
+        }
+        // SAFETY: the buffer holds a valid value of the vtable's type (the invariant).
+        let key = unsafe { (self.vtable.key)(&raw const self.buffer) }?;
+        // SAFETY: the key was lent from the value in the buffer, which `self` keeps borrowed as long.
+        Some(unsafe { &*key })
+    }
+}
+
+impl<B: ?Sized> Drop for Closure<B> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: the buffer holds a valid value of the vtable's type (the invariant), which is consumed here.
+        unsafe { (self.vtable.drop)(&raw mut self.buffer) }
+    }
+}

@@ -1,0 +1,113 @@
+//! Where failures go that nobody can be handed: the report hook.
+//!
+//! `close()` returns what failed. A stack that is dropped, and the process on its way out, have nobody to return it to;
+//! each failure is reported here, at the moment it happens, so that a later hang or crash cannot hide it.
+//!
+//! Without a hook, a report is one line, written with one raw write to standard error: no lock is taken that another
+//! thread might hold for ever, as `eprintln!` would. Control characters in it are escaped, so that no error text can
+//! rewrite a terminal or look like a second line. CPython has `sys.unraisablehook` for this; as there, a hook that
+//! fails stops nothing.
+
+use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use crate::drain::discard;
+use crate::error::{HandlerError, OneLine};
+use crate::raw;
+#[cfg(not(loom))]
+use crate::sync::Lock;
+
+pub(crate) type Hook = Box<dyn Fn(&HandlerError) + Send + Sync>;
+
+#[cfg(not(loom))]
+pub(crate) static HOOK: Lock<Option<Arc<Hook>>> = Lock::new(None);
+#[cfg(loom)]
+static HOOK: std::sync::Mutex<Option<Arc<Hook>>> = std::sync::Mutex::new(None);
+
+/// Lets `hook` receive every failure that has nobody to return to, in place of the hook before it.
+///
+/// It is called on the thread that drains, with nothing of this library locked: it may register, unregister and close.
+/// On the way out of the process it is called when thread-locals with destructors may be gone and other threads may
+/// hold any lock: a hook that writes there had better write raw. If it panics, the default report takes its place for
+/// that failure, and the drain goes on.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+///
+/// let seen = Arc::new(Mutex::new(Vec::new()));
+/// let sink = Arc::clone(&seen);
+/// exitstack::report::set_hook(Box::new(move |error| sink.lock().unwrap().push(error.to_string())));
+///
+/// let stack = exitstack::ExitStack::new();
+/// stack.register(|| Err("disk full"));
+/// drop(stack);
+/// assert!(seen.lock().unwrap()[0].ends_with("failed: disk full"));
+/// # drop(exitstack::report::take_hook());
+/// ```
+pub fn set_hook(hook: Box<dyn Fn(&HandlerError) + Send + Sync>) {
+    let _earlier = replace(Some(Arc::new(hook)));
+}
+
+/// Takes the hook away and returns it; the default report is in force again. Without a hook, the default is returned.
+///
+/// ```
+/// let earlier = exitstack::report::take_hook();
+/// exitstack::report::set_hook(Box::new(move |error| {
+///     // count it, send it to the log, then show it as before
+///     earlier(error);
+/// }));
+/// ```
+pub fn take_hook() -> Box<dyn Fn(&HandlerError) + Send + Sync> {
+    match replace(None) {
+        Some(hook) => Box::new(move |error| hook(error)),
+        None => Box::new(show),
+    }
+}
+
+fn lock() -> impl std::ops::DerefMut<Target = Option<Arc<Hook>>> {
+    #[cfg(loom)]
+    return HOOK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    #[cfg(not(loom))]
+    HOOK.lock()
+}
+
+/// The earlier hook comes back, to be dropped by a caller who holds no lock.
+fn replace(hook: Option<Arc<Hook>>) -> Option<Arc<Hook>> {
+    std::mem::replace(&mut *lock(), hook)
+}
+
+/// Reports one failure: by the hook, or by one line on standard error.
+#[cold]
+pub(crate) fn report(error: &HandlerError) {
+    let hook = lock().clone();
+    let by_hook = catch_unwind(AssertUnwindSafe(move || {
+        hook.is_some_and(|hook| {
+            hook(error);
+            true
+        })
+    }));
+    match by_hook {
+        Ok(true) => {}
+        Ok(false) => show(error),
+        Err(payload) => {
+            discard(payload);
+            show(error);
+        }
+    }
+}
+
+/// The default report.
+fn show(error: &HandlerError) {
+    let mut text = String::new();
+    let written = catch_unwind(AssertUnwindSafe(|| write!(text, "{error}")));
+    match written {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) => text.push_str("(the message could not be written)"),
+        Err(payload) => {
+            discard(payload);
+            text.push_str("(the message panicked)");
+        }
+    }
+    raw::write_stderr(format!("{}\n", OneLine(&text)).as_bytes());
+}
