@@ -1,0 +1,287 @@
+//! What a forked child runs: what it registered itself, nothing of its parent's.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+
+use exitstack::{Interpreter, adopt_after_fork, exit, process_stack, register};
+
+use crate::Status::Code;
+use crate::child::{c_exit, say, says};
+use crate::{Case, Ended, case};
+
+const OK: Ended = Ok(ExitCode::SUCCESS);
+
+/// A captured value that must not be dropped where it was not registered.
+struct Bomb(libc::pid_t);
+
+impl Bomb {
+    fn new() -> Self {
+        Self(pid())
+    }
+}
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if pid() != self.0 {
+            say("dropped in the wrong process");
+        }
+    }
+}
+
+fn pid() -> libc::pid_t {
+    // SAFETY: no condition.
+    unsafe { libc::getpid() }
+}
+
+/// Forks; the child does `child` and then what `Ended` says, the parent waits for it and returns its status.
+fn fork(child: impl FnOnce() -> Ended) -> Result<i32, Ended> {
+    // SAFETY: the child runs what is tested.
+    let forked = unsafe { libc::fork() };
+    if forked == 0 { Err(child()) } else { Ok(wait(forked)) }
+}
+
+fn wait(child: libc::pid_t) -> i32 {
+    let mut status = 0;
+    // SAFETY: `status` is a live `c_int`.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!(waited, child);
+    libc::WEXITSTATUS(status)
+}
+
+/// A fork that `pthread_atfork`'s hooks do not see.
+fn raw_clone(child: impl FnOnce() -> Ended) -> Result<i32, Ended> {
+    // SAFETY: `clone` without a new stack and without shared memory is a fork.
+    let forked = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    if forked == 0 { Err(child()) } else { Ok(wait(libc::pid_t::try_from(forked).expect("a pid"))) }
+}
+
+fn after(forked: Result<i32, Ended>, then: impl FnOnce(i32)) -> Ended {
+    match forked {
+        Err(in_child) => in_child,
+        Ok(status) => {
+            then(status);
+            OK
+        }
+    }
+}
+
+#[expect(clippy::too_many_lines, reason = "a table")]
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("a_forked_child_that_returns_runs_nothing_of_its_parents", Code(0), &["child 0", "A"], || {
+            says("A");
+            after(fork(|| OK), |status| say(&format!("child {status}")))
+        }),
+        case("a_forked_child_drops_nothing_of_its_parents", Code(0), &["child 0", "A"], || {
+            let bomb = Bomb::new();
+            register(move || {
+                let _bomb = bomb;
+                say("A");
+            });
+            let plugin = Interpreter::new("plugin");
+            let bomb = Bomb::new();
+            let kept = plugin.stack().register(move || drop(bomb));
+            let forked = fork(move || {
+                assert!(!plugin.stack().unregister(kept), "not the child's to remove");
+                process_stack().clear();
+                drop(plugin);
+                OK
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
+        case("a_forked_child_that_exits_runs_its_own", Code(0), &["own", "child 3", "A"], || {
+            says("A");
+            let forked = fork(|| {
+                says("own");
+                std::process::exit(3)
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
+        case("a_forked_child_that_leaves_by_c_exit_runs_its_own", Code(0), &["own", "child 4", "A"], || {
+            says("A");
+            let forked = fork(|| {
+                says("own");
+                c_exit(4)
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
+        case("a_forked_child_that_leaves_by_exit_runs_its_own", Code(0), &["own", "child 5", "A"], || {
+            says("A");
+            let forked = fork(|| {
+                says("own");
+                exit(5)
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
+        case("a_forked_child_that_panics_runs_its_own", Code(0), &["own", "child 101", "A"], || {
+            says("A");
+            let forked = fork(|| {
+                says("own");
+                panic!("in the child")
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
+        case(
+            "a_grandchild_runs_its_own_alone",
+            Code(0),
+            &["grandchild's", "grandchild 0", "child's", "child 0", "A"],
+            || {
+                says("A");
+                let forked = fork(|| {
+                    says("child's");
+                    let forked = fork(|| {
+                        says("grandchild's");
+                        OK
+                    });
+                    after(forked, |status| say(&format!("grandchild {status}")))
+                });
+                after(forked, |status| say(&format!("child {status}")))
+            },
+        ),
+        case("a_fork_inside_a_handler", Code(0), &["own", "child 0", "A"], || {
+            says("A");
+            register(|| match fork(|| OK) {
+                Err(_) => {
+                    says("own");
+                }
+                Ok(status) => say(&format!("child {status}")),
+            });
+            OK
+        }),
+        case("a_fork_on_a_thread_while_main_drains", Code(0), &["own", "child 0", "A"], || {
+            says("A");
+            register(|| {
+                let forked = thread::spawn(|| match fork(|| OK) {
+                    Err(_) => {
+                        says("own");
+                        std::process::exit(0)
+                    }
+                    Ok(status) => status,
+                });
+                say(&format!("child {}", forked.join().unwrap()));
+            });
+            c_exit(0)
+        }),
+        case("a_raw_clone_runs_its_own_alone", Code(0), &["own", "child 3", "A"], || {
+            let bomb = Bomb::new();
+            register(move || {
+                let _bomb = bomb;
+                say("A");
+            });
+            let cloned = raw_clone(|| {
+                says("own");
+                c_exit(3)
+            });
+            after(cloned, |status| say(&format!("child {status}")))
+        }),
+        case("a_raw_clone_that_registers_nothing_runs_nothing", Code(0), &["child 3", "A"], || {
+            says("A");
+            after(raw_clone(|| c_exit(3)), |status| say(&format!("child {status}")))
+        }),
+        case("commands_run_nothing", Code(0), &["hello", "ran", "missing", "refused", "A"], || {
+            says("A");
+            let _ = Command::new("echo").arg("hello").status();
+            say("ran");
+            assert!(Command::new("/nonexistent/program").status().is_err());
+            say("missing");
+            let mut command = Command::new("echo");
+            // SAFETY: the closure does nothing but fail.
+            unsafe { command.pre_exec(|| Err(std::io::ErrorKind::Other.into())) };
+            assert!(command.status().is_err());
+            say("refused");
+            OK
+        }),
+        case("no_child_hangs_when_another_thread_registers_at_the_fork", Code(0), &["200 children", "A"], || {
+            static DONE: AtomicBool = AtomicBool::new(false);
+            says("A");
+            let plugin = Interpreter::new("plugin");
+            let (busy, started) = mpsc::channel();
+            let (theirs, also) = (plugin.clone(), busy.clone());
+            let process = thread::spawn(move || {
+                busy.send(()).unwrap();
+                while !DONE.load(Ordering::Relaxed) {
+                    let id = register(|| ());
+                    process_stack().unregister(id);
+                }
+            });
+            let interpreter = thread::spawn(move || {
+                also.send(()).unwrap();
+                while !DONE.load(Ordering::Relaxed) {
+                    let inner = theirs.subinterpreter("inner");
+                    inner.stack().register(|| ());
+                }
+            });
+            started.recv().unwrap();
+            started.recv().unwrap();
+            let mut ended = 0;
+            for _ in 0..200 {
+                let forked = fork(|| {
+                    // SAFETY: the child dies of it, if it hangs.
+                    unsafe { libc::alarm(10) };
+                    register(|| ());
+                    plugin.stack().register(|| ());
+                    let _ = plugin.subinterpreter("own").finalize();
+                    let _ = plugin.finalize();
+                    exit(7)
+                });
+                match forked {
+                    Err(in_child) => return in_child,
+                    Ok(7) => ended += 1,
+                    Ok(status) => say(&format!("child {status}")),
+                }
+            }
+            DONE.store(true, Ordering::Relaxed);
+            process.join().unwrap();
+            interpreter.join().unwrap();
+            say(&format!("{ended} children"));
+            OK
+        }),
+        case("a_double_forked_daemon_adopts", Code(0), &["own", "plugin", "A"], || {
+            says("A");
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(|| say("plugin"));
+            std::mem::forget(plugin);
+            // The first process and the one in the middle leave as a daemon's parents do; the test waits until nobody
+            // has its end of standard output open any more.
+            for _ in 0..2 {
+                // SAFETY: the child runs what is tested.
+                if unsafe { libc::fork() } != 0 {
+                    // SAFETY: the way out that runs nothing.
+                    unsafe { libc::_exit(0) };
+                }
+            }
+            says("own");
+            adopt_after_fork();
+            OK
+        }),
+        case("adopting_where_nothing_was_forked_changes_nothing", Code(0), &["B", "A"], || {
+            says("A");
+            says("B");
+            adopt_after_fork();
+            OK
+        }),
+        case(
+            "an_interpreter_in_a_child_runs_what_the_child_registered",
+            Code(0),
+            &["child's", "child 0", "parent's"],
+            || {
+                let plugin = Interpreter::new("plugin");
+                plugin.stack().register(|| say("parent's"));
+                let forked = fork(|| {
+                    plugin.stack().register(|| say("child's"));
+                    assert_eq!(plugin.stack().len(), 1);
+                    plugin.finalize().map_err(|error| error.to_string())?;
+                    OK
+                });
+                if let Ok(status) = &forked {
+                    say(&format!("child {status}"));
+                }
+                drop(plugin);
+                after(forked, |_| ())
+            },
+        ),
+    ]
+}

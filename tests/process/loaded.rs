@@ -1,0 +1,106 @@
+//! The library inside something that is loaded, or refused, or built to abort: `tests/fixtures`, built here.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use libtest_mimic::{Failed, Trial};
+
+use crate::{Status, status_of};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let trial = |name: &str, test: fn() -> Result<(), Failed>| Trial::test(name, test);
+    vec![
+        trial("a_loaded_librarys_handlers_run_when_it_is_unloaded", || {
+            let host = host()?;
+            expect(Command::new(host).arg("close").arg(library()?), 0, &["loaded", "plugin's", "unloaded", "host's"])
+        }),
+        trial("a_loaded_librarys_handlers_run_at_exit_if_it_stays", || {
+            expect(Command::new(host()?).arg("stay").arg(library()?), 0, &["loaded", "plugin's", "host's"])
+        }),
+        trial("a_loaded_library_does_not_decide_its_hosts_status", || {
+            expect(
+                Command::new(host()?).arg("status").arg(library()?),
+                0,
+                &["loaded", "plugin's", "unloaded", "host's"],
+            )
+        }),
+        trial("a_library_loaded_by_python_runs_its_handlers_at_its_exit", || {
+            let program = "import atexit, ctypes, sys; atexit.register(print, 'python\\'s', flush=True); \
+                           ctypes.CDLL(sys.argv[1]).plugin_register(0); print('loaded', flush=True)";
+            expect(
+                Command::new("python3").args(["-c", program]).arg(library()?),
+                0,
+                &["loaded", "python's", "plugin's"],
+            )
+        }),
+        trial("a_registration_is_refused_and_handed_back_if_c_refuses", || {
+            let refused = build("dev", "refused")?;
+            let output = output(&mut Command::new(refused))?;
+            let err = String::from_utf8_lossy(&output.stderr).into_owned();
+            if !err.contains("refused: the stack takes no more handlers") {
+                return Err(format!("no report: {err}").into());
+            }
+            compare(&output, Status::Code(0), &["handed back"])
+        }),
+        trial("with_panic_abort_a_panicking_handler_aborts_and_exit_does_not", || {
+            let aborting = build("abort", "aborting")?;
+            let panics = output(Command::new(&aborting).arg("panic"))?;
+            compare(&panics, Status::Signal(libc::SIGABRT), &["B"])?;
+            let fails = output(Command::new(&aborting).arg("fail"))?;
+            compare(&fails, Status::Code(0), &["B", "A"])?;
+            let exits = output(Command::new(&aborting).arg("exit"))?;
+            compare(&exits, Status::Code(3), &["B", "A"])
+        }),
+    ]
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// Where the fixtures are built: beside what this test was built into.
+fn target() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("fixtures")
+}
+
+fn cargo(profile: &str, what: &[&str]) -> Result<PathBuf, Failed> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--profile", profile, "--manifest-path"]).arg(fixtures().join("Cargo.toml"));
+    let built = output(cargo.arg("--target-dir").arg(target()).args(what))?;
+    if !built.status.success() {
+        return Err(String::from_utf8_lossy(&built.stderr).into_owned().into());
+    }
+    Ok(target().join(if profile == "dev" { "debug" } else { profile }))
+}
+
+fn build(profile: &str, bin: &str) -> Result<PathBuf, Failed> {
+    Ok(cargo(profile, &["--bin", bin])?.join(bin))
+}
+
+fn library() -> Result<PathBuf, Failed> {
+    Ok(cargo("dev", &["--lib"])?.join("libfixtures.so"))
+}
+
+fn host() -> Result<PathBuf, Failed> {
+    std::fs::create_dir_all(target())?;
+    // Each test builds its own, for they run at the same time.
+    let host = target().join(format!("host-{:?}", std::thread::current().id()).replace(['(', ')'], "-"));
+    let built = output(Command::new("gcc").arg("-o").arg(&host).arg(fixtures().join("host.c")).arg("-ldl"))?;
+    if built.status.success() { Ok(host) } else { Err(String::from_utf8_lossy(&built.stderr).into_owned().into()) }
+}
+
+fn output(command: &mut Command) -> Result<Output, Failed> {
+    Ok(command.env("RUST_BACKTRACE", "0").output()?)
+}
+
+fn expect(command: &mut Command, code: i32, lines: &[&str]) -> Result<(), Failed> {
+    compare(&output(command)?, Status::Code(code), lines)
+}
+
+fn compare(output: &Output, status: Status, lines: &[&str]) -> Result<(), Failed> {
+    let out = String::from_utf8_lossy(&output.stdout);
+    if status_of(output) == status && out.lines().eq(lines.iter().copied()) {
+        return Ok(());
+    }
+    Err(format!("expected {status:?} and {lines:?}, got {output:?}").into())
+}

@@ -1,0 +1,100 @@
+//! Every way out of a process, each in a child process: this binary runs itself with the case's name, and compares
+//! what the child wrote and how it ended. `harness = false`, because the cases need `main` for themselves.
+//!
+//! `EXITSTACK_RUNS` says how often the racing cases run (20 if unset).
+
+#![allow(missing_docs, reason = "a test")]
+#![allow(unsafe_code, reason = "C's exit, fork and signals are what is tested")]
+#![cfg(unix)]
+
+mod child;
+mod fork;
+mod loaded;
+mod race;
+mod ways;
+
+use std::process::{Command, ExitCode, Output, Stdio};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// What `main` returns in a child: `Err` ends it as any `main` that returns `Err`.
+type Ended = Result<ExitCode, String>;
+
+/// A child's program, and what must come of it.
+struct Case {
+    name: &'static str,
+    child: fn() -> Ended,
+    status: Status,
+    /// Standard output, line by line.
+    out: Vec<String>,
+    /// What standard error must contain.
+    err: Vec<&'static str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    Code(i32),
+    Signal(i32),
+}
+
+fn case(name: &'static str, status: Status, out: &[&str], child: fn() -> Ended) -> Case {
+    Case { name, child, status, out: out.iter().map(|line| (*line).to_owned()).collect(), err: Vec::new() }
+}
+
+impl Case {
+    fn err(mut self, text: &'static str) -> Self {
+        self.err.push(text);
+        self
+    }
+
+    fn check(&self) -> Result<(), Failed> {
+        let output = run_child(self.name, &[]);
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        let status = status_of(&output);
+        let shown = || format!("{status:?}\n--- stdout\n{out}--- stderr\n{err}---");
+        if status != self.status {
+            return Err(format!("expected {:?}, got {}", self.status, shown()).into());
+        }
+        if out.lines().collect::<Vec<_>>() != self.out {
+            return Err(format!("expected {:?}, got {}", self.out, shown()).into());
+        }
+        match self.err.iter().find(|text| !err.contains(**text)) {
+            Some(text) => Err(format!("expected {text:?} on standard error, got {}", shown()).into()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn status_of(output: &Output) -> Status {
+    use std::os::unix::process::ExitStatusExt;
+    let status = output.status;
+    status.code().map_or_else(|| Status::Signal(status.signal().unwrap_or_default()), Status::Code)
+}
+
+/// Runs the case's child. `timeout` ends one that hangs, with status 124.
+fn run_child(name: &str, arguments: &[String]) -> Output {
+    let me = std::env::current_exe().expect("a test has a path");
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", "60"]).arg(me).env("EXITSTACK_CASE", name).env("RUST_BACKTRACE", "0");
+    command.args(arguments).stdin(Stdio::null()).output().expect("the child starts")
+}
+
+fn runs() -> usize {
+    std::env::var("EXITSTACK_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(20)
+}
+
+fn main() -> Ended {
+    let cases: Vec<Case> = [ways::cases(), fork::cases()].into_iter().flatten().collect();
+    if let Ok(name) = std::env::var("EXITSTACK_CASE") {
+        if name == "race" {
+            return race::child();
+        }
+        let case = cases.iter().find(|case| case.name == name).ok_or("no such case")?;
+        return (case.child)();
+    }
+    let mut trials: Vec<Trial> = cases.into_iter().map(|case| Trial::test(case.name, move || case.check())).collect();
+    trials.extend(race::trials());
+    trials.extend(loaded::trials());
+    Ok(libtest_mimic::run(&Arguments::from_args(), trials).exit_code())
+}

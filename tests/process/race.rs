@@ -1,0 +1,76 @@
+//! Threads that leave at the same time.
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+
+use exitstack::{exit, register};
+use libtest_mimic::Trial;
+
+use crate::child::{c_exit, say};
+use crate::{Ended, Status, run_child, runs, status_of};
+
+const WAYS: [&str; 7] = ["std", "c", "exit", "std+c", "std+exit", "c+exit", "return+c"];
+
+/// Every handler once, in order, none cut short: the last one says so, and whoever is out of order too.
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for way in WAYS {
+        for (threads, handlers) in [(2, 100), (8, 100), (64, 100), (64, 10_000)] {
+            let name = format!("{threads}_threads_leave_by_{way}_over_{handlers}_handlers");
+            trials.push(Trial::test(name, move || {
+                let arguments = [way.to_owned(), threads.to_string(), handlers.to_string()];
+                let bad: Vec<_> = (0..runs())
+                    .map(|_| run_child("race", &arguments))
+                    .filter(|output| output.stdout != b"all\n" || status_of(output) != Status::Code(0))
+                    .collect();
+                if bad.is_empty() {
+                    Ok(())
+                } else {
+                    Err(format!("{} of {}, such as {:?}", bad.len(), runs(), bad[0]).into())
+                }
+            }));
+        }
+    }
+    trials
+}
+
+fn leave(way: &str) {
+    match way {
+        "std" => std::process::exit(0),
+        "c" => c_exit(0),
+        "exit" => exit(0),
+        _ => {} // returns from `main`
+    }
+}
+
+pub(crate) fn child() -> Ended {
+    static RAN: AtomicUsize = AtomicUsize::new(0);
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, way, threads, handlers] = &arguments[..] else { return Err("way, threads, handlers".into()) };
+    let threads: usize = threads.parse().map_err(|_| "threads")?;
+    let handlers: usize = handlers.parse().map_err(|_| "handlers")?;
+    register(move || say(if RAN.load(Ordering::SeqCst) == handlers { "all" } else { "not all" }));
+    for place in (0..handlers).rev() {
+        register(move || {
+            if RAN.load(Ordering::SeqCst) != place {
+                say("out of order");
+            }
+            thread::yield_now(); // lets another thread in, if it can come in
+            RAN.fetch_add(1, Ordering::SeqCst);
+        });
+    }
+    let ways: Vec<String> = way.split('+').map(str::to_owned).collect();
+    let start = Arc::new(Barrier::new(threads));
+    for thread in 1..threads {
+        let (start, way) = (Arc::clone(&start), ways[thread % ways.len()].clone());
+        thread::spawn(move || {
+            start.wait();
+            leave(if way == "return" { "c" } else { &way });
+        });
+    }
+    start.wait();
+    leave(&ways[0]);
+    Ok(ExitCode::SUCCESS)
+}

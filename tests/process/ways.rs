@@ -1,0 +1,562 @@
+//! The ways out of one process.
+
+use std::cell::RefCell;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
+
+use exitstack::{Exit, Interpreter, exit, process_stack, register, run};
+
+use crate::Status::{Code, Signal};
+use crate::child::{another_librarys_handler, c_exit, say, says};
+use crate::{Case, Ended, case};
+
+const OK: Ended = Ok(ExitCode::SUCCESS);
+
+/// Locals that would be dropped if the frames were left in any ordinary way.
+fn under_frames(depth: usize, then: &dyn Fn()) {
+    let _local = scopeguard::guard((), |()| say("a local was dropped"));
+    match depth {
+        0 => then(),
+        _ => under_frames(depth - 1, then),
+    }
+}
+
+fn on_a_thread(body: impl FnOnce() + Send + 'static) {
+    let _ = thread::spawn(body).join();
+}
+
+#[expect(clippy::too_many_lines, reason = "a table")]
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        // Roads that drain.
+        case("main_returns_ok", Code(0), &["B", "A"], || {
+            says("A");
+            says("B");
+            OK
+        }),
+        case("main_returns_err", Code(1), &["B", "A"], || {
+            says("A");
+            says("B");
+            Err("failed".into())
+        })
+        .err("Error: \"failed\""),
+        case("main_panics", Code(101), &["B", "A"], || {
+            says("A");
+            says("B");
+            panic!("in main")
+        })
+        .err("in main"),
+        case("another_thread_panics_and_main_returns", Code(0), &["A"], || {
+            says("A");
+            on_a_thread(|| panic!("on a thread"));
+            OK
+        })
+        .err("on a thread"),
+        case("std_exit_on_main", Code(4), &["B", "A"], || {
+            says("A");
+            says("B");
+            std::process::exit(4)
+        }),
+        case("std_exit_on_a_thread", Code(5), &["B", "A"], || {
+            says("A");
+            says("B");
+            on_a_thread(|| std::process::exit(5));
+            OK
+        }),
+        case("std_exit_under_ten_frames_drops_no_local_and_runs_the_handlers", Code(6), &["A"], || {
+            says("A");
+            under_frames(10, &|| std::process::exit(6));
+            OK
+        }),
+        case("c_exit_on_main", Code(7), &["B", "A"], || {
+            says("A");
+            says("B");
+            c_exit(7)
+        }),
+        case("c_exit_on_a_thread", Code(8), &["B", "A"], || {
+            says("A");
+            says("B");
+            on_a_thread(|| c_exit(8));
+            OK
+        }),
+        case("exit_on_main", Code(9), &["B", "A", "another library's"], || {
+            another_librarys_handler();
+            says("A");
+            says("B");
+            exit(9)
+        }),
+        case("exit_on_a_thread", Code(10), &["B", "A"], || {
+            says("A");
+            says("B");
+            on_a_thread(|| exit(10));
+            OK
+        }),
+        case(
+            "exit_inside_a_handler_drops_its_locals_and_goes_on_below",
+            Code(3),
+            &["B", "a local", "A", "another library's"],
+            || {
+                another_librarys_handler();
+                says("A");
+                register(|| {
+                    let _local = scopeguard::guard((), |()| say("a local"));
+                    say("B");
+                    exit(3)
+                });
+                OK
+            },
+        ),
+        case("exit_inside_a_handler_is_recorded_though_the_handler_catches_it", Code(3), &["caught", "A"], || {
+            says("A");
+            register(|| {
+                assert!(std::panic::catch_unwind(|| exit(3)).is_err());
+                say("caught");
+            });
+            OK
+        }),
+        case("exit_inside_a_handler_that_unwinds_already", Code(3), &["B", "A"], || {
+            says("A");
+            says("B");
+            register(|| {
+                let _leaves = scopeguard::guard((), |()| exit(3));
+                panic!("in the handler")
+            });
+            OK
+        }),
+        case("exit_inside_an_exit", Code(12), &["A"], || {
+            says("A");
+            register(|| exit(12));
+            exit(11)
+        }),
+        case("ten_thousand_handlers_that_exit_do_not_pile_up", Code(42), &["A"], || {
+            says("A");
+            register(|| exit(42));
+            for code in 0..10_000 {
+                register(move || exit(code));
+            }
+            OK
+        }),
+        case("run_ok", Code(0), &["body", "A", "after"], || {
+            let code = run(|| {
+                says("A");
+                say("body");
+                Ok::<_, String>(())
+            });
+            say("after");
+            Ok(code)
+        }),
+        case("run_err", Code(1), &["A", "after"], || {
+            let code = run(|| {
+                says("A");
+                Err::<(), _>("bad")
+            });
+            say("after");
+            Ok(code)
+        })
+        .err("Error: \"bad\""),
+        case("run_panics", Code(101), &["A", "after"], || {
+            let code = run(|| -> Result<(), String> {
+                says("A");
+                panic!("in the body")
+            });
+            say("after");
+            Ok(code)
+        })
+        .err("in the body"),
+        case("run_with_std_exit_inside", Code(4), &["A"], || {
+            Ok(run(|| -> Result<(), String> {
+                says("A");
+                std::process::exit(4)
+            }))
+        }),
+        case("run_with_exit_inside_a_handler", Code(3), &["A", "after"], || {
+            let code = run(|| {
+                says("A");
+                register(|| exit(3));
+                Ok::<_, String>(())
+            });
+            say("after");
+            Ok(code)
+        }),
+        case(
+            "run_drains_while_thread_locals_live_and_the_net_drains_the_rest",
+            Code(0),
+            &["alive", "A", "after", "late"],
+            || {
+                struct Log(Vec<u8>);
+                impl Drop for Log {
+                    fn drop(&mut self) {
+                        self.0.clear();
+                    }
+                }
+                thread_local!(static LOG: RefCell<Log> = const { RefCell::new(Log(Vec::new())) });
+                LOG.with_borrow_mut(|log| log.0.push(1));
+                let code = run(|| {
+                    says("A");
+                    register(|| say(if LOG.try_with(|_| ()).is_ok() { "alive" } else { "gone" }));
+                    Ok::<_, String>(())
+                });
+                say("after");
+                says("late");
+                Ok(code)
+            },
+        ),
+        // Roads that do not.
+        case("abort_runs_nothing", Signal(libc::SIGABRT), &[], || {
+            says("A");
+            std::process::abort()
+        }),
+        case("underscore_exit_runs_nothing", Code(6), &[], || {
+            says("A");
+            // SAFETY: the way out that is tested.
+            unsafe { libc::_exit(6) }
+        }),
+        case("sigterm_runs_nothing", Signal(libc::SIGTERM), &[], || {
+            says("A");
+            // SAFETY: the way out that is tested.
+            unsafe { libc::raise(libc::SIGTERM) };
+            OK
+        }),
+        case("sigkill_runs_nothing", Signal(libc::SIGKILL), &[], || {
+            says("A");
+            // SAFETY: the way out that is tested.
+            unsafe { libc::raise(libc::SIGKILL) };
+            OK
+        }),
+        case("exec_runs_nothing", Code(0), &["the new image"], || {
+            use std::os::unix::process::CommandExt;
+            says("A");
+            Err(std::process::Command::new("echo").arg("the new image").exec().to_string())
+        }),
+        case("quick_exit_runs_nothing", Code(6), &[], || {
+            unsafe extern "C" {
+                fn quick_exit(status: std::ffi::c_int) -> !;
+            }
+            says("A");
+            // SAFETY: the way out that is tested.
+            unsafe { quick_exit(6) }
+        }),
+        case("std_exit_inside_a_handler_aborts", Signal(libc::SIGABRT), &[], || {
+            says("A");
+            register(|| std::process::exit(3));
+            OK
+        }),
+        // What is registered when.
+        case("registered_by_a_thread_that_has_ended", Code(0), &["A"], || {
+            on_a_thread(|| {
+                says("A");
+            });
+            OK
+        }),
+        case("registered_by_a_handler_runs_next", Code(0), &["C", "B", "A"], || {
+            says("A");
+            register(|| {
+                says("B");
+                say("C");
+            });
+            OK
+        }),
+        case("registered_by_another_thread_during_the_drain_runs_next", Code(0), &["C", "B", "A"], || {
+            says("A");
+            let (ask, asked) = mpsc::channel();
+            let (answer, answered) = mpsc::channel();
+            thread::spawn(move || {
+                asked.recv().unwrap();
+                says("B");
+                answer.send(()).unwrap();
+            });
+            register(move || {
+                ask.send(()).unwrap();
+                answered.recv().unwrap();
+                say("C");
+            });
+            OK
+        }),
+        case("registered_after_the_last_drain_is_refused", Code(0), &["A", "refused, and handed back: 7"], || {
+            extern "C" fn later() {
+                let seven = Box::new(7);
+                let Err(refused) =
+                    process_stack().try_register(move || say(&format!("refused, and handed back: {seven}")))
+                else {
+                    return say("taken");
+                };
+                refused.into_handler()();
+                for _ in 0..40 {
+                    register(|| say("unreachable"));
+                }
+            }
+            // SAFETY: the handler is a function that does not unwind. Registered first, it runs last.
+            unsafe { libc::atexit(later) };
+            says("A");
+            OK
+        })
+        .err("process: exit handler registered at")
+        .err("refused: the stack takes no more handlers"),
+        case("a_handler_that_registers_itself_for_ever_ends_and_starves_none", Code(0), &["A"], || {
+            fn again() {
+                register(again);
+            }
+            says("A");
+            again();
+            OK
+        })
+        .err("refused"),
+        case("a_storm_of_registrations_from_other_threads_ends", Code(0), &["A"], || {
+            says("A");
+            for _ in 0..2 {
+                thread::spawn(|| {
+                    loop {
+                        register(|| ());
+                    }
+                });
+            }
+            thread::sleep(std::time::Duration::from_millis(20)); // lets the storm rise; nothing depends on it
+            c_exit(0)
+        }),
+        // C exit from inside.
+        case(
+            "c_exit_inside_a_handler_resumes_the_drain_where_it_was",
+            Code(3),
+            &["C", "B", "A", "another library's"],
+            || {
+                another_librarys_handler();
+                says("A");
+                says("B");
+                register(|| {
+                    say("C");
+                    c_exit(3)
+                });
+                register(|| Err("reported once"));
+                OK
+            },
+        )
+        .err("failed: reported once"),
+        case(
+            "c_exit_inside_a_nested_interpreters_handler",
+            Code(3),
+            &["C", "db 2", "db 1", "plugin", "A", "another library's"],
+            || {
+                another_librarys_handler();
+                says("A");
+                let plugin = Interpreter::new("plugin");
+                plugin.stack().register(|| say("plugin"));
+                let db = plugin.subinterpreter("db");
+                db.stack().register(|| say("db 1"));
+                db.stack().register(|| {
+                    say("db 2");
+                    c_exit(3)
+                });
+                db.stack().register(|| Err("disk full"));
+                std::mem::forget((plugin, db));
+                says("C");
+                OK
+            },
+        )
+        .err("process > plugin > db: exit handler registered at tests/process/ways.rs"),
+        case("exit_inside_a_nested_interpreters_handler", Code(3), &["db 2", "db 1", "plugin", "A"], || {
+            says("A");
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(|| say("plugin"));
+            let db = plugin.subinterpreter("db");
+            db.stack().register(|| say("db 1"));
+            db.stack().register(|| {
+                say("db 2");
+                exit(3)
+            });
+            std::mem::forget((plugin, db));
+            c_exit(1)
+        }),
+        case(
+            "exit_inside_a_finalize_resumes_it_then_drains_the_process",
+            Code(3),
+            &["db 2", "db 1", "plugin", "C", "A"],
+            || {
+                says("A");
+                let plugin = Interpreter::new("plugin");
+                plugin.stack().register(|| say("plugin"));
+                let db = plugin.subinterpreter("db");
+                db.stack().register(|| say("db 1"));
+                db.stack().register(|| {
+                    say("db 2");
+                    exit(3)
+                });
+                db.stack().register(|| Err("gathered before the exit"));
+                says("C");
+                let _ = plugin.finalize();
+                say("never reached");
+                OK
+            },
+        )
+        .err("process > plugin > db: exit handler")
+        .err("gathered before the exit"),
+        case("c_exit_inside_a_close_reports_what_it_had_gathered", Code(3), &["B", "A"], || {
+            says("A");
+            says("B");
+            register(|| c_exit(3));
+            register(|| Err("gathered before the exit"));
+            let _ = process_stack().close();
+            say("never reached");
+            OK
+        })
+        .err("gathered before the exit"),
+        case("interpreters_alive_at_exit_are_finalized_at_their_place", Code(0), &["C", "plugin", "A"], || {
+            says("A");
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(|| say("plugin"));
+            plugin.stack().register(|| Err("reported"));
+            std::mem::forget(plugin);
+            says("C");
+            OK
+        })
+        .err("process > plugin: exit handler"),
+        case("an_interpreter_that_another_thread_finalizes_at_exit_is_waited_for", Code(0), &["plugin", "A"], || {
+            says("A");
+            let (entered, inside) = mpsc::channel();
+            let (let_go, released) = mpsc::channel::<()>();
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(|| say("plugin"));
+            plugin.stack().register(move || {
+                entered.send(()).unwrap();
+                let _ = released.recv();
+            });
+            thread::spawn(move || plugin.finalize());
+            inside.recv().unwrap();
+            register(move || drop(let_go));
+            OK
+        }),
+        // The status.
+        case("the_last_exit_code_asked_for_decides", Code(8), &["A", "another library's"], || {
+            another_librarys_handler();
+            says("A");
+            register(|| Err(Exit(8)));
+            register(|| Err(Exit(9)));
+            OK
+        }),
+        case("an_exit_code_decides_after_a_panic_in_main", Code(8), &[], || {
+            register(|| Err(Exit(8)));
+            panic!("in main")
+        }),
+        case("an_exit_code_decides_after_std_exit", Code(8), &[], || {
+            register(|| Err(Exit(8)));
+            std::process::exit(1)
+        }),
+        case("an_exit_code_decides_after_std_exit_on_a_thread", Code(8), &[], || {
+            register(|| Err(Exit(8)));
+            on_a_thread(|| std::process::exit(1));
+            OK
+        }),
+        case("an_exit_code_decides_after_c_exit", Code(8), &[], || {
+            register(|| Err(Exit(8)));
+            c_exit(1)
+        }),
+        case("an_exit_code_decides_after_exit", Code(8), &[], || {
+            register(|| Err(Exit(8)));
+            exit(1)
+        }),
+        case("an_exit_code_decides_the_status_that_run_returns", Code(8), &[], || {
+            Ok(run(|| {
+                register(|| Err(Exit(8)));
+                Err::<(), _>("bad")
+            }))
+        }),
+        case("an_exit_code_of_a_nested_interpreter_decides", Code(8), &[], || {
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(|| Err(Exit(8)));
+            std::mem::forget(plugin);
+            OK
+        }),
+        case("an_exit_code_gathered_before_a_c_exit_decides", Code(8), &[], || {
+            register(|| c_exit(3));
+            register(|| Err(Exit(8)));
+            OK
+        }),
+        case("a_failing_handler_does_not_change_the_status", Code(0), &[], || {
+            register(|| Err("failed"));
+            register(|| panic!("panicked"));
+            OK
+        })
+        .err("failed: failed")
+        .err("panicked: panicked"),
+        case(
+            "buffers_of_rust_and_c_are_flushed_under_a_decided_status",
+            Code(8),
+            &["C's buffer", "Rust's buffer"],
+            || {
+                register(|| Err(Exit(8)));
+                // SAFETY: a literal with its zero.
+                unsafe { libc::printf(c"C's buffer\n".as_ptr()) };
+                // SAFETY: null means every stream.
+                unsafe { libc::fflush(std::ptr::null_mut()) };
+                print!("Rust's buffer");
+                std::process::exit(1)
+            },
+        ),
+        case("cs_buffer_is_flushed_under_a_decided_status", Code(8), &["A", "C's buffer"], || {
+            says("A");
+            register(|| Err(Exit(8)));
+            // SAFETY: a literal with its zero.
+            unsafe { libc::printf(c"C's buffer\n".as_ptr()) };
+            c_exit(1)
+        }),
+        // Locks that others hold.
+        case("standard_output_and_error_locked_for_ever_elsewhere", Code(0), &["B", "A"], || {
+            says("A");
+            register(|| Err("failed"));
+            register(|| panic!("panicked"));
+            says("B");
+            let (locked, both) = mpsc::channel();
+            thread::spawn(move || {
+                let _out = std::io::stdout().lock();
+                let _err = std::io::stderr().lock();
+                locked.send(()).unwrap();
+                loop {
+                    thread::park();
+                }
+            });
+            both.recv().unwrap();
+            OK
+        })
+        .err("failed: failed")
+        .err("panicked: panicked"),
+        case("thread_locals_are_gone_and_a_handler_that_panics_for_it_is_contained", Code(0), &["A"], || {
+            struct Log;
+            impl Drop for Log {
+                fn drop(&mut self) {
+                    let _ = std::io::stdout().flush();
+                }
+            }
+            thread_local!(static LOG: RefCell<Log> = const { RefCell::new(Log) });
+            says("A");
+            register(|| LOG.with(|_| ()));
+            LOG.with(|_| ());
+            OK
+        })
+        .err(if cfg!(target_env = "musl") {
+            ""
+        } else {
+            "panicked: cannot access a Thread Local Storage value"
+        }),
+        case("a_hook_that_panics_stops_nothing_and_hides_nothing", Code(0), &["A"], || {
+            says("A");
+            register(|| Err("failed"));
+            exitstack::report::set_hook(Box::new(|_| panic!("the hook")));
+            OK
+        })
+        .err("failed: failed"),
+        case(
+            "current_follows_the_drain_also_when_thread_locals_are_gone",
+            Code(0),
+            &["Some(\"plugin\")", "None"],
+            || {
+                let name = || say(&format!("{:?}", Interpreter::current().map(|current| current.name().to_owned())));
+                register(name);
+                let plugin = Interpreter::new("plugin");
+                plugin.stack().register(name);
+                std::mem::forget(plugin.clone());
+                plugin.enter(|| std::process::exit(0))
+            },
+        ),
+    ]
+}
