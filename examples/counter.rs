@@ -1,0 +1,66 @@
+//! A counter that saves itself, however the program ends.
+//!
+//! `counter [PATH] [NUMBER] [--exit STATUS | --panic]` adds NUMBER, or 1, to the count in PATH, or `counterfile`.
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use exitstack::{Exit, Handler, process_stack, scope};
+
+type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
+
+static COUNT: AtomicI64 = AtomicI64::new(0);
+
+fn load(path: &Path) -> Outcome<i64> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            let number = String::from_utf8(bytes).ok().and_then(|text| text.trim().parse().ok());
+            number.ok_or_else(|| format!("{} holds no number", path.display()).into())
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(format!("{}: {error}", path.display()).into()),
+    }
+}
+
+/// Writes beside the file, then renames: whoever reads it finds the old count or the new one, and nothing between.
+fn save(path: &Path) -> Outcome {
+    let beside = path.with_extension(format!("{}.new", std::process::id()));
+    scope(|stack| {
+        let mut file = File::create(&beside)?;
+        stack.on_failure(|| fs::remove_file(&beside));
+        write!(file, "{}", COUNT.load(Ordering::Relaxed))?;
+        file.sync_all()?;
+        Ok(fs::rename(&beside, path)?)
+    })
+}
+
+fn main() -> Outcome {
+    let (mut path, mut number, mut status, mut panics) = (None, 1, None, false);
+    let mut args = std::env::args_os().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.to_str() {
+            Some("--exit") => status = Some(args.next().and_then(|n| n.to_str()?.parse().ok()).ok_or("--exit STATUS")?),
+            Some("--panic") => panics = true,
+            Some(text) if text.parse::<i64>().is_ok() => number = text.parse()?,
+            Some(text) if path.is_none() && !text.starts_with('-') => path = Some(PathBuf::from(text)),
+            _ => return Err("usage: counter [PATH] [NUMBER] [--exit STATUS | --panic]".into()),
+        }
+    }
+    let path = path.unwrap_or_else(|| "counterfile".into());
+    let count = load(&path)?;
+    COUNT.store(count.checked_add(number).ok_or("the count is full")?, Ordering::Relaxed);
+
+    // From here on there is something to save. Where it cannot be, that is reported, and the status is 1.
+    let fail = |_: &_| _ = process_stack().register(|| Err(Exit(1)));
+    process_stack().register(Handler::new(move || save(&path).inspect_err(fail)).named("save the count"));
+
+    println!("{count} + {number} = {}", COUNT.load(Ordering::Relaxed));
+    match status {
+        Some(status) => std::process::exit(status), // runs no destructor, but the handler
+        None if panics => panic!("as you asked"),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,266 @@
+//! Every example, run as a program: its output and its exit status, and what it leaves behind.
+//!
+//! `cargo test` builds the examples before it runs this; they stand beside the test's own program.
+
+#![cfg(all(unix, not(loom), not(miri)))]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use exitstack::ExitStack;
+
+/// What is left of a program that ended.
+struct Ended {
+    status: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs an example in `directory`, where it also finds its place for temporary files.
+fn run(example: &str, args: &[&str], directory: &Path) -> Ended {
+    let test = std::env::current_exe().unwrap();
+    let program = test.ancestors().nth(2).unwrap().join("examples").join(example);
+    assert!(program.exists(), "{} is not built: a plain `cargo test` does it", program.display());
+    let mut command = Command::new(program);
+    command.args(args).current_dir(directory).env("TMPDIR", directory).env_remove("RUST_BACKTRACE");
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ended { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// Lends an empty directory, and removes it.
+fn in_directory(name: &str, body: impl FnOnce(&Path)) {
+    let directory = std::env::temp_dir().join(format!("exitstack-{name}-{}", std::process::id()));
+    fs::create_dir(&directory).unwrap();
+    let stack = ExitStack::new();
+    stack.register(|| fs::remove_dir_all(&directory));
+    body(&directory);
+}
+
+fn names(directory: &Path) -> Vec<PathBuf> {
+    let mut names: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into()).collect();
+    names.sort();
+    names
+}
+
+/// An example that takes no arguments, prints this, fails in nothing and leaves nothing behind.
+fn prints(example: &str, expected: &str) {
+    in_directory(example, |directory| {
+        let ended = run(example, &[], directory);
+        assert_eq!(ended.stdout, expected);
+        assert_eq!((ended.status, &*ended.stderr), (Some(0), ""));
+        assert!(names(directory).is_empty(), "{:?}", names(directory));
+    });
+}
+
+/// Runs the counter on a file that holds `before` (or is missing), and compares status and what the file holds then.
+fn counts(before: Option<&str>, args: &[&str], status: i32, after: Option<&str>) -> Ended {
+    let mut ended = None;
+    let name = format!("counter-{}", std::thread::current().name().unwrap_or_default());
+    in_directory(&name, |directory| {
+        let file = directory.join("counterfile");
+        before.inspect(|text| fs::write(&file, text).unwrap());
+        let counted = run("counter", args, directory);
+        assert_eq!(counted.status, Some(status), "{}", counted.stderr);
+        assert_eq!(fs::read_to_string(&file).ok().as_deref(), after);
+        let only = if after.is_some() { vec![PathBuf::from("counterfile")] } else { vec![] };
+        assert_eq!(names(directory), only, "nothing stays beside it");
+        ended = Some(counted);
+    });
+    ended.unwrap()
+}
+
+#[test]
+fn the_counter_starts_at_zero_without_a_file() {
+    let ended = counts(None, &[], 0, Some("1"));
+    assert_eq!((&*ended.stdout, &*ended.stderr), ("0 + 1 = 1\n", ""));
+}
+
+#[test]
+fn the_counter_adds_the_number_given() {
+    let ended = counts(Some("41\n"), &["5"], 0, Some("46"));
+    assert_eq!(ended.stdout, "41 + 5 = 46\n");
+    counts(Some("41"), &["-42"], 0, Some("-1"));
+}
+
+#[test]
+fn the_counter_counts_on_from_run_to_run_in_the_file_it_is_told() {
+    in_directory("counter-path", |directory| {
+        let path = directory.join("visits.txt");
+        let path = path.to_str().unwrap();
+        for (run_on, expected) in [(vec![path], "1"), (vec![path, "10"], "11"), (vec!["100", path], "111")] {
+            assert_eq!(run("counter", &run_on, directory).status, Some(0));
+            assert_eq!(fs::read_to_string(path).unwrap(), expected);
+        }
+        assert_eq!(names(directory), [PathBuf::from("visits.txt")]);
+    });
+}
+
+#[test]
+fn the_counter_saves_when_process_exit_ends_it() {
+    let ended = counts(Some("7"), &["3", "--exit", "5"], 5, Some("10"));
+    assert_eq!(ended.stderr, "");
+    counts(Some("7"), &["--exit", "0"], 0, Some("8"));
+}
+
+#[test]
+fn the_counter_saves_when_a_panic_ends_it() {
+    let ended = counts(Some("7"), &["--panic", "counterfile", "2"], 101, Some("9"));
+    assert!(ended.stderr.contains("as you asked"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_file_without_a_number_is_an_error_and_stays_as_it_was() {
+    for text in ["", "seven", "1 2", "9223372036854775808"] {
+        let ended = counts(Some(text), &[], 1, Some(text));
+        assert_eq!((&*ended.stdout, &*ended.stderr), ("", "Error: \"counterfile holds no number\"\n"));
+    }
+    let full = i64::MAX.to_string();
+    assert!(counts(Some(&full), &[], 1, Some(&full)).stderr.contains("full"));
+}
+
+#[test]
+fn the_counter_says_how_it_is_used() {
+    for args in [vec!["--exit"], vec!["--exit", "soon"], vec!["--help"], vec!["one", "two"]] {
+        let ended = counts(Some("7"), &args, 1, Some("7"));
+        assert!(ended.stderr.contains("--exit STATUS"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_count_that_cannot_be_saved_is_reported_and_is_status_1() {
+    in_directory("counter-unsaved", |directory| {
+        let ended = run("counter", &["missing/counterfile"], directory);
+        assert_eq!((ended.status, &*ended.stdout), (Some(1), "0 + 1 = 1\n"));
+        let report = "process: exit handler `save the count` registered at examples/counter.rs:";
+        assert!(ended.stderr.starts_with(report), "{}", ended.stderr);
+        assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+    });
+}
+
+#[test]
+fn goodbye() {
+    prints(
+        "goodbye",
+        "\
+2 waves taken back
+0 the second time
+taken back by its id: true
+hello
+(waves)
+Goodbye Walter, it was loud to meet you.
+Goodbye Donny, it was nice to meet you.
+",
+    );
+}
+
+#[test]
+fn resources() {
+    prints(
+        "resources",
+        "\
+three files:
+  open a
+  open b
+  open c
+  3 to close
+  sync and close c
+  sync and close b
+  sync and close a
+the second of these is there already:
+  open d
+  sync and close d
+  failed, as expected: true
+one that fails to close:
+  closed before it
+  draft 2 was not saved
+",
+    );
+}
+
+#[test]
+fn rollback() {
+    prints(
+        "rollback",
+        "\
+1.0, with its manual:
+  1. make its directory
+  2. list it
+  3. copy the manual
+  1.0 is out
+  (done, one way or the other)
+1.1, whose manual is missing:
+  1. make its directory
+  2. list it
+  3. copy the manual
+  undo 2
+  undo 1
+  (done, one way or the other)
+  the error is the step's own: true
+listed: 1.0
+1.1 left a directory: false
+",
+    );
+}
+
+/// Places in the sources, `examples/name.rs:12:34`, without line and column.
+fn without_lines(text: &str) -> String {
+    let places =
+        text.split_inclusive(".rs:").map(|part| part.trim_start_matches(|c: char| c.is_ascii_digit() || c == ':'));
+    places.collect::<String>().replace(".rs:", ".rs")
+}
+
+#[test]
+fn subsystems() {
+    in_directory("subsystems", |directory| {
+        let ended = run("subsystems", &[], directory);
+        assert_eq!(
+            without_lines(&ended.stdout),
+            "\
+open  disk
+open  memory
+open  index
+open  socket
+open  log
+-- the store goes first, with its cache in it
+close index
+close memory
+close disk
+process > store > cache: `write back` failed: 3 entries not written back
+the cache takes no more: true
+-- main ends; the web subsystem is still there
+close log
+reported: process > web: exit handler `end sessions` registered at examples/subsystems.rs panicked: a session was still open
+close socket
+"
+        );
+        assert_eq!(ended.status, Some(0), "a handler that fails does not change the status");
+        assert!(ended.stderr.contains("a session was still open"), "the panic's own message: {}", ended.stderr);
+    });
+}
+
+#[test]
+fn embed() {
+    in_directory("embed", |directory| {
+        let ended = run("embed", &[], directory);
+        assert_eq!(
+            without_lines(&ended.stdout),
+            "\
+one starts
+  1 unregistered
+two starts
+  1 unregistered
+two ends; one is not touched
+  (somebody compared me)
+  two ends
+  error: `dance`: no such verb
+  process > two: exit handler `atexit` registered at examples/embed.rs failed: `dance`: no such verb
+one ends
+  registered while the handlers run
+  one is last
+"
+        );
+        assert_eq!((ended.status, &*ended.stderr), (Some(0), ""));
+    });
+}
