@@ -21,3 +21,8 @@ pub use list::{HandlerId, HandlerList, Iter};
 pub use process::{adopt_after_fork, exit, process_stack, run};
 pub use shared::SharedExitStack;
 pub use stack::{ExitStack, scope};
+
+/// What C's `exit` does on a thread, for the models in `tests/loom.rs`.
+#[cfg(loom)]
+#[doc(hidden)]
+pub use process::drain_for_good;

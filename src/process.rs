@@ -24,10 +24,12 @@ use crate::error::Exit;
 use crate::raw::{self, Held};
 use crate::report::{HOOK, Hook};
 use crate::shared::{Node, Occasion, SharedExitStack, State, forked, nested};
-use crate::sync::{Lock, MutexGuard};
+use crate::sync::{Lock, MutexGuard, global};
 use crate::waits::{EDGES, Edge};
 
-static PROCESS: SharedExitStack = SharedExitStack::of_process(arm);
+global! {
+    static PROCESS: SharedExitStack = SharedExitStack::of_process(arm);
+}
 
 /// The process's own stack: it drains on every normal way out of the process.
 ///
@@ -88,7 +90,8 @@ extern "C" fn hook() {
 
 /// Goes on with the drains that this thread was in the middle of, and drains the process stack; returns the exit status
 /// that handlers asked for.
-fn drain_for_good() -> Option<i32> {
+#[cfg_attr(not(loom), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
+pub fn drain_for_good() -> Option<i32> {
     let mut status = None;
     if !PROCESS.drains_here() {
         for node in PROCESS.descendants() {
@@ -181,16 +184,21 @@ fn low_byte(code: i32) -> u8 {
 // ---------------------------------------------------------------------------------------------------------------------
 // The way in
 
-static ARMED: Lock<Armed> = Lock::new(Armed { forks: false, exit: false });
+global! {
+    static ARMED: Lock<Armed> = Lock::new(Armed { forks: false, exit: false });
+}
 
 #[derive(Debug)]
-struct Armed {
+pub(crate) struct Armed {
     forks: bool,
     exit: bool,
 }
 
 /// Sets up what drains the process stack; called before its first registration. False if C refuses.
 fn arm() -> bool {
+    if cfg!(loom) {
+        return true; // a model is over before the process is
+    }
     let mut armed = ARMED.lock();
     armed.forks = armed.forks || raw::at_fork(before_fork, after_fork, in_child);
     armed.exit = armed.exit || armed.forks && register_hooks(HOOKS) > 0;

@@ -15,15 +15,13 @@ use std::sync::Arc;
 use crate::drain::discard;
 use crate::error::{HandlerError, OneLine};
 use crate::raw;
-#[cfg(not(loom))]
-use crate::sync::Lock;
+use crate::sync::{Lock, global};
 
 pub(crate) type Hook = Box<dyn Fn(&HandlerError) + Send + Sync>;
 
-#[cfg(not(loom))]
-pub(crate) static HOOK: Lock<Option<Arc<Hook>>> = Lock::new(None);
-#[cfg(loom)]
-static HOOK: std::sync::Mutex<Option<Arc<Hook>>> = std::sync::Mutex::new(None);
+global! {
+    pub(crate) static HOOK: Lock<Option<Arc<Hook>>> = Lock::new(None);
+}
 
 /// Lets `hook` receive every failure that has nobody to return to, in place of the hook before it.
 ///
@@ -65,22 +63,15 @@ pub fn take_hook() -> Box<dyn Fn(&HandlerError) + Send + Sync> {
     }
 }
 
-fn lock() -> impl std::ops::DerefMut<Target = Option<Arc<Hook>>> {
-    #[cfg(loom)]
-    return HOOK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    #[cfg(not(loom))]
-    HOOK.lock()
-}
-
 /// The earlier hook comes back, to be dropped by a caller who holds no lock.
 fn replace(hook: Option<Arc<Hook>>) -> Option<Arc<Hook>> {
-    std::mem::replace(&mut *lock(), hook)
+    std::mem::replace(&mut *HOOK.lock(), hook)
 }
 
 /// Reports one failure: by the hook, or by one line on standard error.
 #[cold]
 pub(crate) fn report(error: &HandlerError) {
-    let hook = lock().clone();
+    let hook = HOOK.lock().clone();
     let by_hook = catch_unwind(AssertUnwindSafe(move || {
         hook.is_some_and(|hook| {
             hook(error);

@@ -25,7 +25,7 @@ use crate::handler::{IntoHandler, PendingHandler, SharedEntry, identity};
 use crate::list::{HandlerId, HandlerList};
 use crate::raw::{self, Bound, Closure};
 use crate::report::report;
-use crate::sync::{Latch, Lock, MutexGuard};
+use crate::sync::{Latch, Lock, MutexGuard, const_fn, per_thread};
 use crate::waits::{Circle, Drained, ThreadKey, wait};
 
 /// How many handlers a stack takes while it drains for the last time.
@@ -260,21 +260,25 @@ impl State {
 }
 
 impl SharedExitStack {
-    /// An empty stack. Allocates nothing.
-    ///
-    /// ```
-    /// static STACK: exitstack::SharedExitStack = exitstack::SharedExitStack::new();
-    /// assert!(STACK.is_empty());
-    /// ```
-    pub const fn new() -> Self {
-        Self { state: Lock::new(State::new(true)), owner: Owner::User }
+    const_fn! {
+        /// An empty stack. Allocates nothing.
+        ///
+        /// ```
+        /// static STACK: exitstack::SharedExitStack = exitstack::SharedExitStack::new();
+        /// assert!(STACK.is_empty());
+        /// ```
+        pub const fn new() -> Self {
+            Self { state: Lock::new(State::new(true)), owner: Owner::User }
+        }
     }
 
-    pub(crate) const fn of_process(arm: fn() -> bool) -> Self {
-        Self { state: Lock::new(State::new(false)), owner: Owner::Process { arm } }
+    const_fn! {
+        pub(crate) const fn of_process(arm: fn() -> bool) -> Self {
+            Self { state: Lock::new(State::new(false)), owner: Owner::Process { arm } }
+        }
     }
 
-    pub(crate) const fn of_interpreter(node: Weak<dyn Node>) -> Self {
+    pub(crate) fn of_interpreter(node: Weak<dyn Node>) -> Self {
         Self { state: Lock::new(State::new(true)), owner: Owner::Interpreter(node) }
     }
 
@@ -856,10 +860,10 @@ impl Source<dyn Bound + Send> for Descent<'_> {
     }
 }
 
-thread_local! {
+per_thread! {
     /// The interpreter that is current on this thread. `ManuallyDrop` leaves the thread-local without a destructor, so
     /// that it can be asked also when those are over, as on the way out of the process; it is emptied by what filled it.
-    static CURRENT: Cell<ManuallyDrop<Option<Arc<dyn Node>>>> = const { Cell::new(ManuallyDrop::new(None)) };
+    static CURRENT: Cell<ManuallyDrop<Option<Arc<dyn Node>>>> = Cell::new(ManuallyDrop::new(None));
 }
 
 /// Makes this interpreter, or none, the current one on this thread.

@@ -1,4 +1,7 @@
-//! The lock and the latch that the shared stacks are built on; loom's under `cfg(loom)`.
+//! The lock and the latch that the shared stacks are built on.
+//!
+//! Under `cfg(loom)` they, and the statics and thread-locals of the protocol, are loom's: it runs all threads of a model
+//! on one, and each model anew. Little else of the crate knows of it.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
@@ -6,19 +9,63 @@ use std::sync::PoisonError;
 #[cfg(not(loom))]
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 
+/// A `const fn`; a mere `fn` under loom, whose mutex cannot be made in one.
+macro_rules! const_fn {
+    ($(#[$attribute:meta])* $visible:vis const fn $($rest:tt)*) => {
+        #[cfg(not(loom))]
+        $(#[$attribute])*
+        $visible const fn $($rest)*
+
+        #[cfg(loom)]
+        $(#[$attribute])*
+        $visible fn $($rest)*
+    };
+}
+pub(crate) use const_fn;
+
+/// A `static`; under loom one that each run of a model makes anew.
+macro_rules! global {
+    ($(#[$attribute:meta])* $visible:vis static $name:ident: $type:ty = $value:expr;) => {
+        #[cfg(not(loom))]
+        $(#[$attribute])*
+        $visible static $name: $type = $value;
+
+        #[cfg(loom)]
+        loom::lazy_static! {
+            $(#[$attribute])*
+            pub(crate) static ref $name: $type = $value;
+        }
+    };
+}
+pub(crate) use global;
+
+/// A thread-local without a destructor, or none that matters.
+macro_rules! per_thread {
+    ($(#[$attribute:meta])* static $name:ident: $type:ty = $value:expr;) => {
+        #[cfg(not(loom))]
+        std::thread_local! {
+            $(#[$attribute])*
+            static $name: $type = const { $value };
+        }
+
+        #[cfg(loom)]
+        loom::thread_local! {
+            $(#[$attribute])*
+            static $name: $type = $value;
+        }
+    };
+}
+pub(crate) use per_thread;
+
 /// A mutex that knows no poison: no user code runs under it, and what stands under it is whole at every moment.
 #[derive(Debug)]
 pub(crate) struct Lock<T>(Mutex<T>);
 
 impl<T> Lock<T> {
-    #[cfg(not(loom))]
-    pub(crate) const fn new(value: T) -> Self {
-        Self(Mutex::new(value))
-    }
-
-    #[cfg(loom)]
-    pub(crate) fn new(value: T) -> Self {
-        Self(Mutex::new(value))
+    const_fn! {
+        pub(crate) const fn new(value: T) -> Self {
+            Self(Mutex::new(value))
+        }
     }
 
     #[inline]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::CloseError;
-use crate::sync::{Latch, Lock};
+use crate::sync::{Latch, Lock, global, per_thread};
 
 /// A thread, by a number of our own: it is known also when the thread-locals that have destructors are gone, as on the
 /// way out of the process, and `std::thread::current()` may not be.
@@ -24,7 +24,9 @@ pub(crate) struct ThreadKey(u64);
 impl ThreadKey {
     #[inline]
     pub(crate) fn current() -> Self {
-        thread_local!(static KEY: Cell<u64> = const { Cell::new(0) });
+        per_thread! {
+            static KEY: Cell<u64> = Cell::new(0);
+        }
         static NEXT: AtomicU64 = AtomicU64::new(1);
         KEY.with(|key| {
             if key.get() == 0 {
@@ -50,7 +52,9 @@ pub(crate) struct Edge {
     latch: Arc<Latch<Drained>>,
 }
 
-pub(crate) static EDGES: Lock<Vec<Edge>> = Lock::new(Vec::new());
+global! {
+    pub(crate) static EDGES: Lock<Vec<Edge>> = Lock::new(Vec::new());
+}
 
 /// What to do when the wait would close a circle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
