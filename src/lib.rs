@@ -1,4 +1,104 @@
 //! Cleanup that runs last-in, first-out, whatever way the code is left.
+//!
+//! ```
+//! use exitstack::ExitStack;
+//!
+//! fn main() -> Result<(), exitstack::CloseError> {
+//!     exitstack::register(|| println!("3: the process ends"));
+//!
+//!     let mut stack = ExitStack::new();
+//!     stack.register(|| println!("2: opened first, closed last"));
+//!     stack.register(|| println!("1: opened last, closed first"));
+//!     stack.close()?; // returns what failed; a drop runs them too
+//!
+//!     std::process::exit(0) // runs no destructor, but what was registered
+//! }
+//! ```
+//!
+//! # What runs, and when
+//!
+//! A *handler* is any closure or function without arguments that returns `()` or a `Result<(), E>`: see [`IntoHandler`].
+//! A *stack* holds handlers and *drains*: it takes them out one by one, the last registered first, and runs each, once.
+//! A stack that is a value drains when it is closed or dropped. The [process stack](process_stack) drains when the
+//! process ends. On Unix:
+//!
+//! | way out | handlers run |
+//! | --- | --- |
+//! | return from `main`, `Ok` or `Err` | yes |
+//! | panic in `main` | yes |
+//! | `std::process::exit`, C `exit`, from any thread | yes |
+//! | [`exitstack::exit`](exit), [`exitstack::run`](run) | yes |
+//! | a panic with `panic = "abort"`, `abort`, a double panic | no |
+//! | a signal's default action (SIGTERM, SIGINT, …), SIGKILL | no |
+//! | `_exit`, `quick_exit` | no |
+//! | `exec` | no |
+//!
+//! A handler registered while its stack drains runs next; one unregistered meanwhile does not run. No lock of this
+//! library is held while a handler runs: it may register, unregister and close as it likes. A forked child neither runs
+//! nor drops what its parent registered with the process stack and the interpreters: see [`adopt_after_fork`].
+//!
+//! # The four reaches
+//!
+//! From the easy to the far:
+//!
+//! - **A function**: [`ExitStack`] is a value. Its handlers may borrow; [`enter`](ExitStack::enter) lends a resource
+//!   that the stack gives back; [`scope`] knows whether the work succeeded, so that steps can be undone if not.
+//! - **Several threads**: [`SharedExitStack`] is the same behind `&self`, for handlers that are `Send + 'static`. It can
+//!   stand in a `static`.
+//! - **An interpreter, a plugin, a subsystem, a test**: [`Interpreter`] is a named shared stack, nested in its parent
+//!   and torn down at its place there. [`register`] goes to the one that is current on the thread.
+//! - **The process**: [`process_stack`] is the root. [`register`] goes there where no interpreter is current. [`exit`]
+//!   ends the process after running what it holds; [`run`], as the body of `main`, runs it while thread-locals live.
+//!
+//! Below them stands [`HandlerList`], public for language runtimes that keep handler objects of their own.
+//!
+//! # When a handler fails or panics
+//!
+//! The others run all the same. `close()` returns every failure in a [`CloseError`], in the order they happened, each
+//! with the handler's name, the place where it was registered, and the interpreter's path. A drop, and the end of the
+//! process, have nobody to return them to: each goes to the [report hook](report) at the moment it happens, by default
+//! one line on standard error. No drop of a stack panics. A failure does not change the exit status: a handler that
+//! wants to returns [`Exit`].
+//!
+//! # What is not promised
+//!
+//! - **`std::process::exit` inside a handler of the process stack aborts the process**: Rust forbids to enter it again.
+//!   Call [`exit`], or return [`Exit`].
+//! - **A panic with `panic = "abort"`** ends the process in the handler, or wherever it is; no handler runs after it.
+//! - Nothing runs on SIGKILL, `_exit` and the other ways out that the table answers with no.
+//! - **Thread-locals that have destructors are gone** when the process leaves through `atexit`, that is on every way out
+//!   but [`run`] and [`exit`]. A handler that needs one (that logs through `tracing`, say) panics, and is contained and
+//!   reported like any other.
+//! - Other threads go on running while the process drains: what a handler shares with them needs a lock. A handler that
+//!   never returns, or waits for a thread that is in `exit` itself, keeps the process from ending.
+//! - Other libraries' `atexit` handlers run at C's places: before ours if registered after our first, after ours if
+//!   before. When several threads are in C's `exit` at once, what happens to theirs is C's.
+//! - The default report takes no lock. A report hook or panic hook of the program's own may, and wait for ever for a
+//!   thread that never lets go of it.
+//! - A stack that is forgotten ([`std::mem::forget`]) runs nothing, and one in a `static` is never dropped: of these only
+//!   the process stack drains at the end.
+//!
+//! # Unsafe code
+//!
+//! It stands in `src/raw` alone; every other module is held to safe Rust by lint. `closure.rs` keeps small handlers in
+//! the stack without an allocation, `entered.rs` lends out what is entered, `atexit.rs` is the C boundary (`atexit`,
+//! `exit`, `write`), `fork.rs` and `held.rs` are for `fork`. Each file opens with the argument why it is sound; the README
+//! tells how that is checked.
+//!
+//! # Features and Rust version
+//!
+//! There are no features. The minimum supported Rust version is 1.85.
+//!
+//! # Neighbours
+//!
+//! - [scopeguard](https://docs.rs/scopeguard) and std's `DropGuard` are one guard around one value, known when the code
+//!   is written: the better choice for that.
+//! - Python's [`atexit`](https://docs.python.org/3/library/atexit.html) and
+//!   [`contextlib.ExitStack`](https://docs.python.org/3/library/contextlib.html#contextlib.ExitStack) are the models; where
+//!   this crate differs from them on purpose, the item says so.
+//! - JavaScript's `DisposableStack`: its `defer` is `register`, `adopt` is `enter`, `move` is `pop_all`, `dispose` is
+//!   `close`.
+//! - [exit-stack](https://docs.rs/exit-stack) is an unrelated crate, which pins values to the stack.
 
 mod drain;
 mod error;
@@ -26,3 +126,7 @@ pub use stack::{ExitStack, scope};
 #[cfg(loom)]
 #[doc(hidden)]
 pub use process::drain_for_good;
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct ReadmeDoctests;
