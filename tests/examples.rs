@@ -111,6 +111,18 @@ fn the_counter_saves_when_a_panic_ends_it() {
 }
 
 #[test]
+fn the_counter_replaces_its_file_and_never_writes_into_it() {
+    in_directory("counter-atomic", |directory| {
+        let (file, old) = (directory.join("counterfile"), directory.join("old"));
+        fs::write(&file, "7").unwrap();
+        fs::hard_link(&file, &old).unwrap();
+        assert_eq!(run("counter", &[], directory).status, Some(0));
+        assert_eq!(fs::read_to_string(file).unwrap(), "8");
+        assert_eq!(fs::read_to_string(old).unwrap(), "7", "what had the file open sees the old count, whole");
+    });
+}
+
+#[test]
 fn a_file_without_a_number_is_an_error_and_stays_as_it_was() {
     for text in ["", "seven", "1 2", "9223372036854775808"] {
         let ended = counts(Some(text), &[], 1, Some(text));
