@@ -19,8 +19,8 @@ struct Ended {
 
 /// Runs an example in `directory`, where it also finds its place for temporary files.
 fn run(example: &str, args: &[&str], directory: &Path) -> Ended {
-    let test = std::env::current_exe().unwrap();
-    let program = test.ancestors().nth(2).unwrap().join("examples").join(example);
+    let me = std::env::current_exe().unwrap();
+    let program = me.ancestors().nth(2).unwrap().join("examples").join(example);
     assert!(program.exists(), "{} is not built: a plain `cargo test` does it", program.display());
     let mut command = Command::new(program);
     command.args(args).current_dir(directory).env("TMPDIR", directory).env_remove("RUST_BACKTRACE");
