@@ -1,0 +1,94 @@
+//! What is registered while an interpreter drains for the last time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use exitstack::Interpreter;
+
+use crate::{Log, file_reports, reports_of, within_a_minute};
+
+const LATE: usize = 65_536;
+
+#[test]
+fn up_to_65_536_late_registrations_run_and_the_next_is_refused() {
+    file_reports();
+    let ran = Arc::new(AtomicUsize::new(0));
+    let interpreter = Interpreter::new("counts the late");
+    let (own, counter) = (interpreter.clone(), Arc::clone(&ran));
+    interpreter.stack().register(move || {
+        for n in 0..=LATE {
+            let ran = Arc::clone(&counter);
+            let late = move || {
+                ran.fetch_add(1, Ordering::Relaxed);
+            };
+            assert_eq!(own.stack().try_register(late).is_ok(), n < LATE);
+        }
+    });
+    interpreter.finalize().unwrap();
+    assert_eq!(ran.load(Ordering::Relaxed), LATE);
+}
+
+#[test]
+fn a_handler_that_registers_itself_for_ever_ends_and_starves_no_older_one() {
+    fn again(ran: Arc<AtomicUsize>) {
+        ran.fetch_add(1, Ordering::Relaxed);
+        exitstack::register(move || again(ran));
+    }
+    file_reports();
+    within_a_minute(|| {
+        let (ran, log) = (Arc::new(AtomicUsize::new(0)), Log::default());
+        let outer = Interpreter::new("goes on outer");
+        outer.stack().register(log.handler("outer, older"));
+        let interpreter = outer.subinterpreter("goes on");
+        for n in 0..100 {
+            interpreter.stack().register(log.handler(n.to_string()));
+        }
+        let counter = Arc::clone(&ran);
+        interpreter.stack().register(move || again(counter));
+        outer.finalize().unwrap();
+        assert_eq!(ran.load(Ordering::Relaxed), LATE + 1);
+        let older = (0..100).rev().map(|n| n.to_string()).chain(["outer, older".to_owned()]);
+        assert_eq!(log.take(), older.collect::<Vec<_>>());
+        assert_eq!(reports_of("goes on").len(), 1, "the refusal");
+    });
+}
+
+#[test]
+fn interpreters_made_late_without_end_are_bounded_too() {
+    within_a_minute(|| {
+        fn again(made: &Arc<AtomicUsize>) {
+            made.fetch_add(1, Ordering::Relaxed);
+            let outer = Interpreter::current().unwrap();
+            let inner = outer.subinterpreter("inner");
+            let next = Arc::clone(made);
+            // On the outer stack, so that the drain never goes deeper.
+            let _ = outer.stack().try_register(move || {
+                again(&next);
+                drop(inner);
+            });
+        }
+        let made = Arc::new(AtomicUsize::new(0));
+        let interpreter = Interpreter::new("makes more");
+        let counter = Arc::clone(&made);
+        interpreter.stack().register(move || again(&counter));
+        interpreter.finalize().unwrap();
+        assert!(made.load(Ordering::Relaxed) <= LATE / 2 + 2);
+    });
+}
+
+#[test]
+fn an_ordinary_close_counts_nothing() {
+    let ran = Arc::new(AtomicUsize::new(0));
+    let interpreter = Interpreter::new("closes");
+    let (own, counter) = (interpreter.clone(), Arc::clone(&ran));
+    interpreter.stack().register(move || {
+        for _ in 0..=LATE {
+            let ran = Arc::clone(&counter);
+            own.stack().register(move || {
+                ran.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+    });
+    interpreter.stack().close().unwrap();
+    assert_eq!(ran.load(Ordering::Relaxed), LATE + 1);
+}

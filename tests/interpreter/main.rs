@@ -1,0 +1,96 @@
+//! What interpreters promise: isolation, their place in their parent, the current one, refusals and paths.
+//!
+//! A binary of its own: the report hook is the process's. It is set once here and files every report; each test looks
+//! for those under its own interpreter's name. `EXITSTACK_SEED` sets the seed of what is random.
+
+#![allow(missing_docs, reason = "a test")]
+
+mod current;
+mod late;
+mod load;
+mod paths;
+mod refused;
+mod threads;
+mod tree;
+
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use exitstack::{CloseError, HandlerError, report};
+
+/// What happened, in order.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    fn push(&self, what: impl Into<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(what.into());
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A handler that writes this down.
+    fn handler(&self, what: impl Into<String>) -> impl FnOnce() + Send + 'static {
+        let (log, what) = (self.clone(), what.into());
+        move || log.push(what)
+    }
+}
+
+static REPORTS: LazyLock<Mutex<Vec<HandlerError>>> = LazyLock::new(|| {
+    report::set_hook(Box::new(|error| {
+        REPORTS.lock().unwrap_or_else(PoisonError::into_inner).push(error.clone());
+    }));
+    Mutex::default()
+});
+
+/// Files reports from now on.
+fn file_reports() {
+    LazyLock::force(&REPORTS);
+}
+
+/// What was reported under a path with this name in it.
+fn reports_of(name: &str) -> Vec<HandlerError> {
+    let reports = REPORTS.lock().unwrap_or_else(PoisonError::into_inner);
+    reports.iter().filter(|error| error.path().is_some_and(|path| path.contains(name))).cloned().collect()
+}
+
+/// The message of each failure, without where it was registered.
+fn messages(result: &Result<(), CloseError>) -> Vec<String> {
+    let errors = result.as_ref().err().map_or(&[][..], CloseError::errors);
+    let last_word = |error: &HandlerError| error.to_string().rsplit(' ').next().unwrap_or_default().to_owned();
+    errors.iter().map(last_word).collect()
+}
+
+/// Runs `body` on a thread with the stack of an ordinary one, 2 MB; a body that hangs fails the test.
+fn within_a_minute<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, wait) = channel();
+    let thread = thread::Builder::new().stack_size(2 << 20);
+    let thread = thread.spawn(move || done.send(body())).expect("a thread");
+    match wait.recv_timeout(Duration::from_secs(60)) {
+        Ok(value) => value,
+        Err(RecvTimeoutError::Timeout) => panic!("it hangs"),
+        Err(RecvTimeoutError::Disconnected) => std::panic::resume_unwind(thread.join().expect_err("it panicked")),
+    }
+}
+
+/// Numbers that look random (`SplitMix64`).
+struct Random(u64);
+
+impl Random {
+    fn seeded(stream: u64) -> Self {
+        let seed = std::env::var("EXITSTACK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x5eed);
+        Self(stream.wrapping_mul(0xd134_2543_de82_ef95) ^ seed)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        usize::try_from((z ^ (z >> 31)) % (end as u64)).expect("below a usize")
+    }
+}

@@ -1,0 +1,270 @@
+//! Several threads finalize at the same time. Every race is run many times, bounded by count and by time.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use exitstack::{Interpreter, SharedExitStack};
+
+use crate::{Log, messages, within_a_minute};
+
+const ROUNDS: usize = 3000;
+const AT_MOST: Duration = Duration::from_secs(3);
+
+fn rounds() -> impl Iterator<Item = usize> {
+    let end = Instant::now() + AT_MOST;
+    (0..ROUNDS).take_while(move |_| Instant::now() < end)
+}
+
+/// Runs all of these at once, each on its own thread, and returns what they return.
+fn at_once<T: Send, const N: usize>(bodies: [&(dyn Fn() -> T + Sync); N]) -> [T; N] {
+    let barrier = Barrier::new(N);
+    thread::scope(|scope| {
+        bodies
+            .map(|body| {
+                let barrier = &barrier;
+                scope.spawn(move || {
+                    barrier.wait();
+                    body()
+                })
+            })
+            .map(|thread| thread.join().expect("it does not panic"))
+    })
+}
+
+#[derive(Clone, Default)]
+struct Count(Arc<AtomicUsize>);
+
+impl Count {
+    fn handler(&self) -> impl FnOnce() + Send + 'static {
+        let count = self.clone();
+        move || {
+            count.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn get(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+#[test]
+fn parent_and_child_finalized_by_two_threads_run_each_handler_once_and_return_when_it_is_done() {
+    within_a_minute(|| {
+        for round in rounds() {
+            let (in_child, in_parent) = (Count::default(), Count::default());
+            let parent = Interpreter::new("parent");
+            parent.stack().register(in_parent.handler());
+            let child = parent.subinterpreter("child");
+            parent.stack().register(in_parent.handler());
+            for _ in 0..round % 4 {
+                child.stack().register(in_child.handler());
+            }
+            at_once([
+                &|| {
+                    parent.finalize().unwrap();
+                    assert_eq!((in_parent.get(), in_child.get()), (2, round % 4));
+                },
+                &|| {
+                    child.finalize().unwrap();
+                    assert_eq!(in_child.get(), round % 4);
+                },
+            ]);
+            assert_eq!((in_parent.get(), in_child.get()), (2, round % 4));
+            assert!(parent.stack().try_register(|| ()).is_err() && child.stack().try_register(|| ()).is_err());
+        }
+    });
+}
+
+#[test]
+fn the_childs_failures_are_returned_to_a_closer_and_never_lost() {
+    within_a_minute(|| {
+        for _ in rounds() {
+            let parent = Interpreter::new("parent");
+            let child = parent.subinterpreter("child");
+            child.stack().register(|| Err("a"));
+            child.stack().register(|| Err("b"));
+            let [of_parent, of_child] = at_once([&|| parent.finalize(), &|| child.finalize()]);
+            let both = ["b", "a"].map(str::to_owned).to_vec();
+            for result in [&of_parent, &of_child] {
+                assert!(result.is_ok() || messages(result) == both);
+            }
+            assert!(of_parent.is_err() || of_child.is_err());
+        }
+    });
+}
+
+#[test]
+fn handlers_of_parent_and_child_that_finalize_the_other_do_not_wait_in_a_circle() {
+    within_a_minute(|| {
+        for _ in rounds() {
+            let count = Count::default();
+            let parent = Interpreter::new("parent");
+            parent.stack().register(count.handler());
+            let child = parent.subinterpreter("child");
+            child.stack().register(count.handler());
+            let (inner, outer) = (child.clone(), parent.clone());
+            parent.stack().register(move || inner.finalize());
+            child.stack().register(move || outer.finalize());
+            child.stack().register(count.handler());
+            at_once([&|| parent.finalize().unwrap(), &|| child.finalize().unwrap()]);
+            assert_eq!(count.get(), 3);
+        }
+    });
+}
+
+#[test]
+fn three_generations_finalized_by_three_threads_end() {
+    within_a_minute(|| {
+        for _ in rounds() {
+            let counts = [(); 3].map(|()| Count::default());
+            let root = Interpreter::new("root");
+            let child = root.subinterpreter("child");
+            let grandchild = child.subinterpreter("grandchild");
+            for (interpreter, count) in [&root, &child, &grandchild].into_iter().zip(&counts) {
+                interpreter.stack().register(count.handler());
+                interpreter.stack().register(count.handler());
+            }
+            at_once([
+                &|| {
+                    root.finalize().unwrap();
+                    assert_eq!(counts.each_ref().map(Count::get), [2, 2, 2]);
+                },
+                &|| {
+                    child.finalize().unwrap();
+                    assert_eq!((counts[1].get(), counts[2].get()), (2, 2));
+                },
+                &|| {
+                    grandchild.finalize().unwrap();
+                    assert_eq!(counts[2].get(), 2);
+                },
+            ]);
+            assert_eq!(counts.each_ref().map(Count::get), [2, 2, 2]);
+        }
+    });
+}
+
+#[test]
+fn a_registration_that_races_with_finalize_is_run_or_handed_back() {
+    within_a_minute(|| {
+        for _ in rounds() {
+            let (ran, back) = (Count::default(), Count::default());
+            let interpreter = Interpreter::new("raced");
+            let register = || {
+                for _ in 0..8 {
+                    if interpreter.stack().try_register(ran.handler()).is_err() {
+                        back.handler()();
+                    }
+                }
+            };
+            at_once([&register, &register, &|| interpreter.finalize().unwrap()]);
+            assert_eq!(ran.get() + back.get(), 16);
+        }
+    });
+}
+
+#[test]
+fn a_child_made_while_its_parent_is_finalized_is_finalized_with_it_or_refuses() {
+    within_a_minute(|| {
+        for _ in rounds() {
+            let (ran, back) = (Count::default(), Count::default());
+            let parent = Interpreter::new("parent");
+            let make = || {
+                let child = parent.subinterpreter("child");
+                if child.stack().try_register(ran.handler()).is_err() {
+                    back.handler()();
+                }
+                child
+            };
+            let finalize = || {
+                parent.finalize().unwrap();
+                parent.clone()
+            };
+            let handles = at_once([&make, &finalize]);
+            assert_eq!(ran.get() + back.get(), 1);
+            drop(handles);
+        }
+    });
+}
+
+#[test]
+fn the_last_handles_dropped_by_several_threads_finalize_once() {
+    within_a_minute(|| {
+        for _ in rounds() {
+            let count = Count::default();
+            let parent = Interpreter::new("parent");
+            let child = parent.subinterpreter("child");
+            child.stack().register(count.handler());
+            let handles = [Some(child.clone()), Some(child), None].map(std::sync::Mutex::new);
+            let drop_one = |n: usize| drop(handles[n].lock().unwrap().take());
+            at_once([&|| drop_one(0), &|| drop_one(1), &|| parent.finalize().unwrap()]);
+            assert_eq!(count.get(), 1);
+        }
+    });
+}
+
+#[test]
+fn handlers_that_close_each_others_stacks_do_not_wait_in_a_circle() {
+    within_a_minute(|| {
+        for _ in rounds() {
+            let stacks = [(); 3].map(|()| Arc::new(SharedExitStack::new()));
+            let count = Count::default();
+            for n in 0..3 {
+                let next = Arc::clone(&stacks[(n + 1) % 3]);
+                stacks[n].register(count.handler());
+                stacks[n].register(move || next.close());
+                stacks[n].register(count.handler());
+            }
+            at_once([&|| stacks[0].close().unwrap(), &|| stacks[1].close().unwrap(), &|| stacks[2].close().unwrap()]);
+            assert_eq!(count.get(), 6);
+            // The handlers hold the stacks in a circle no more: each ran and was dropped.
+            assert!(stacks.iter().all(|stack| Arc::strong_count(stack) == 1));
+        }
+    });
+}
+
+#[test]
+fn one_that_hangs_in_a_handler_delays_no_other() {
+    within_a_minute(|| {
+        let (entered, wait_entered) = channel();
+        let (release, wait_release) = channel::<()>();
+        let parent = Interpreter::new("parent");
+        let hangs = parent.subinterpreter("hangs");
+        let log = Log::default();
+        hangs.stack().register(log.handler("after the hang"));
+        hangs.stack().register(move || {
+            entered.send(()).unwrap();
+            wait_release.recv().unwrap();
+        });
+        let own = hangs.clone();
+        let thread = thread::spawn(move || own.finalize().unwrap());
+        wait_entered.recv().unwrap();
+        // While it hangs: siblings, nephews, strangers, its parent's own list, and its own.
+        let count = Count::default();
+        for n in 0..100 {
+            let sibling = parent.subinterpreter("sibling");
+            let inner = sibling.subinterpreter("inner");
+            let stranger = Interpreter::new("stranger");
+            for interpreter in [&inner, &sibling, &stranger] {
+                let id = interpreter.stack().register(|| unreachable!());
+                interpreter.stack().register(count.handler());
+                assert!(interpreter.stack().unregister(id));
+                if n % 2 == 0 {
+                    interpreter.stack().close().unwrap();
+                }
+            }
+            stranger.finalize().unwrap();
+            sibling.finalize().unwrap();
+            let id = parent.stack().register(|| ());
+            assert!(parent.stack().pending().len() == 1 && parent.stack().unregister(id));
+            let id = hangs.stack().register(|| unreachable!());
+            assert!(hangs.stack().unregister(id));
+        }
+        assert_eq!((count.get(), log.take().len()), (300, 0));
+        release.send(()).unwrap();
+        thread.join().unwrap();
+        assert_eq!(log.take(), ["after the hang"]);
+    });
+}

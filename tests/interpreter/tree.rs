@@ -1,0 +1,391 @@
+//! Where an interpreter stands among its parent's handlers, and what it leaves there.
+
+use std::sync::Arc;
+
+use exitstack::{Handler, Interpreter, process_stack};
+
+use crate::{Log, messages, within_a_minute};
+
+#[test]
+fn a_child_is_torn_down_at_its_place_among_its_parents_handlers() {
+    let log = Log::default();
+    let parent = Interpreter::new("parent");
+    parent.stack().register(log.handler("before"));
+    let child = parent.subinterpreter("child");
+    parent.stack().register(log.handler("after"));
+    child.stack().register(log.handler("child 1"));
+    child.stack().register(log.handler("child 2"));
+    parent.finalize().unwrap();
+    assert_eq!(log.take(), ["after", "child 2", "child 1", "before"]);
+}
+
+#[test]
+fn it_is_the_childs_making_that_counts_not_when_its_handlers_were_registered() {
+    let log = Log::default();
+    let parent = Interpreter::new("parent");
+    let children: Vec<_> = (0..4)
+        .map(|n| {
+            parent.stack().register(log.handler(format!("before {n}")));
+            parent.subinterpreter(format!("{n}"))
+        })
+        .collect();
+    parent.stack().register(log.handler("newest"));
+    for n in [2, 0, 3, 1] {
+        children[n].stack().register(log.handler(format!("in {n}")));
+    }
+    parent.finalize().unwrap();
+    let expected =
+        ["newest", "in 3", "before 3", "in 2", "before 2", "in 1", "before 1", "in 0", "before 0"].map(str::to_owned);
+    assert_eq!(log.take(), expected);
+}
+
+#[test]
+fn the_process_stack_is_the_parent_of_a_new_interpreter() {
+    let child = Interpreter::new("of the process");
+    let error = {
+        child.stack().register(|| Err("seen"));
+        child.finalize().unwrap_err()
+    };
+    assert_eq!(error.errors()[0].path(), Some("process > of the process"));
+}
+
+/// A chain of interpreters, the outermost first, each with a handler on either side of the next one's place.
+fn chain(depth: usize, log: &Log) -> Vec<Interpreter> {
+    let mut chain: Vec<Interpreter> = Vec::with_capacity(depth);
+    for n in 0..depth {
+        let next = chain.last().map_or_else(|| Interpreter::new("0"), |outer| outer.subinterpreter(n.to_string()));
+        if let Some(outer) = chain.last() {
+            outer.stack().register(log.handler(format!("after {}", n - 1)));
+        }
+        next.stack().register(log.handler(format!("before {n}")));
+        chain.push(next);
+    }
+    chain
+}
+
+/// What a teardown of such a chain from its root writes.
+fn from_the_root(depth: usize) -> Vec<String> {
+    let down = (0..depth - 1).map(|n| format!("after {n}"));
+    let up = (0..depth).rev().map(|n| format!("before {n}"));
+    down.chain(up).collect()
+}
+
+const DEPTHS: [usize; 3] = [3, 1000, 10_000];
+
+#[test]
+fn a_deep_tree_is_torn_down_in_order_without_recursion_from_the_root() {
+    within_a_minute(|| {
+        for depth in DEPTHS {
+            let log = Log::default();
+            let chain = chain(depth, &log);
+            chain[0].finalize().unwrap();
+            assert_eq!(log.take(), from_the_root(depth));
+            drop(chain);
+            assert!(log.take().is_empty());
+        }
+    });
+}
+
+#[test]
+fn a_deep_tree_is_torn_down_in_order_without_recursion_by_dropping_handles_outermost_first() {
+    within_a_minute(|| {
+        for depth in DEPTHS {
+            let log = Log::default();
+            let mut handles = chain(depth, &log).into_iter();
+            drop(handles.next());
+            assert_eq!(log.take(), from_the_root(depth));
+            handles.for_each(drop);
+            assert!(log.take().is_empty());
+        }
+    });
+}
+
+#[test]
+fn a_deep_tree_is_torn_down_in_order_without_recursion_by_dropping_handles_innermost_first() {
+    within_a_minute(|| {
+        for depth in DEPTHS {
+            let log = Log::default();
+            chain(depth, &log).into_iter().rev().for_each(drop);
+            let each = |n: usize| {
+                let after = (n + 1 < depth).then(|| format!("after {n}"));
+                after.into_iter().chain([format!("before {n}")])
+            };
+            assert_eq!(log.take(), (0..depth).rev().flat_map(each).collect::<Vec<_>>());
+        }
+    });
+}
+
+#[test]
+fn a_deep_tree_whose_innermost_handle_alone_is_left_goes_without_recursion() {
+    within_a_minute(|| {
+        for depth in DEPTHS {
+            let mut innermost = Interpreter::new("0");
+            for n in 1..depth {
+                // The outer handle is dropped, and finalizes the new one too: what is left of them is its path.
+                innermost = innermost.subinterpreter(n.to_string());
+            }
+            assert!(innermost.stack().try_register(|| ()).is_err());
+            drop(innermost);
+        }
+    });
+}
+
+#[test]
+fn failures_at_any_depth_come_back_in_order_with_their_paths() {
+    within_a_minute(|| {
+        let log = Log::default();
+        let chain = chain(100, &log);
+        for (n, interpreter) in chain.iter().enumerate() {
+            interpreter.stack().register(move || Err(n.to_string()));
+        }
+        let result = chain[0].finalize();
+        assert_eq!(messages(&result), (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
+        let paths: Vec<usize> =
+            result.unwrap_err().iter().map(|error| error.path().unwrap().split(" > ").count() - 1).collect();
+        assert_eq!(paths, (1..=100).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn finalized_early_it_leaves_nothing_in_its_parent() {
+    let log = Log::default();
+    let parent = Interpreter::new("parent");
+    parent.stack().register(log.handler("before"));
+    let alive = Arc::new(());
+    let child = parent.subinterpreter("child");
+    let captured = Arc::clone(&alive);
+    child.stack().register(log.handler("child"));
+    child.stack().register(move || drop(captured));
+    parent.stack().register(log.handler("after"));
+    child.finalize().unwrap();
+    assert_eq!(log.take(), ["child"]);
+    assert_eq!(Arc::strong_count(&alive), 1);
+    drop(child);
+    assert_eq!(parent.stack().len(), 2);
+    parent.finalize().unwrap();
+    assert_eq!(log.take(), ["after", "before"]);
+}
+
+#[test]
+fn a_second_finalize_is_ok_and_runs_nothing() {
+    let log = Log::default();
+    let child = Interpreter::new("child");
+    child.stack().register(log.handler("once"));
+    child.stack().register(|| Err("once"));
+    assert!(child.finalize().is_err());
+    assert!(child.finalize().is_ok());
+    assert!(child.stack().close().is_ok());
+    drop(child);
+    assert_eq!(log.take(), ["once"]);
+}
+
+#[test]
+fn closing_its_stack_runs_its_handlers_and_leaves_it_usable_at_its_place() {
+    let log = Log::default();
+    let parent = Interpreter::new("parent");
+    parent.stack().register(log.handler("before"));
+    let child = parent.subinterpreter("child");
+    parent.stack().register(log.handler("after"));
+    child.stack().register(log.handler("first"));
+    child.stack().close().unwrap();
+    assert_eq!(log.take(), ["first"]);
+    child.stack().register(log.handler("second"));
+    parent.finalize().unwrap();
+    assert_eq!(log.take(), ["after", "second", "before"]);
+}
+
+#[test]
+fn closing_the_parents_stack_finalizes_the_children_and_leaves_the_parent_usable() {
+    let log = Log::default();
+    let parent = Interpreter::new("parent");
+    let child = parent.subinterpreter("child");
+    child.stack().register(log.handler("child"));
+    parent.stack().close().unwrap();
+    assert!(child.stack().try_register(|| ()).is_err());
+    parent.stack().register(log.handler("parent"));
+    let second = parent.subinterpreter("second");
+    second.stack().register(log.handler("second"));
+    parent.finalize().unwrap();
+    assert_eq!(log.take(), ["child", "second", "parent"]);
+}
+
+#[test]
+fn a_childs_handler_may_register_on_the_parent_while_the_child_drains() {
+    let log = Log::default();
+    let parent = Interpreter::new("parent");
+    parent.stack().register(log.handler("old"));
+    let child = parent.subinterpreter("child");
+    child.stack().register(log.handler("child 1"));
+    let (outer, late) = (parent.clone(), log.handler("late"));
+    child.stack().register(move || {
+        outer.stack().register(late);
+    });
+    child.finalize().unwrap();
+    assert_eq!(log.take(), ["child 1"]);
+    parent.finalize().unwrap();
+    assert_eq!(log.take(), ["late", "old"]);
+}
+
+#[test]
+fn a_childs_handler_may_register_on_the_parent_while_the_parent_drains() {
+    let log = Log::default();
+    let parent = Interpreter::new("parent");
+    parent.stack().register(log.handler("old"));
+    let child = parent.subinterpreter("child");
+    child.stack().register(log.handler("child 1"));
+    let (outer, late) = (parent.clone(), log.handler("late"));
+    child.stack().register(move || {
+        outer.stack().register(late);
+    });
+    parent.finalize().unwrap();
+    assert_eq!(log.take(), ["child 1", "late", "old"]);
+}
+
+#[test]
+fn a_parents_handler_may_register_on_the_child_while_the_parent_drains() {
+    let log = Log::default();
+    let parent = Interpreter::new("parent");
+    parent.stack().register(log.handler("old"));
+    let child = parent.subinterpreter("child");
+    child.stack().register(log.handler("child 1"));
+    let (inner, late) = (child.clone(), log.handler("late"));
+    parent.stack().register(move || {
+        inner.stack().register(late);
+    });
+    parent.finalize().unwrap();
+    assert_eq!(log.take(), ["late", "child 1", "old"]);
+}
+
+#[test]
+fn a_handler_of_the_child_may_finalize_a_sibling_and_the_parent() {
+    let log = Log::default();
+    let parent = Interpreter::new("parent");
+    let sibling = parent.subinterpreter("sibling");
+    sibling.stack().register(log.handler("sibling"));
+    let child = parent.subinterpreter("child");
+    child.stack().register(log.handler("child 1"));
+    let (outer, inner, then) = (parent.clone(), sibling.clone(), log.handler("child 2"));
+    child.stack().register(move || {
+        inner.finalize().unwrap();
+        outer.finalize().unwrap(); // this very drain
+        then();
+    });
+    parent.finalize().unwrap();
+    assert_eq!(log.take(), ["sibling", "child 2", "child 1"]);
+}
+
+#[test]
+fn finalize_inside_its_own_handler_is_ok_at_once_and_the_drain_goes_on() {
+    let log = Log::default();
+    let interpreter = Interpreter::new("own");
+    interpreter.stack().register(log.handler("old"));
+    let (own, then) = (interpreter.clone(), log.handler("new"));
+    interpreter.stack().register(move || {
+        assert!(own.finalize().is_ok());
+        then();
+    });
+    interpreter.finalize().unwrap();
+    assert_eq!(log.take(), ["new", "old"]);
+}
+
+#[test]
+fn finalize_inside_a_close_makes_that_drain_the_last() {
+    let log = Log::default();
+    let interpreter = Interpreter::new("own");
+    interpreter.stack().register(log.handler("old"));
+    let own = interpreter.clone();
+    interpreter.stack().register(move || own.finalize().unwrap());
+    interpreter.stack().close().unwrap();
+    assert_eq!(log.take(), ["old"]);
+    assert!(interpreter.stack().try_register(|| ()).is_err());
+}
+
+#[test]
+fn an_interpreter_made_while_its_parent_drains_is_torn_down_next() {
+    let log = Log::default();
+    let parent = Interpreter::new("parent");
+    parent.stack().register(log.handler("old"));
+    let (outer, inside) = (parent.clone(), log.clone());
+    parent.stack().register(move || {
+        let child = outer.subinterpreter("late");
+        child.stack().register(inside.handler("late child"));
+        outer.stack().register(inside.handler("late"));
+        std::mem::forget(child); // alive, for all that is known
+    });
+    parent.finalize().unwrap();
+    assert_eq!(log.take(), ["late", "late child", "old"]);
+}
+
+#[test]
+fn a_child_of_a_finalized_parent_takes_no_handlers() {
+    let parent = Interpreter::new("parent");
+    parent.finalize().unwrap();
+    let child = parent.subinterpreter("child");
+    assert!(child.stack().try_register(|| ()).is_err());
+    assert!(child.finalize().is_ok());
+}
+
+#[test]
+fn a_child_is_no_handler_of_its_parent() {
+    fn function() {}
+    let log = Log::default();
+    let parent = Interpreter::new("parent");
+    let child = parent.subinterpreter("child");
+    let id = child.stack().register(log.handler("child"));
+    child.stack().register(function);
+    child.stack().register(Handler::new(log.handler("keyed")).keyed("key"));
+    let stack = parent.stack();
+    assert_eq!((stack.len(), stack.is_empty(), stack.pending().len()), (0, true, 0));
+    assert!(!stack.unregister(id) && stack.run_now(id).is_none());
+    assert_eq!((stack.unregister_fn(function), stack.unregister_key(&"key")), (0, 0));
+    stack.clear();
+    let moved = stack.pop_all();
+    assert!(moved.close().is_ok());
+    drop(moved);
+    assert_eq!((log.take(), child.stack().len()), (vec![], 3));
+    parent.finalize().unwrap();
+    assert_eq!(log.take(), ["keyed", "child"]);
+}
+
+#[test]
+fn a_child_keeps_its_place_when_its_parents_handlers_are_cleared_or_moved_away() {
+    let log = Log::default();
+    let parent = Interpreter::new("parent");
+    parent.stack().register(log.handler("moved"));
+    let child = parent.subinterpreter("child");
+    child.stack().register(log.handler("child"));
+    let moved = parent.stack().pop_all();
+    parent.stack().register(log.handler("after"));
+    parent.finalize().unwrap();
+    assert_eq!(log.take(), ["after", "child"]);
+    drop(moved);
+    assert_eq!(log.take(), ["moved"]);
+}
+
+#[test]
+fn an_id_of_one_interpreter_is_unknown_in_every_other() {
+    let parent = Interpreter::new("parent");
+    let others = [parent.subinterpreter("a"), parent.subinterpreter("b"), parent.subinterpreter("a").clone()];
+    let ids: Vec<_> = others.iter().map(|other| other.stack().register(|| ())).collect();
+    for (n, other) in others.iter().enumerate().take(2) {
+        for (m, id) in ids.iter().enumerate() {
+            assert!(n == m || !other.stack().unregister(*id));
+        }
+    }
+    assert!(ids.iter().all(|id| !process_stack().unregister(*id)));
+    assert_eq!(others[0].stack().len(), 1);
+}
+
+#[test]
+fn clones_are_handles_to_the_same_interpreter_and_the_last_to_go_finalizes() {
+    let log = Log::default();
+    let first = Interpreter::new("same");
+    let second = first.clone();
+    assert_eq!(first, second);
+    assert_ne!(first, Interpreter::new("same"));
+    first.stack().register(log.handler("once"));
+    drop(first);
+    assert_eq!((log.take(), second.stack().len()), (vec![], 1));
+    drop(second);
+    assert_eq!(log.take(), ["once"]);
+}
