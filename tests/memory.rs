@@ -1,0 +1,387 @@
+//! What costs memory, and what does not: by an allocator that counts, and fails on demand.
+//!
+//! A binary of its own: the allocator is the process's. It counts for each thread apart, so that the tests may run side
+//! by side. Debug builds make a tenth of the registrations, where it says so.
+
+#![allow(missing_docs, reason = "a test")]
+#![allow(unsafe_code, reason = "an allocator is unsafe by its trait")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::hint::black_box;
+use std::process::{Command, Stdio};
+
+use exitstack::{ExitStack, HandlerId, HandlerList, Interpreter, SharedExitStack};
+
+struct Counting;
+
+#[derive(Clone, Copy)]
+struct Counts {
+    /// Bytes allocated and not freed.
+    live: isize,
+    /// The most that `live` was.
+    peak: isize,
+    /// Calls that asked for memory.
+    calls: usize,
+    /// Requests fail.
+    exhausted: bool,
+}
+
+thread_local! {
+    static COUNTS: Cell<Counts> = const { Cell::new(Counts { live: 0, peak: 0, calls: 0, exhausted: false }) };
+}
+
+/// No layout is larger.
+fn signed(bytes: usize) -> isize {
+    isize::try_from(bytes).unwrap_or(isize::MAX)
+}
+
+/// Counts a request for so many bytes more; false if it is to fail.
+fn request(bytes: isize) -> bool {
+    let mut counts = COUNTS.get();
+    if counts.exhausted {
+        return false;
+    }
+    counts.calls += 1;
+    counts.live += bytes;
+    counts.peak = counts.peak.max(counts.live);
+    COUNTS.set(counts);
+    true
+}
+
+fn free(bytes: usize) {
+    let mut counts = COUNTS.get();
+    counts.live -= signed(bytes);
+    COUNTS.set(counts);
+}
+
+// SAFETY: `System` does the work; the counts stand in a thread-local that neither allocates nor has a destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if !request(signed(layout.size())) {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller's promise, handed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        free(layout.size());
+        // SAFETY: the caller's promise, handed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if !request(signed(size) - signed(layout.size())) {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller's promise, handed on.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn live() -> isize {
+    COUNTS.get().live
+}
+
+/// How often `body` asks for memory.
+fn allocations(body: impl FnOnce()) -> usize {
+    let before = COUNTS.get().calls;
+    body();
+    COUNTS.get().calls - before
+}
+
+/// Runs `body` without memory: a request ends the process, as Rust does then.
+fn without_memory<R>(body: impl FnOnce() -> R) -> R {
+    COUNTS.set(Counts { exhausted: true, ..COUNTS.get() });
+    let value = body();
+    COUNTS.set(Counts { exhausted: false, ..COUNTS.get() });
+    value
+}
+
+/// The most memory in use at a time during `body`, beyond what was in use before.
+fn peak(body: impl FnOnce()) -> isize {
+    let counts = COUNTS.get();
+    COUNTS.set(Counts { peak: counts.live, ..counts });
+    body();
+    COUNTS.get().peak - counts.live
+}
+
+fn ignore<T>(value: T) {
+    black_box(value);
+}
+
+const fn in_debug_a_tenth(count: usize) -> usize {
+    if cfg!(debug_assertions) { count / 10 } else { count }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Interpreters
+
+/// 100 000 cycles beside the ones before cost nothing.
+fn cycles(cycle: impl Fn(usize)) {
+    (0..100).for_each(&cycle);
+    let before = live();
+    (0..100_000).for_each(&cycle);
+    assert_eq!(live(), before);
+}
+
+fn fill(interpreter: &Interpreter) {
+    for _ in 0..6 {
+        interpreter.stack().register(|| ());
+    }
+    let text = black_box(String::from("captured"));
+    interpreter.stack().register(move || drop(text));
+}
+
+/// Finalizes it, or drops its last handle, by turns.
+fn end(interpreter: Interpreter, turn: usize) {
+    if turn % 2 == 0 {
+        interpreter.finalize().unwrap();
+    }
+    drop(interpreter);
+}
+
+#[test]
+fn a_hundred_thousand_interpreters_made_and_finalized_cost_no_memory() {
+    cycles(|turn| {
+        let interpreter = Interpreter::new("cycle");
+        fill(&interpreter);
+        end(interpreter, turn);
+    });
+}
+
+#[test]
+fn a_hundred_thousand_subinterpreters_made_and_finalized_cost_no_memory() {
+    let parent = Interpreter::new("parent");
+    parent.stack().register(|| ());
+    let siblings: Vec<_> = (0..10).map(|_| parent.subinterpreter("sibling")).collect();
+    cycles(|turn| {
+        let interpreter = parent.subinterpreter(String::from("cycle"));
+        fill(&interpreter);
+        end(interpreter, turn);
+    });
+    assert_eq!((siblings.len(), parent.stack().len()), (10, 1));
+}
+
+#[test]
+fn a_hundred_thousand_trees_finalized_from_their_root_cost_no_memory() {
+    let outer = Interpreter::new("outer");
+    cycles(|turn| {
+        let parent = outer.subinterpreter("parent");
+        let child = parent.subinterpreter("child");
+        child.stack().register(|| ());
+        end(parent, turn);
+        drop(child);
+    });
+}
+
+#[test]
+fn a_hundred_thousand_interpreters_that_refuse_cost_no_memory() {
+    exitstack::report::set_hook(Box::new(|_| ()));
+    let parent = Interpreter::new("parent");
+    parent.finalize().unwrap();
+    cycles(|_| {
+        let child = parent.subinterpreter("child");
+        child.stack().register(|| ());
+        child.stack().register(|| ());
+    });
+}
+
+#[test]
+fn a_long_lived_interpreter_that_is_closed_again_and_again_costs_no_memory() {
+    let interpreter = Interpreter::new("closed");
+    cycles(|_| {
+        fill(&interpreter);
+        interpreter.stack().close().unwrap();
+    });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Register and unregister for ever
+
+const PAIRS: usize = in_debug_a_tenth(10_000_000);
+
+/// Beside 1000 that wait, pairs cost nothing after the first 10 000: neither in the end nor at any time in between.
+fn pairs(mut pair: impl FnMut()) {
+    (0..10_000).for_each(|_| pair());
+    let before = live();
+    let most = peak(|| (0..PAIRS).for_each(|_| pair()));
+    assert_eq!((live() - before, most), (0, 0));
+}
+
+#[test]
+fn register_and_unregister_for_ever_cost_no_memory_in_a_shared_stack() {
+    let stack = SharedExitStack::new();
+    (0..1000).for_each(|_| ignore(stack.register(|| ())));
+    pairs(|| {
+        let id = stack.register(|| ());
+        assert!(stack.unregister(id));
+    });
+    stack.clear();
+}
+
+#[test]
+fn register_and_unregister_for_ever_cost_no_memory_in_an_exit_stack() {
+    let mut stack = ExitStack::new();
+    (0..1000).for_each(|_| ignore(stack.register(|| ())));
+    pairs(|| {
+        let id = stack.register(|| ());
+        assert!(stack.unregister(id));
+    });
+}
+
+#[test]
+fn register_and_unregister_for_ever_cost_no_memory_in_a_list() {
+    let mut list = HandlerList::new();
+    (0..1000).for_each(|n| ignore(list.push(n)));
+    pairs(|| {
+        let id = list.push(7);
+        assert_eq!(list.remove(id), Some(7));
+    });
+}
+
+/// A window of them moves through the list: the oldest of the last 100 goes, not the newest.
+#[test]
+fn what_is_unregistered_in_the_order_it_came_costs_memory_in_proportion_to_what_waits() {
+    let stack = SharedExitStack::new();
+    (0..1000).for_each(|_| ignore(stack.register(|| ())));
+    let mut window: VecDeque<HandlerId> = (0..100).map(|_| stack.register(|| ())).collect();
+    window.reserve(1);
+    let most = peak(|| {
+        for _ in 0..PAIRS {
+            window.push_back(stack.register(|| ()));
+            assert!(window.pop_front().is_some_and(|id| stack.unregister(id)));
+        }
+    });
+    // As many slots again may be empty, and as many again while the list is rebuilt, by powers of two.
+    let waits = 1100 * size_of::<[usize; 7]>();
+    assert!(most <= signed(8 * waits), "{most} bytes for {waits}");
+    assert_eq!(stack.len(), 1100);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// No allocation
+
+#[test]
+fn an_exit_stack_of_up_to_four_small_handlers_allocates_nothing() {
+    let (mut a, mut b, mut c) = (0, 0, 0);
+    for count in 0..=4 {
+        let body = || {
+            let mut stack = ExitStack::new();
+            let small = (&mut a, &mut b, &mut c); // three words
+            stack.register(move || (*small.0, *small.1, *small.2) = (1, 2, 3));
+            stack.close().unwrap();
+            for _ in 0..count {
+                stack.register(|| ());
+            }
+            if count % 2 == 0 {
+                stack.close().unwrap();
+            }
+        };
+        assert_eq!(allocations(body), 0);
+    }
+    assert_eq!((a, b, c), (1, 2, 3));
+}
+
+#[test]
+fn a_shared_stack_of_up_to_four_small_handlers_allocates_nothing() {
+    let body = || {
+        let stack = SharedExitStack::new();
+        for n in 0..4_usize {
+            stack.register(move || ignore([n; 3]));
+        }
+        stack.close().unwrap();
+    };
+    assert_eq!(allocations(body), 0);
+}
+
+const MILLION: usize = 1_000_000;
+
+#[test]
+fn a_million_small_handlers_cost_the_growth_of_the_list_and_their_drain_nothing() {
+    let (exit_stack, shared, interpreter) = (ExitStack::new(), SharedExitStack::new(), Interpreter::new("million"));
+    let before = live();
+    let doublings = MILLION.ilog2() as usize + 2;
+    let grow = |register: &dyn Fn(usize)| {
+        let growths = allocations(|| (0..MILLION).for_each(register));
+        assert!(growths <= doublings, "{growths} allocations");
+    };
+    grow(&|n| ignore(exit_stack.register(move || ignore([n; 3]))));
+    grow(&|n| ignore(shared.register(move || ignore([n; 3]))));
+    grow(&|n| ignore(interpreter.stack().register(move || ignore([n; 3]))));
+    let mut exit_stack = exit_stack;
+    assert_eq!(allocations(|| exit_stack.close().unwrap()), 0);
+    assert_eq!(allocations(|| shared.close().unwrap()), 0);
+    assert_eq!(allocations(|| interpreter.finalize().unwrap()), 0);
+    assert_eq!(live(), before, "a drained list gives its memory back");
+}
+
+#[test]
+fn a_drain_allocates_only_for_what_fails() {
+    let stack = SharedExitStack::new();
+    stack.register(|| ());
+    stack.register(|| Err("disk full"));
+    let before = live();
+    let mut result = Ok(());
+    assert!(allocations(|| result = stack.close()) > 0);
+    drop(result);
+    assert_eq!(live(), before);
+}
+
+#[test]
+fn after_reserve_registering_small_handlers_and_draining_them_need_no_memory() {
+    let (mut ran, count) = (0, Cell::new(0));
+    let (mut exit_stack, shared, interpreter) =
+        (ExitStack::new(), SharedExitStack::new(), Interpreter::new("reserved"));
+    exit_stack.reserve(1000);
+    shared.reserve(1000);
+    interpreter.stack().reserve(1000);
+    without_memory(|| {
+        for n in 0..1000_usize {
+            let count = &count;
+            exit_stack.register(move || count.set(count.get() + 1));
+            shared.register(move || ignore([n; 3]));
+            interpreter.enter(|| exitstack::register(move || ignore([n; 3])));
+        }
+        exit_stack.close().unwrap();
+        shared.close().unwrap();
+        interpreter.finalize().unwrap();
+        ran += 1;
+    });
+    assert_eq!((ran, count.get()), (1, 1000));
+}
+
+#[test]
+fn a_handler_may_register_another_in_its_own_place_without_memory() {
+    let stack = SharedExitStack::new();
+    stack.register(|| ());
+    let interpreter = Interpreter::new("in place");
+    interpreter.stack().register(|| {
+        exitstack::register(|| ());
+    });
+    without_memory(|| {
+        interpreter.finalize().unwrap();
+        stack.close().unwrap();
+    });
+}
+
+const CHILD: &str = "EXITSTACK_TEST_CHILD";
+
+/// The trap bites: this is what the tests above would end with.
+#[test]
+fn without_reserve_registering_many_needs_memory() {
+    const NAME: &str = "without_reserve_registering_many_needs_memory";
+    if std::env::var_os(CHILD).is_some() {
+        let stack = SharedExitStack::new();
+        without_memory(|| (0..100).for_each(|_| ignore(stack.register(|| ()))));
+        return;
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args([NAME, "--exact", "--test-threads=1"]).env(CHILD, "1").stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(!child.status().unwrap().success());
+}

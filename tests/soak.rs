@@ -1,0 +1,334 @@
+//! A soak: 8 threads, random operations over a tree of interpreters, and an account of every handler.
+//!
+//! Each handler holds a token. The account is settled token by token: run, or dropped unrun by an `unregister`, a
+//! `clear` or a refusal on the thread where that happened; once, and in no other way. In the end
+//! registered = run + unregistered + cleared + refused, to the last one.
+//!
+//! `EXITSTACK_SOAK_SECONDS` says how long (2 if unset), `EXITSTACK_SEED` the seed. For 60 seconds:
+//!
+//! ```text
+//! EXITSTACK_SOAK_SECONDS=60 cargo test --release --test soak -- --nocapture
+//! ```
+
+#![allow(missing_docs, reason = "a test")]
+
+use std::cell::{Cell, RefCell};
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Barrier, PoisonError, RwLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use exitstack::{Exit, Handler, HandlerId, Interpreter, SharedExitStack, report};
+
+const THREADS: u64 = 8;
+const INTERPRETERS: usize = 24;
+/// Of one thread.
+const OPERATIONS: usize = 50_000_000;
+/// How deep handlers may do operations of their own.
+const NESTING: usize = 3;
+
+/// How a token may be dropped unrun.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Removal {
+    /// Not at all.
+    None,
+    Unregister,
+    Clear,
+    Refusal,
+}
+
+struct Account {
+    registered: AtomicU64,
+    run: AtomicU64,
+    unregistered: AtomicU64,
+    cleared: AtomicU64,
+    refused: AtomicU64,
+    /// What `unregister` and its kin answered.
+    said_unregistered: AtomicU64,
+    /// What `try_register` handed back.
+    handed_back: AtomicU64,
+    /// Dropped unrun where nothing may.
+    lost: AtomicU64,
+}
+
+static ACCOUNT: Account = Account {
+    registered: AtomicU64::new(0),
+    run: AtomicU64::new(0),
+    unregistered: AtomicU64::new(0),
+    cleared: AtomicU64::new(0),
+    refused: AtomicU64::new(0),
+    said_unregistered: AtomicU64::new(0),
+    handed_back: AtomicU64::new(0),
+    lost: AtomicU64::new(0),
+};
+static STOP: AtomicBool = AtomicBool::new(false);
+
+fn count(counter: &AtomicU64, more: usize) {
+    counter.fetch_add(more as u64, Ordering::Relaxed);
+}
+
+thread_local! {
+    static REMOVAL: Cell<Removal> = const { Cell::new(Removal::None) };
+    static NESTED: Cell<usize> = const { Cell::new(0) };
+    static RANDOM: Cell<u64> = const { Cell::new(0) };
+    static IDS: RefCell<Vec<(Interpreter, HandlerId)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What happens to tokens that are dropped while `body` runs.
+fn removing<R>(removal: Removal, body: impl FnOnce() -> R) -> R {
+    let before = REMOVAL.replace(removal);
+    let value = body();
+    REMOVAL.set(before);
+    value
+}
+
+struct Token {
+    run: bool,
+}
+
+impl Token {
+    fn new() -> Self {
+        count(&ACCOUNT.registered, 1);
+        Self { run: false }
+    }
+
+    fn run(mut self) {
+        assert!(!self.run);
+        self.run = true;
+        count(&ACCOUNT.run, 1);
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        if !self.run {
+            let counter = match REMOVAL.get() {
+                Removal::None => &ACCOUNT.lost,
+                Removal::Unregister => &ACCOUNT.unregistered,
+                Removal::Clear => &ACCOUNT.cleared,
+                Removal::Refusal => &ACCOUNT.refused,
+            };
+            count(counter, 1);
+        }
+    }
+}
+
+/// `SplitMix64`.
+fn below(end: usize) -> usize {
+    let state = RANDOM.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+    RANDOM.set(state);
+    let mut z = state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    usize::try_from((z ^ (z >> 31)) % (end as u64)).expect("below a usize")
+}
+
+/// What all threads work on.
+struct Soaked {
+    root: Interpreter,
+    places: Vec<RwLock<Interpreter>>,
+}
+
+type World = Arc<Soaked>;
+
+fn at(world: &World, place: usize) -> Interpreter {
+    world.places[place].read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn any(world: &World) -> Interpreter {
+    at(world, below(INTERPRETERS))
+}
+
+fn registration(world: &World) {
+    let place = below(INTERPRETERS);
+    let interpreter = at(world, place);
+    let stack = interpreter.stack();
+    let mut refused = false;
+    let token = Token::new();
+    // Whatever a handler does besides, its token is settled first.
+    let id = removing(Removal::Refusal, || match below(8) {
+        0 => stack.register(move || token.run()),
+        1 => stack.register(Handler::new(move || token.run()).named(String::from("soak")).keyed(below(8))),
+        2 => stack.register(move || {
+            token.run();
+            Err("planned")
+        }),
+        3 => stack.register(move || {
+            token.run();
+            resume_unwind(Box::new("planned"))
+        }),
+        4 => {
+            let large = [7_u64; 16];
+            stack.register(move || {
+                token.run();
+                if large[below(16)] == 7 { Err(Exit(3)) } else { Ok(()) }
+            })
+        }
+        5 => stack.try_register(move || token.run()).unwrap_or_else(|handler| {
+            count(&ACCOUNT.handed_back, 1);
+            drop(handler);
+            refused = true;
+            stack.register(|| ()) // an id that is unknown everywhere
+        }),
+        6 => interpreter.enter(|| exitstack::register(move || token.run())),
+        _ => {
+            let world = Arc::clone(world);
+            stack.register(move || {
+                token.run();
+                nested(&world);
+            })
+        }
+    });
+    let replaced = IDS.with_borrow_mut(|ids| {
+        if ids.len() < 64 {
+            ids.push((interpreter, id));
+            return None;
+        }
+        Some(std::mem::replace(&mut ids[below(64)], (interpreter, id)))
+    });
+    drop(replaced); // perhaps the last handle: handlers run
+    if refused {
+        renewal(world, place);
+    }
+}
+
+/// What a handler does: a few operations, not too deep.
+fn nested(world: &World) {
+    let depth = NESTED.get();
+    if depth < NESTING && !STOP.load(Ordering::Relaxed) {
+        NESTED.set(depth + 1);
+        (0..below(3)).for_each(|_| operation(world));
+        NESTED.set(depth);
+    }
+}
+
+/// Puts a new interpreter in the place of another.
+fn renewal(world: &World, place: usize) {
+    let parent = if below(2) == 0 { any(world) } else { world.root.clone() };
+    let new = parent.subinterpreter("inner");
+    let mut place = world.places[place].write().unwrap_or_else(PoisonError::into_inner);
+    let old = std::mem::replace(&mut *place, new);
+    drop(place);
+    drop(old);
+}
+
+fn removal(world: &World) {
+    let Some((interpreter, id)) =
+        IDS.with_borrow_mut(|ids| (!ids.is_empty()).then(|| ids.swap_remove(below(ids.len()))))
+    else {
+        return;
+    };
+    let other = if below(4) == 0 { any(world) } else { interpreter.clone() };
+    if below(4) == 0 {
+        let _ = other.stack().run_now(id);
+    } else if removing(Removal::Unregister, || other.stack().unregister(id)) {
+        assert!(other == interpreter, "an id was known to another stack");
+        count(&ACCOUNT.said_unregistered, 1);
+    }
+}
+
+fn operation(world: &World) {
+    match below(64) {
+        0..32 => registration(world),
+        32..44 => removal(world),
+        44..46 => {
+            let key = below(8);
+            let removed = any_stack(world, |stack| removing(Removal::Unregister, || stack.unregister_key(&key)));
+            count(&ACCOUNT.said_unregistered, removed);
+        }
+        46 => any_stack(world, |stack| removing(Removal::Clear, || stack.clear())),
+        47 => {
+            let moved = any_stack(world, SharedExitStack::pop_all);
+            if below(2) == 0 {
+                let _ = moved.close();
+            }
+        }
+        48..52 => drop(any_stack(world, SharedExitStack::close)),
+        52 => {
+            let place = below(INTERPRETERS);
+            let _ = at(world, place).finalize();
+            renewal(world, place);
+        }
+        53..60 => renewal(world, below(INTERPRETERS)),
+        60 => drop(any_stack(world, SharedExitStack::pending)),
+        61 => drop(Interpreter::current().map(|current| current.stack().close())),
+        62 => {
+            let interpreter = any(world);
+            let _ = interpreter.enter(|| interpreter.stack().close());
+        }
+        _ => assert!(any(world).name().len() == "inner".len()),
+    }
+}
+
+/// Does something with the stack of any interpreter. The handle dropped afterwards may be the last one and run handlers:
+/// what `action` removes is told apart from those.
+fn any_stack<R>(world: &World, action: impl FnOnce(&SharedExitStack) -> R) -> R {
+    action(any(world).stack())
+}
+
+fn from_environment(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(otherwise)
+}
+
+#[test]
+fn every_handler_is_accounted_for() {
+    let seconds = from_environment("EXITSTACK_SOAK_SECONDS", 2);
+    let seed = from_environment("EXITSTACK_SEED", 0x5eed);
+    report::set_hook(Box::new(|_| ()));
+    let root = Interpreter::new("soak");
+    let places = (0..INTERPRETERS).map(|_| RwLock::new(root.subinterpreter("inner"))).collect();
+    let world: World = Arc::new(Soaked { root, places });
+
+    let (done, wait) = channel();
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let barrier = Arc::new(Barrier::new(usize::try_from(THREADS).expect("a few")));
+    let threads: Vec<_> = (0..THREADS)
+        .map(|number| {
+            let (world, barrier, done) = (Arc::clone(&world), Arc::clone(&barrier), done.clone());
+            let body = move || {
+                RANDOM.set(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
+                let mut operations = 0;
+                while operations < OPERATIONS && !STOP.load(Ordering::Relaxed) {
+                    operation(&world);
+                    operations += 1;
+                    if operations % 256 == 0 && Instant::now() >= end {
+                        STOP.store(true, Ordering::Relaxed);
+                    }
+                }
+                STOP.store(true, Ordering::Relaxed);
+                barrier.wait();
+                drop(IDS.take());
+                done.send(operations).expect("somebody waits");
+            };
+            thread::Builder::new().stack_size(16 << 20).spawn(body).expect("a thread")
+        })
+        .collect();
+    drop(done);
+    let mut operations = 0;
+    for _ in 0..THREADS {
+        match wait.recv_timeout(Duration::from_secs(seconds + 120)) {
+            Ok(more) => operations += more,
+            Err(RecvTimeoutError::Timeout) => panic!("threads wait for one another (seed {seed})"),
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    for thread in threads {
+        thread.join().expect("no panic gets out");
+    }
+
+    let _ = world.root.finalize();
+    drop(Arc::into_inner(world).expect("every handler that held it is gone"));
+    let get = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+    let [registered, run, unregistered, cleared, refused] =
+        [&ACCOUNT.registered, &ACCOUNT.run, &ACCOUNT.unregistered, &ACCOUNT.cleared, &ACCOUNT.refused].map(get);
+    println!(
+        "{operations} operations, seed {seed}: {registered} registered = {run} run + {unregistered} unregistered \
+         + {cleared} cleared + {refused} refused"
+    );
+    assert_eq!(get(&ACCOUNT.lost), 0, "dropped unrun by nobody's wish");
+    assert_eq!(registered, run + unregistered + cleared + refused);
+    assert_eq!(unregistered, get(&ACCOUNT.said_unregistered));
+    assert!(get(&ACCOUNT.handed_back) <= refused);
+}
