@@ -1,0 +1,8 @@
+//! Operations on `ExitStack`s, compared with a model; `tests/it` replays the corpus.
+#![no_main]
+
+#[allow(dead_code, reason = "the other targets' models")]
+#[path = "../../tests/model/mod.rs"]
+mod model;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| model::ops::run(bytes));

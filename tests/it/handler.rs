@@ -1,0 +1,310 @@
+//! What is registered: shapes of handlers, names, keys, functions as their own identity, and where it was registered.
+
+use std::cell::RefCell;
+use std::panic::Location;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use exitstack::{ExitStack, Handler, HandlerErrorKind, HandlerId, SharedExitStack};
+
+use crate::support::{Counter, panic_of, quiet_panic};
+
+#[test]
+fn a_handler_returns_nothing_a_result_or_never() {
+    let mut stack = ExitStack::new();
+    stack.register(|| ());
+    stack.register(|| Ok::<(), std::io::Error>(()));
+    stack.register(|| Err("a text"));
+    stack.register(|| Err(String::from("an owned text")));
+    stack.register(|| Err::<(), Box<dyn std::error::Error + Send + Sync>>("a boxed error".into()));
+    stack.register(|| Err(std::io::Error::other("an error")));
+    stack.register(|| quiet_panic("never"));
+    let error = stack.close().unwrap_err();
+    let messages: Vec<String> =
+        error.iter().map(|error| error.to_string().rsplit_once(": ").unwrap().1.into()).collect();
+    assert_eq!(messages, ["never", "an error", "a boxed error", "an owned text", "a text"]);
+}
+
+#[test]
+fn the_handlers_own_error_can_be_had_back() {
+    let mut stack = ExitStack::new();
+    stack.register(|| Err(std::io::Error::from_raw_os_error(13)));
+    let error = stack.close().unwrap_err();
+    let HandlerErrorKind::Failed(cause) = error.errors()[0].kind() else { panic!("{error:?}") };
+    assert_eq!(cause.downcast_ref::<std::io::Error>().unwrap().raw_os_error(), Some(13));
+}
+
+#[test]
+fn closures_of_every_size_run_with_what_they_captured() {
+    macro_rules! sizes {
+        ($($words:literal)*) => {$({
+            let values: [usize; $words] = std::array::from_fn(|at| at * 7 + $words);
+            let counter = Counter::default();
+            let (mut bomb, unused) = (counter.bomb(), counter.bomb());
+            let mut stack = ExitStack::new();
+            stack.register(move || {
+                assert!(values.iter().enumerate().all(|(at, value)| *value == at * 7 + $words));
+                bomb.use_up();
+            });
+            let id = stack.register(move || drop((values, unused)));
+            assert!(stack.unregister(id));
+            stack.close().unwrap();
+            assert_eq!((counter.used(), counter.dropped()), (1, 2));
+        })*};
+    }
+    sizes!(0 1 2 3 4 5 8 100 5000);
+}
+
+#[test]
+fn closures_of_every_alignment_are_aligned_when_they_run_and_when_they_are_dropped() {
+    macro_rules! alignments {
+        ($($align:literal)*) => {$({
+            #[repr(align($align))]
+            struct Aligned(u8);
+            impl Aligned {
+                fn check(&self) {
+                    assert_eq!((self.0, std::ptr::from_ref(self).addr() % $align), (7, 0));
+                }
+            }
+            impl Drop for Aligned {
+                fn drop(&mut self) {
+                    self.check();
+                    self.0 = 0;
+                }
+            }
+            let mut stack = ExitStack::new();
+            for _ in 0..9 {
+                let aligned = Aligned(7);
+                stack.register(move || aligned.check());
+            }
+            let aligned = Aligned(7);
+            let id = stack.register(Handler::new(move || aligned.check()).named("dressed"));
+            assert!(stack.unregister(id));
+            stack.close().unwrap();
+        })*};
+    }
+    alignments!(2 4 8 16 32 64 4096);
+}
+
+#[test]
+fn zero_sized_handlers_run_and_their_captures_drop() {
+    static DROPPED: AtomicUsize = AtomicUsize::new(0);
+    struct Zero;
+    impl Drop for Zero {
+        fn drop(&mut self) {
+            DROPPED.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let mut stack = ExitStack::new();
+    for _ in 0..3 {
+        let zero = Zero;
+        stack.register(move || drop(zero));
+    }
+    stack.close().unwrap();
+    assert_eq!(DROPPED.load(Ordering::SeqCst), 3);
+    let zero = Zero;
+    stack.register(move || drop(zero));
+    stack.clear();
+    assert_eq!(DROPPED.load(Ordering::SeqCst), 4);
+}
+
+#[test]
+fn functions_methods_and_function_pointers_are_handlers() {
+    static RAN: AtomicUsize = AtomicUsize::new(0);
+    fn function() {
+        RAN.fetch_add(1, Ordering::SeqCst);
+    }
+    fn generic<const N: usize>() {
+        RAN.fetch_add(N, Ordering::SeqCst);
+    }
+    let boxed: Box<dyn FnOnce()> = Box::new(function);
+    let stack = ExitStack::new();
+    stack.register(function);
+    stack.register(function as fn());
+    stack.register(generic::<10>);
+    stack.register(boxed);
+    drop(stack);
+    assert_eq!(RAN.load(Ordering::SeqCst), 13);
+}
+
+#[test]
+fn unregister_fn_removes_every_registration_of_that_function_and_no_other() {
+    fn hello() {}
+    fn goodbye() {}
+    let log = RefCell::new(Vec::new());
+    let mut stack = ExitStack::new();
+    stack.register(hello);
+    stack.register(goodbye);
+    stack.register(|| log.borrow_mut().push("captures"));
+    stack.on_success(goodbye);
+    stack.register(Handler::new(goodbye).named("dressed").keyed(1));
+    stack.register(goodbye);
+    assert_eq!(stack.unregister_fn(goodbye), 4);
+    assert_eq!(stack.unregister_fn(goodbye), 0);
+    assert_eq!(stack.len(), 2);
+    stack.close().unwrap();
+    drop(stack);
+    assert_eq!(log.into_inner(), ["captures"]);
+}
+
+#[test]
+fn unregister_fn_knows_a_closure_without_captures_and_one_instance_of_a_generic_function() {
+    fn generic<T>() {}
+    let closure = || ();
+    let twin = || ();
+    let mut stack = ExitStack::new();
+    stack.register(closure);
+    stack.register(generic::<u8>);
+    stack.register(generic::<u16>);
+    assert_eq!(stack.unregister_fn(twin), 0);
+    assert_eq!(stack.unregister_fn(generic::<u32>), 0);
+    assert_eq!(stack.unregister_fn(closure), 1);
+    assert_eq!(stack.unregister_fn(generic::<u8>), 1);
+    assert_eq!(stack.len(), 1);
+}
+
+#[test]
+fn unregister_key_drops_all_it_found_though_drops_panic() {
+    let counter = Counter::default();
+    let mut stack = ExitStack::new();
+    let shared = SharedExitStack::new();
+    for _ in 0..3 {
+        let bomb = counter.bomb_that_panics();
+        stack.register(Handler::new(move || drop(bomb)).keyed(1));
+        let bomb = counter.bomb_that_panics();
+        shared.register(Handler::new(move || drop(bomb)).keyed(1));
+    }
+    assert_eq!(panic_of(|| stack.unregister_key(&1)), "dropped");
+    assert_eq!(panic_of(|| shared.unregister_key(&1)), "dropped");
+    assert_eq!(counter.dropped(), 6);
+    assert!(stack.is_empty() && shared.is_empty());
+}
+
+#[test]
+fn unregister_key_compares_with_the_keys_own_eq_oldest_first() {
+    thread_local!(static ASKED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) });
+    struct Modulo(u32);
+    impl PartialEq for Modulo {
+        fn eq(&self, other: &Self) -> bool {
+            ASKED.with_borrow_mut(|asked| asked.push(self.0));
+            self.0 % 3 == other.0 % 3
+        }
+    }
+    let mut stack = ExitStack::new();
+    for n in 0..7 {
+        stack.register(Handler::new(|| ()).keyed(Modulo(n)));
+        stack.register(|| ());
+    }
+    assert_eq!(stack.unregister_key(&Modulo(30)), 3);
+    assert_eq!(stack.len(), 11);
+    ASKED.with_borrow(|asked| assert_eq!(*asked, [0, 1, 2, 3, 4, 5, 6]));
+    assert_eq!(stack.unregister_key(&Modulo(30)), 0);
+}
+
+#[test]
+fn a_key_of_another_type_is_unequal() {
+    let mut stack = ExitStack::new();
+    stack.register(Handler::new(|| ()).keyed(1_u8));
+    stack.register(Handler::new(|| ()).keyed("1"));
+    stack.register(Handler::new(|| ()).keyed(String::from("1")));
+    assert_eq!(stack.unregister_key(&1_u16), 0);
+    assert_eq!(stack.unregister_key(&()), 0);
+    assert_eq!(stack.unregister_key(&"1"), 1);
+    assert_eq!(stack.len(), 2);
+}
+
+#[test]
+fn a_key_that_equals_nothing_not_even_itself_is_never_found() {
+    let mut stack = ExitStack::new();
+    stack.register(Handler::new(|| ()).keyed(f64::NAN));
+    assert_eq!(stack.unregister_key(&f64::NAN), 0);
+    assert_eq!(stack.len(), 1);
+}
+
+#[test]
+fn a_panic_of_a_keys_eq_goes_on_and_nothing_was_removed() {
+    struct Panics(bool);
+    impl PartialEq for Panics {
+        fn eq(&self, _: &Self) -> bool {
+            if self.0 { quiet_panic("==") } else { true }
+        }
+    }
+    let mut stack = ExitStack::new();
+    let shared = SharedExitStack::new();
+    for panics in [false, false, true, false] {
+        stack.register(Handler::new(|| ()).keyed(Panics(panics)));
+        shared.register(Handler::new(|| ()).keyed(Panics(panics)));
+    }
+    assert_eq!(panic_of(|| stack.unregister_key(&Panics(false))), "==");
+    assert_eq!(panic_of(|| shared.unregister_key(&Panics(false))), "==");
+    assert_eq!((stack.len(), shared.len()), (4, 4));
+    stack.close().unwrap();
+    shared.close().unwrap();
+}
+
+#[test]
+fn a_later_name_or_key_takes_the_place_of_an_earlier_one() {
+    let mut stack = ExitStack::new();
+    stack.register(Handler::new(|| ()).named("first").keyed(1).named("second").keyed("two"));
+    assert_eq!(stack.pending()[0].name(), Some("second"));
+    assert_eq!(stack.unregister_key(&1), 0);
+    assert_eq!(stack.unregister_key(&"two"), 1);
+}
+
+#[test]
+fn an_error_has_the_name_of_its_handler_however_it_failed() {
+    let counter = Counter::default();
+    let bomb = counter.bomb_that_panics();
+    let mut stack = ExitStack::new();
+    stack.register(|| Err("nameless"));
+    stack.register(Handler::new(|| Err("no")).named("fails"));
+    stack.register(Handler::new(|| quiet_panic("boom")).named(String::from("panics")));
+    stack.register(|| quiet_panic("nameless"));
+    stack.register(Handler::new(move || drop(bomb)).named("drops"));
+    stack.register(Handler::new(|| ()).named("fine"));
+    stack.register(|| quiet_panic("nameless"));
+    let error = stack.close().unwrap_err();
+    let names: Vec<_> = error.iter().map(exitstack::HandlerError::name).collect();
+    assert_eq!(names, [None, Some("drops"), None, Some("panics"), Some("fails"), None]);
+}
+
+#[test]
+fn every_way_to_register_notes_its_callers_location() {
+    fn line(location: &'static Location<'static>) -> u32 {
+        assert_eq!(location.file(), file!());
+        location.line()
+    }
+    let stack = ExitStack::new();
+    let shared = SharedExitStack::new();
+    let here = Location::caller();
+    stack.register(|| ());
+    stack.on_success(|| ());
+    stack.on_failure(|| ());
+    stack.enter((), |()| ());
+    shared.register(|| ());
+    shared.try_register(|| ()).unwrap();
+    let interpreter = exitstack::Interpreter::new("here");
+    let in_interpreter = interpreter.enter(|| {
+        exitstack::register(|| ());
+        Location::caller()
+    });
+    let lines: Vec<u32> = stack.pending().iter().rev().map(|pending| line(pending.location()) - here.line()).collect();
+    assert_eq!(lines, [1, 2, 3, 4]);
+    let lines: Vec<u32> = shared.pending().iter().rev().map(|pending| line(pending.location()) - here.line()).collect();
+    assert_eq!(lines, [5, 6]);
+    assert_eq!(interpreter.stack().pending()[0].location().file(), in_interpreter.file());
+}
+
+#[test]
+fn an_error_has_the_location_of_the_registration() {
+    #[track_caller]
+    fn wrapper(stack: &ExitStack<'_>) -> HandlerId {
+        stack.register(|| Err("no"))
+    }
+    let mut stack = ExitStack::new();
+    let line = line!() + 1;
+    wrapper(&stack);
+    let error = stack.close().unwrap_err();
+    let location = error.errors()[0].location();
+    assert_eq!((location.file(), location.line()), (file!(), line));
+    assert!(error.to_string().contains(&format!("registered at {}:{line}:", file!())));
+}

@@ -1,0 +1,23 @@
+//! The promises of the stacks, a test each; one binary, for one link.
+#![allow(missing_docs, reason = "tests")]
+#![allow(unreachable_pub, reason = "`model` is shared with the fuzz targets")]
+
+mod corpus;
+mod cpython;
+mod errors;
+mod handler;
+mod list;
+#[path = "../model/mod.rs"]
+mod model;
+mod positions;
+mod properties;
+mod report;
+mod scope;
+mod shared;
+mod stack;
+#[path = "../model/stderr.rs"]
+mod stderr;
+mod support;
+mod threads;
+mod types;
+mod ui;

@@ -1,0 +1,185 @@
+//! The report hook, of which the process has one: each test here has it alone.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use exitstack::report::{set_hook, take_hook};
+use exitstack::{ExitStack, Handler, HandlerError, HandlerErrorKind, Interpreter};
+use proptest::prelude::*;
+
+use crate::model;
+use crate::stderr::Capture;
+use crate::support::{alone, collect_reports, quiet_panic};
+
+fn fail() {
+    ExitStack::new().register(|| Err("no"));
+}
+
+#[test]
+fn the_hook_gets_each_failure_with_all_that_is_known_of_it() {
+    let _alone = alone();
+    let reports = collect_reports();
+    let stack = ExitStack::new();
+    let line = line!() + 1;
+    stack.register(Handler::new(|| Err("no")).named("flush"));
+    drop(stack);
+    let reports = reports.lock().unwrap();
+    let [report] = &**reports else { panic!("{reports:?}") };
+    assert_eq!((report.name(), report.path(), report.location().line()), (Some("flush"), None, line));
+    assert!(matches!(report.kind(), HandlerErrorKind::Failed(error) if error.to_string() == "no"));
+}
+
+#[test]
+fn a_report_is_made_when_the_failure_happens_not_at_the_end() {
+    let _alone = alone();
+    let count = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&count);
+    set_hook(Box::new(move |_| {
+        counts.fetch_add(1, Ordering::SeqCst);
+    }));
+    let stack = ExitStack::new();
+    for reported in (0..3).rev() {
+        let count = Arc::clone(&count);
+        stack.register(move || {
+            assert_eq!(count.load(Ordering::SeqCst), reported);
+            Err("one more")
+        });
+    }
+    drop(stack);
+    assert_eq!(count.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn take_hook_returns_the_hook_and_puts_the_default_back() {
+    let _alone = alone();
+    let reports = collect_reports();
+    let hook = take_hook();
+    let written = Capture::new().during(fail);
+    assert!(String::from_utf8(written).unwrap().ends_with(" failed: no\n"));
+    assert!(reports.lock().unwrap().is_empty());
+    set_hook(hook);
+    fail();
+    assert_eq!(reports.lock().unwrap().len(), 1);
+    drop(take_hook());
+}
+
+#[test]
+fn without_a_hook_take_hook_returns_the_default() {
+    let _alone = alone();
+    let default = take_hook();
+    let reports = collect_reports();
+    fail();
+    drop(take_hook());
+    let written = Capture::new().during(|| default(&reports.lock().unwrap()[0]));
+    assert_eq!(String::from_utf8(written).unwrap().lines().count(), 1);
+}
+
+#[test]
+fn hooks_can_be_chained() {
+    let _alone = alone();
+    let reports = collect_reports();
+    let seen = Arc::new(AtomicUsize::new(0));
+    let (earlier, counts) = (take_hook(), Arc::clone(&seen));
+    set_hook(Box::new(move |error| {
+        counts.fetch_add(1, Ordering::SeqCst);
+        earlier(error);
+    }));
+    fail();
+    drop(take_hook());
+    assert_eq!((seen.load(Ordering::SeqCst), reports.lock().unwrap().len()), (1, 1));
+}
+
+#[test]
+fn a_hook_may_replace_and_take_the_hook() {
+    let _alone = alone();
+    let reports: Arc<Mutex<Vec<HandlerError>>> = Arc::default();
+    let sink = Arc::clone(&reports);
+    set_hook(Box::new(move |_| {
+        let _itself = take_hook();
+        let sink = Arc::clone(&sink);
+        set_hook(Box::new(move |error| sink.lock().unwrap().push(error.clone())));
+    }));
+    fail();
+    fail();
+    drop(take_hook());
+    assert_eq!(reports.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn a_hook_that_is_replaced_is_dropped_unlocked() {
+    struct UsesHook;
+    impl Drop for UsesHook {
+        fn drop(&mut self) {
+            drop(take_hook());
+        }
+    }
+    let _alone = alone();
+    let uses = UsesHook;
+    set_hook(Box::new(move |_| {
+        let _captured = &uses;
+    }));
+    set_hook(Box::new(|_| unreachable!("taken when the one before it was dropped")));
+    let written = Capture::new().during(fail);
+    assert!(!written.is_empty());
+}
+
+#[test]
+fn a_hook_that_fails_an_exit_stack_of_its_own_does_not_recurse_for_ever() {
+    let _alone = alone();
+    let depth = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&depth);
+    set_hook(Box::new(move |_| {
+        if counts.fetch_add(1, Ordering::SeqCst) < 5 {
+            fail();
+        }
+    }));
+    fail();
+    drop(take_hook());
+    assert_eq!(depth.load(Ordering::SeqCst), 6);
+}
+
+#[test]
+fn the_default_report_is_one_line_of_text_with_path_name_and_place() {
+    let _alone = alone();
+    let line = line!() + 3;
+    let written = Capture::new().during(|| {
+        let plugin = Interpreter::new("plugin\n-a");
+        plugin.stack().register(Handler::new(|| Err("disk\r\n\x1b[2Jfull")).named("flush\u{202e}"));
+    });
+    let expected = format!(
+        "process > plugin\\n-a: exit handler `flush\\u{{202e}}` registered at {}:{line}:24 failed: disk\\r\\n\\u{{1b}}[2Jfull\n",
+        file!()
+    );
+    assert_eq!(String::from_utf8(written).unwrap(), expected);
+}
+
+#[test]
+fn the_default_report_survives_an_error_that_cannot_be_shown() {
+    let _alone = alone();
+    for (kind, word) in [(2, "half(the message could not be written)"), (3, "half(the message panicked)")] {
+        let mut bytes = vec![kind];
+        bytes.extend_from_slice(b"half");
+        let failure = model::report::decode(&bytes);
+        let written = Capture::new().during(|| model::report::report(&failure));
+        assert!(String::from_utf8(written).unwrap().ends_with(&format!("failed: {word}\n")));
+    }
+}
+
+#[test]
+fn no_payload_panics_the_default_report() {
+    let _alone = alone();
+    let written = Capture::new().during(|| {
+        ExitStack::new().register(|| quiet_panic("two\nlines"));
+    });
+    assert!(String::from_utf8(written).unwrap().ends_with("panicked: two\\nlines\n"));
+}
+
+proptest! {
+    #[test]
+    fn any_failure_is_reported_in_one_line(kind in any::<u8>(), texts in any::<[String; 3]>()) {
+        let _alone = alone();
+        let failure = model::report::decode(&[&[kind], texts.join("|").as_bytes()].concat());
+        let written = Capture::new().during(|| model::report::report(&failure));
+        model::report::check(&failure, &written);
+    }
+}

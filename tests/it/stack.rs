@@ -1,0 +1,558 @@
+//! `ExitStack`.
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use exitstack::{Exit, ExitStack, Handler, HandlerErrorKind, Outcome};
+
+use crate::support::{Counter, panic_of, quiet_panic, reported};
+
+#[test]
+fn handlers_run_last_in_first_out() {
+    let log = RefCell::new(Vec::new());
+    let mut stack = ExitStack::new();
+    for n in 0..20 {
+        let log = &log;
+        stack.register(move || log.borrow_mut().push(n));
+    }
+    stack.close().unwrap();
+    drop(stack);
+    assert!(log.into_inner().into_iter().eq((0..20).rev()));
+}
+
+#[test]
+fn a_dropped_stack_drains() {
+    let ran = Cell::new(0);
+    {
+        let stack = ExitStack::new();
+        stack.register(|| ran.set(ran.get() + 1));
+    }
+    assert_eq!(ran.get(), 1);
+}
+
+#[test]
+fn a_handler_may_borrow_and_need_not_be_send() {
+    let local = Rc::new(Cell::new(1));
+    let mut text = String::from("before");
+    let mut stack = ExitStack::new();
+    let moved = Rc::clone(&local);
+    stack.register(move || moved.set(2));
+    stack.register(|| text.push_str(" and after"));
+    stack.close().unwrap();
+    drop(stack);
+    assert_eq!((local.get(), text.as_str()), (2, "before and after"));
+}
+
+#[test]
+fn no_failure_stops_the_handlers_below_and_all_are_kept_in_order() {
+    let counter = Counter::default();
+    let mut stack = ExitStack::new();
+    for n in 0..9 {
+        let mut bomb = counter.bomb();
+        stack.register(move || {
+            bomb.use_up();
+            match n % 3 {
+                0 => Err(format!("failure {n}")),
+                1 => quiet_panic("panic"),
+                _ => Ok(()),
+            }
+        });
+    }
+    let error = stack.close().unwrap_err();
+    assert_eq!((counter.used(), counter.dropped()), (9, 9));
+    let kinds: Vec<String> = error
+        .iter()
+        .map(|error| match error.kind() {
+            HandlerErrorKind::Failed(error) => error.to_string(),
+            HandlerErrorKind::Panicked(message) => message.clone(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(kinds, ["panic", "failure 6", "panic", "failure 3", "panic", "failure 0"]);
+}
+
+#[test]
+fn a_panic_with_any_payload_is_recorded() {
+    struct Payload(Counter);
+    impl Drop for Payload {
+        fn drop(&mut self) {
+            drop(self.0.bomb());
+            quiet_panic("the payload's drop");
+        }
+    }
+    let counter = Counter::default();
+    let payload = Payload(counter.clone());
+    let mut stack = ExitStack::new();
+    stack.register(|| ());
+    stack.register(move || std::panic::resume_unwind(Box::new(payload)));
+    stack.register(|| std::panic::resume_unwind(Box::new(String::from("owned text"))));
+    stack.register(|| std::panic::resume_unwind(Box::new(17)));
+    let error = stack.close().unwrap_err();
+    let messages: Vec<&str> = error
+        .iter()
+        .map(|error| if let HandlerErrorKind::Panicked(message) = error.kind() { message } else { "" })
+        .collect();
+    assert_eq!(messages, ["(a payload that is no text)", "owned text", "(a payload that is no text)"]);
+    assert_eq!(counter.dropped(), 1);
+}
+
+#[test]
+fn a_capture_whose_drop_panics_is_recorded_and_the_rest_runs() {
+    let counter = Counter::default();
+    let mut stack = ExitStack::new();
+    for _ in 0..3 {
+        let mut bomb = counter.bomb_that_panics();
+        stack.register(move || bomb.use_up());
+    }
+    assert_eq!(stack.close().unwrap_err().errors().len(), 3);
+    assert_eq!((counter.used(), counter.dropped()), (3, 3));
+}
+
+#[test]
+fn close_returns_what_failed_and_reports_nothing() {
+    let reports = reported(|| {
+        let mut stack = ExitStack::new();
+        stack.register(|| Err("kept"));
+        assert!(stack.close().is_err());
+    });
+    assert!(reports.is_empty(), "{reports:?}");
+}
+
+#[test]
+fn drop_reports_what_failed_at_the_moment_it_happens_and_does_not_panic() {
+    use crate::model::{Event, log, take_log};
+    let _routed = crate::support::routed();
+    take_log();
+    let stack = ExitStack::new();
+    stack.register(|| log(Event::Ran(1)));
+    stack.register(|| quiet_panic("boom"));
+    stack.register(|| log(Event::Ran(2)));
+    stack.register(|| Err("no"));
+    drop(stack);
+    let expected = [
+        Event::Reported("//failed: no".into()),
+        Event::Ran(2),
+        Event::Reported("//panicked: boom".into()),
+        Event::Ran(1),
+    ];
+    assert_eq!(take_log(), expected);
+}
+
+#[test]
+fn drop_during_unwinding_runs_all_and_lets_the_panic_go_on() {
+    let counter = Counter::default();
+    let reports = reported(|| {
+        let message = panic_of(|| {
+            let stack = ExitStack::new();
+            for _ in 0..3 {
+                let mut bomb = counter.bomb();
+                stack.register(move || {
+                    bomb.use_up();
+                    quiet_panic("from a handler")
+                });
+            }
+            quiet_panic("from the body")
+        });
+        assert_eq!(message, "from the body");
+    });
+    assert_eq!(reports.len(), 3);
+    assert_eq!((counter.used(), counter.dropped()), (3, 3));
+}
+
+#[test]
+fn a_closed_stack_is_empty_and_usable_again() {
+    let ran = Cell::new(0);
+    let mut stack = ExitStack::new();
+    for _ in 0..3 {
+        stack.register(|| ran.set(ran.get() + 1));
+        stack.register(|| Err("each time"));
+        assert!(stack.close().is_err());
+        assert!(stack.is_empty());
+        assert!(stack.close().is_ok());
+    }
+    drop(stack);
+    assert_eq!(ran.get(), 3);
+}
+
+#[test]
+fn a_failing_errors_own_drop_may_panic() {
+    #[derive(Debug)]
+    struct Rude;
+    impl std::fmt::Display for Rude {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("rude")
+        }
+    }
+    impl std::error::Error for Rude {}
+    impl Drop for Rude {
+        fn drop(&mut self) {
+            quiet_panic("an error's drop");
+        }
+    }
+    let ran = Cell::new(0);
+    let reports = reported(|| {
+        let stack = ExitStack::new();
+        stack.register(|| ran.set(1));
+        stack.register(|| Err(Rude));
+        stack.register(|| Err(Rude));
+        drop(stack);
+    });
+    assert_eq!(ran.get(), 1);
+    assert_eq!(reports.iter().filter(|report| report.contains("failed: rude")).count(), 2);
+}
+
+#[test]
+fn unregister_works_once_and_for_ids_of_this_stack_only() {
+    let counter = Counter::default();
+    let mut stack = ExitStack::new();
+    let mut other = ExitStack::new();
+    let bomb = counter.bomb();
+    let id = stack.register(move || drop(bomb));
+    let foreign = other.register(|| ());
+    assert!(!stack.unregister(foreign));
+    assert!(!other.unregister(id));
+    assert!(stack.unregister(id));
+    assert_eq!((counter.used(), counter.dropped()), (0, 1));
+    assert!(!stack.unregister(id));
+    assert_eq!((stack.len(), other.len()), (0, 1));
+}
+
+#[test]
+fn an_id_is_used_up_when_its_handler_ran() {
+    let mut stack = ExitStack::new();
+    let id = stack.register(|| ());
+    stack.close().unwrap();
+    stack.register(|| ());
+    assert!(!stack.unregister(id));
+    assert_eq!(stack.len(), 1);
+}
+
+#[test]
+fn unregister_lets_the_panic_of_a_captures_drop_go_on_and_the_handler_is_gone() {
+    let counter = Counter::default();
+    let mut stack = ExitStack::new();
+    let bomb = counter.bomb_that_panics();
+    let id = stack.register(move || drop(bomb));
+    assert_eq!(panic_of(|| stack.unregister(id)), "dropped");
+    assert_eq!((counter.dropped(), stack.len()), (1, 0));
+    assert!(!stack.unregister(id));
+}
+
+#[test]
+fn run_now_runs_one_handler_once_out_of_turn() {
+    let log = RefCell::new(Vec::new());
+    let mut stack = ExitStack::new();
+    stack.register(|| log.borrow_mut().push(1));
+    let id = stack.register(|| log.borrow_mut().push(2));
+    stack.register(|| log.borrow_mut().push(3));
+    assert!(stack.run_now(id).unwrap().is_ok());
+    assert!(stack.run_now(id).is_none());
+    stack.close().unwrap();
+    drop(stack);
+    assert_eq!(log.into_inner(), [2, 3, 1]);
+}
+
+#[test]
+fn run_now_returns_what_its_handler_did_and_heeds_no_outcome() {
+    let ran = Cell::new(0);
+    let mut stack = ExitStack::new();
+    let success = stack.on_success(|| ran.set(ran.get() + 1));
+    let failure = stack.on_failure(|| ran.set(ran.get() + 10));
+    let fails = stack.register(Handler::new(|| Err("no")).named("fails"));
+    let panics = stack.register(|| quiet_panic("boom"));
+    let exits = stack.register(|| Err(Exit(4)));
+    assert!(stack.run_now(success).unwrap().is_ok());
+    assert!(stack.run_now(failure).unwrap().is_ok());
+    assert_eq!(ran.get(), 11);
+    let error = stack.run_now(fails).unwrap().unwrap_err();
+    assert_eq!(error.errors()[0].name(), Some("fails"));
+    assert!(matches!(stack.run_now(panics).unwrap().unwrap_err().errors()[0].kind(), HandlerErrorKind::Panicked(_)));
+    let exit = stack.run_now(exits).unwrap().unwrap_err();
+    assert_eq!((exit.exit_code(), exit.errors().len()), (Some(4), 0));
+    assert!(stack.is_empty());
+}
+
+#[test]
+fn pop_all_moves_the_handlers_and_their_ids() {
+    let ran = Cell::new(0);
+    let mut stack = ExitStack::new();
+    let first = stack.register(|| ran.set(ran.get() + 1));
+    let second = stack.register(|| ran.set(ran.get() + 10));
+    let mut moved = stack.pop_all();
+    assert!(stack.is_empty());
+    let third = stack.register(|| ran.set(ran.get() + 100));
+    assert!(!stack.unregister(first) && !moved.unregister(third));
+    assert!(moved.unregister(first));
+    drop(stack);
+    assert_eq!(ran.get(), 100);
+    let fourth = moved.register(|| ran.set(ran.get() + 1000));
+    assert!(second < fourth);
+    drop(moved);
+    assert_eq!(ran.get(), 1110);
+}
+
+#[test]
+fn clear_drops_all_and_runs_none_newest_first() {
+    struct Logs<'l>(&'l RefCell<Vec<u32>>, u32);
+    impl Drop for Logs<'_> {
+        fn drop(&mut self) {
+            self.0.borrow_mut().push(self.1);
+        }
+    }
+    let log = RefCell::new(Vec::new());
+    let mut stack = ExitStack::new();
+    for n in 0..6 {
+        let logs = Logs(&log, n);
+        stack.register(move || {
+            let _captured = &logs;
+            unreachable!("cleared");
+        });
+    }
+    stack.clear();
+    assert!(stack.is_empty());
+    assert_eq!(*log.borrow(), [5, 4, 3, 2, 1, 0]);
+}
+
+#[test]
+fn clear_drops_every_handler_though_captures_panic_and_the_first_panic_goes_on() {
+    struct Tells(&'static str, Counter);
+    impl Drop for Tells {
+        fn drop(&mut self) {
+            drop(self.1.bomb());
+            quiet_panic(self.0);
+        }
+    }
+    let counter = Counter::default();
+    let mut stack = ExitStack::new();
+    for name in ["oldest", "middle", "newest"] {
+        let tells = Tells(name, counter.clone());
+        let bomb = counter.bomb();
+        stack.register(move || drop(bomb));
+        stack.register(move || drop(tells));
+    }
+    assert_eq!(panic_of(|| stack.clear()), "newest");
+    assert_eq!((counter.dropped(), stack.len()), (6, 0));
+    stack.register(|| ());
+    stack.close().unwrap();
+}
+
+#[test]
+fn a_value_is_lent_until_its_exit_gets_it() {
+    let mut stack = ExitStack::new();
+    let seen = Rc::new(RefCell::new(String::new()));
+    let sink = Rc::clone(&seen);
+    let text = stack.enter(String::from("a"), move |text| *sink.borrow_mut() = text);
+    let number = stack.enter(1_u64, |number| if number == 42 { Ok(()) } else { Err("not written to") });
+    for _ in 0..100 {
+        stack.register(|| ()); // the list moves its handlers when it grows
+    }
+    text.push('b');
+    *number = 42;
+    text.push('c');
+    stack.close().unwrap();
+    assert_eq!(*seen.borrow(), "abc");
+}
+
+#[test]
+fn an_entered_value_is_dropped_once_on_every_road() {
+    let counter = Counter::default();
+    let enter = |stack: &ExitStack<'_>| {
+        let _lent = stack.enter(counter.bomb(), |mut bomb| bomb.use_up());
+    };
+    let mut stack = ExitStack::new();
+    enter(&stack);
+    stack.close().unwrap();
+    assert_eq!((counter.used(), counter.dropped()), (1, 1));
+    enter(&stack);
+    stack.clear();
+    assert_eq!((counter.used(), counter.dropped()), (1, 2));
+    enter(&stack);
+    let id = stack.pending()[0].id();
+    assert!(stack.unregister(id));
+    assert_eq!((counter.used(), counter.dropped()), (1, 3));
+    enter(&stack);
+    drop(stack.pop_all());
+    assert_eq!((counter.used(), counter.dropped()), (2, 4));
+    enter(&stack);
+    let id = stack.pending()[0].id();
+    stack.run_now(id).unwrap().unwrap();
+    assert_eq!((counter.used(), counter.dropped()), (3, 5));
+}
+
+#[test]
+fn an_entered_value_whose_exit_or_drop_panics_is_consumed() {
+    let counter = Counter::default();
+    let mut stack = ExitStack::new();
+    stack.enter(counter.bomb(), |_bomb| quiet_panic("exit"));
+    stack.enter(counter.bomb_that_panics(), |mut bomb| bomb.use_up());
+    assert_eq!(stack.close().unwrap_err().errors().len(), 2);
+    assert_eq!((counter.used(), counter.dropped()), (1, 2));
+    stack.enter(counter.bomb_that_panics(), |_bomb| ());
+    assert_eq!(panic_of(|| stack.clear()), "dropped");
+    assert_eq!(counter.dropped(), 3);
+}
+
+#[test]
+fn an_entered_value_may_be_zero_sized_or_over_aligned() {
+    #[repr(align(256))]
+    struct Wide(u8);
+    let stack = ExitStack::new();
+    stack.enter((), |()| ());
+    let wide = stack.enter(Wide(1), |wide| assert_eq!((wide.0, &raw const wide as usize % 256), (2, 0)));
+    assert_eq!(std::ptr::from_ref(wide).addr() % 256, 0);
+    wide.0 = 2;
+    let reports = reported(|| drop(stack));
+    assert!(reports.is_empty(), "{reports:?}");
+}
+
+#[test]
+fn outcome_handlers_run_for_their_outcome_and_are_dropped_in_turn_for_the_other() {
+    for outcome in [Outcome::Success, Outcome::Failure] {
+        let counter = Counter::default();
+        let log = RefCell::new(Vec::new());
+        let (mut yes, mut no) = (counter.bomb(), counter.bomb());
+        let mut stack = ExitStack::new();
+        stack.register(|| log.borrow_mut().push("always"));
+        stack.on_success(|| {
+            yes.use_up();
+            log.borrow_mut().push("success");
+        });
+        stack.on_failure(|| {
+            no.use_up();
+            log.borrow_mut().push("failure");
+        });
+        stack.close_with(outcome).unwrap();
+        assert_eq!((counter.used(), stack.len()), (1, 0));
+        drop(stack);
+        let word = if outcome == Outcome::Success { "success" } else { "failure" };
+        assert_eq!(log.into_inner(), [word, "always"]);
+    }
+}
+
+#[test]
+fn close_means_success() {
+    let ran = Cell::new("");
+    let mut stack = ExitStack::new();
+    stack.on_success(|| ran.set("success"));
+    stack.on_failure(|| ran.set("failure"));
+    stack.close().unwrap();
+    assert_eq!(ran.get(), "success");
+}
+
+#[test]
+fn a_drop_means_success_or_by_a_panic_failure() {
+    fn work(ran: &Cell<&str>, panics: bool) {
+        let stack = ExitStack::new();
+        stack.on_success(|| ran.set("success"));
+        stack.on_failure(|| ran.set("failure"));
+        if panics {
+            quiet_panic("the work");
+        }
+    }
+    let ran = Cell::new("");
+    work(&ran, false);
+    assert_eq!(ran.get(), "success");
+    panic_of(|| work(&ran, true));
+    assert_eq!(ran.get(), "failure");
+}
+
+#[test]
+fn a_stack_made_and_dropped_while_unwinding_means_success() {
+    struct Works<'c>(&'c Cell<&'static str>);
+    impl Drop for Works<'_> {
+        fn drop(&mut self) {
+            assert!(std::thread::panicking());
+            let stack = ExitStack::new();
+            stack.on_success(|| self.0.set("success"));
+            stack.on_failure(|| self.0.set("failure"));
+        }
+    }
+    let ran = Cell::new("");
+    panic_of(|| {
+        let _works = Works(&ran);
+        quiet_panic("outside")
+    });
+    assert_eq!(ran.get(), "success");
+}
+
+#[test]
+fn a_dropped_outcome_handler_whose_capture_panics_is_recorded() {
+    let counter = Counter::default();
+    let mut stack = ExitStack::new();
+    let bomb = counter.bomb_that_panics();
+    stack.on_failure(move || drop(bomb));
+    stack.register(|| ());
+    assert_eq!(stack.close().unwrap_err().errors().len(), 1);
+    assert_eq!(counter.dropped(), 1);
+}
+
+#[test]
+fn a_forgotten_stack_runs_nothing() {
+    let counter = Counter::default();
+    let mut bomb = counter.bomb();
+    let stack = ExitStack::new();
+    stack.register(|| bomb.use_up());
+    std::mem::forget(stack);
+    assert_eq!(counter.used(), 0);
+}
+
+#[test]
+fn pending_lists_what_waits_the_next_first() {
+    let stack = ExitStack::new();
+    let a = stack.register(Handler::new(|| ()).named("a"));
+    let b = stack.register(|| ());
+    let c = stack.register(Handler::new(|| ()).named(String::from("c")));
+    let pending = stack.pending();
+    let listed: Vec<_> = pending.iter().map(|pending| (pending.id(), pending.name())).collect();
+    assert_eq!(listed, [(c, Some("c")), (b, None), (a, Some("a"))]);
+    let debug = format!("{stack:?}");
+    assert!(debug.contains("ExitStack") && debug.contains("\"c\""), "{debug}");
+}
+
+#[test]
+fn a_stack_may_be_used_by_a_handler_of_another() {
+    let inner_ran = Cell::new(false);
+    let mut stack = ExitStack::new();
+    let mut inner = ExitStack::new();
+    inner.register(|| inner_ran.set(true));
+    stack.register(move || inner.close());
+    stack.close().unwrap();
+    drop(stack);
+    assert!(inner_ran.get());
+}
+
+#[test]
+fn a_panic_may_be_caught_around_a_stack_that_goes_on() {
+    let ran = Cell::new(0);
+    let mut stack = ExitStack::new();
+    stack.register(|| ran.set(ran.get() + 1));
+    let _ = catch_unwind(AssertUnwindSafe(|| {
+        stack.register(|| ran.set(ran.get() + 10));
+        quiet_panic("meanwhile")
+    }));
+    assert_eq!(stack.len(), 2);
+    stack.close().unwrap();
+    drop(stack);
+    assert_eq!(ran.get(), 11);
+}
+
+/// On 2 MiB of stack, which any recursion of that depth would overflow.
+#[test]
+fn ten_million_handlers_drain_without_recursion() {
+    const COUNT: u32 = 10_000_000;
+    let drain = || {
+        let ran = Cell::new(0_u32);
+        let mut stack = ExitStack::new();
+        stack.reserve(COUNT as usize);
+        for _ in 0..COUNT {
+            stack.register(|| ran.set(ran.get() + 1));
+        }
+        assert_eq!(stack.len(), COUNT as usize);
+        stack.close().unwrap();
+        drop(stack);
+        ran.get()
+    };
+    let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(drain).unwrap();
+    assert_eq!(thread.join().unwrap(), COUNT);
+}

@@ -1,0 +1,121 @@
+//! What the tests share: counters, and the report hook, of which the process has only one.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use exitstack::HandlerError;
+
+use crate::model::{self, Event};
+
+static HOOK: RwLock<()> = RwLock::new(());
+
+/// Reports go to the log of the thread that reports, as long as this is held.
+pub fn routed() -> RwLockReadGuard<'static, ()> {
+    let guard = HOOK.read().unwrap_or_else(PoisonError::into_inner);
+    model::install_hook();
+    guard
+}
+
+/// What `action` reports on this thread.
+pub fn reported(action: impl FnOnce()) -> Vec<String> {
+    let _routed = routed();
+    model::take_log();
+    action();
+    let is_report = |event| if let Event::Reported(text) = event { Some(text) } else { None };
+    model::take_log().into_iter().filter_map(is_report).collect()
+}
+
+/// The hook is this test's alone, and the default one, until this is dropped.
+pub fn alone() -> impl Drop {
+    struct Alone {
+        hook: Option<Hook>,
+        _guard: RwLockWriteGuard<'static, ()>,
+    }
+    impl Drop for Alone {
+        fn drop(&mut self) {
+            if let Some(hook) = self.hook.take() {
+                exitstack::report::set_hook(hook);
+            }
+        }
+    }
+    let guard = HOOK.write().unwrap_or_else(PoisonError::into_inner);
+    model::install_hook();
+    Alone { hook: Some(exitstack::report::take_hook()), _guard: guard }
+}
+
+type Hook = Box<dyn Fn(&HandlerError) + Send + Sync>;
+
+/// Sends reports to a list, for a test that has the hook alone.
+pub fn collect_reports() -> Arc<Mutex<Vec<HandlerError>>> {
+    let reports = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&reports);
+    exitstack::report::set_hook(Box::new(move |error| sink.lock().unwrap().push(error.clone())));
+    reports
+}
+
+/// Counts what becomes of the values it makes.
+#[derive(Clone, Default)]
+pub struct Counter(Arc<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    used: AtomicUsize,
+    dropped: AtomicUsize,
+}
+
+impl Counter {
+    /// A value that may be used once, and counts that and its drop.
+    pub fn bomb(&self) -> Bomb {
+        Bomb { counts: Arc::clone(&self.0), used: false, panics: false }
+    }
+
+    /// A value whose drop panics too.
+    pub fn bomb_that_panics(&self) -> Bomb {
+        Bomb { counts: Arc::clone(&self.0), used: false, panics: true }
+    }
+
+    pub fn used(&self) -> usize {
+        self.0.used.load(Ordering::SeqCst)
+    }
+
+    pub fn dropped(&self) -> usize {
+        self.0.dropped.load(Ordering::SeqCst)
+    }
+}
+
+pub struct Bomb {
+    counts: Arc<Counts>,
+    used: bool,
+    panics: bool,
+}
+
+impl Bomb {
+    pub fn use_up(&mut self) {
+        assert!(!std::mem::replace(&mut self.used, true), "used twice");
+        self.counts.used.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        self.counts.dropped.fetch_add(1, Ordering::SeqCst);
+        if self.panics {
+            resume_unwind(Box::new("dropped"));
+        }
+    }
+}
+
+/// The message of the panic that `action` must end with.
+pub fn panic_of<R>(action: impl FnOnce() -> R) -> String {
+    let Err(payload) = catch_unwind(AssertUnwindSafe(action)) else { panic!("no panic") };
+    match payload.downcast::<&str>() {
+        Ok(text) => (*text).to_owned(),
+        Err(payload) => *payload.downcast::<String>().expect("a panic with a text"),
+    }
+}
+
+/// A panic without the panic hook's noise.
+pub fn quiet_panic(message: &'static str) -> ! {
+    resume_unwind(Box::new(message))
+}

@@ -1,0 +1,344 @@
+//! Operations on stacks, and trivial models of what must come of them.
+//!
+//! Three users: the property tests and the corpus replay in `tests/it`, and the fuzz targets. All of them begin with
+//! bytes, so that whatever one of them finds can be pasted into another. Everything runs on one thread; what handlers
+//! do is written to a log of that thread, and so is what the model expects: the two must be equal after each step.
+//!
+//! Panics that are meant are raised by `resume_unwind`: they call no panic hook, where a fuzzer would abort.
+
+pub mod ops;
+pub mod report;
+pub mod shared;
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Once;
+
+use exitstack::{CloseError, Exit, ExitStack, HandlerError, HandlerErrorKind};
+
+/// What happened, or must happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The handler with this number ran.
+    Ran(u32),
+    /// What the handler with this number had captured was dropped.
+    Dropped(u32),
+    /// This failure went to the report hook.
+    Reported(String),
+    /// A call returned this.
+    Returned(String),
+    /// A call panicked with this message.
+    Panicked(String),
+}
+
+thread_local! {
+    static LOG: RefCell<Vec<Event>> = const { RefCell::new(Vec::new()) };
+}
+
+pub fn log(event: Event) {
+    LOG.with(|log| log.borrow_mut().push(event));
+}
+
+pub fn take_log() -> Vec<Event> {
+    LOG.take()
+}
+
+/// The report hook of all tests on models: it writes to the log of the thread that reports.
+pub fn install_hook() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| exitstack::report::set_hook(Box::new(|error| log(Event::Reported(brief(error))))));
+}
+
+/// A failure without its location.
+pub fn brief(error: &HandlerError) -> String {
+    let what = match error.kind() {
+        HandlerErrorKind::Failed(error) => match error.downcast_ref::<CloseError>() {
+            Some(nested) => format!("failed: {}", result(&Err(nested.clone()))),
+            None => format!("failed: {error}"),
+        },
+        HandlerErrorKind::Panicked(message) => format!("panicked: {message}"),
+        other => format!("{other:?}"),
+    };
+    described(error.path(), error.name(), &what)
+}
+
+/// What [`brief`] says of such a failure.
+pub fn described(path: Option<&str>, name: Option<&str>, what: &str) -> String {
+    format!("{}/{}/{what}", path.unwrap_or_default(), name.unwrap_or_default())
+}
+
+/// What a close returned, in a form that a model can predict.
+pub fn result(result: &Result<(), CloseError>) -> String {
+    match result {
+        Ok(()) => expected_result(&[], None),
+        Err(error) => {
+            let errors: Vec<String> = error.iter().map(brief).collect();
+            assert!(!errors.is_empty() || error.exit_code().is_some(), "an error without a reason");
+            let source = std::error::Error::source(error).map(ToString::to_string);
+            assert_eq!(source, error.errors().last().map(ToString::to_string), "the source is the last failure");
+            expected_result(&errors, error.exit_code())
+        }
+    }
+}
+
+/// What [`result`] says of such a drain.
+pub fn expected_result(errors: &[String], exit_code: Option<i32>) -> String {
+    format!("{errors:?} {exit_code:?}")
+}
+
+/// Calls, and writes to the log what it returned or that it panicked.
+pub fn observe(call: impl FnOnce() -> String) {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(returned) => log(Event::Returned(returned)),
+        Err(payload) => log(Event::Panicked(text(&*payload))),
+    }
+}
+
+fn text(payload: &(dyn Any + Send)) -> String {
+    payload.downcast_ref::<&str>().map_or_else(|| "no text".to_owned(), ToString::to_string)
+}
+
+/// How a handler ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Return,
+    Fail,
+    Panic,
+    /// Panics with a payload whose drop panics.
+    PanicTwice,
+    Exit(i32),
+    /// A `Box<Exit>`, made an error once more.
+    BoxedExit(i32),
+    /// Returns the error of a stack of its own, of which one handler failed and one asked for this status.
+    Nested(i32),
+    /// Returns, but what it captured panics when it is dropped.
+    DropPanics,
+}
+
+/// A handler's result, as a model says it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    pub failure: Option<String>,
+    pub exit_code: Option<i32>,
+}
+
+impl Fate {
+    /// What a drain must note of a handler that ran.
+    pub fn verdict(self) -> Verdict {
+        let (failure, exit_code) = match self {
+            Self::Return => (None, None),
+            Self::Fail => (Some("failed: on purpose".to_owned()), None),
+            Self::Panic => (Some("panicked: on purpose".to_owned()), None),
+            Self::PanicTwice => (Some("panicked: (a payload that is no text)".to_owned()), None),
+            Self::Exit(code) | Self::BoxedExit(code) => (None, Some(code)),
+            Self::Nested(code) => {
+                let inner = described(None, None, "failed: nested");
+                (Some(format!("failed: {}", expected_result(&[inner], Some(code)))), Some(code))
+            }
+            Self::DropPanics => (Some("panicked: dropped".to_owned()), None),
+        };
+        Verdict { failure, exit_code }
+    }
+
+    fn meet(self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        match self {
+            Self::Return | Self::DropPanics => Ok(()),
+            Self::Fail => Err("on purpose".into()),
+            Self::Panic => resume_unwind(Box::new("on purpose")),
+            Self::PanicTwice => resume_unwind(Box::new(Twice)),
+            Self::Exit(code) => Err(Exit(code).into()),
+            Self::BoxedExit(code) => Err(Box::new(Box::new(Exit(code)))),
+            Self::Nested(code) => {
+                let mut inner = ExitStack::new();
+                inner.register(|| Err("nested"));
+                inner.register(move || Err(Exit(code)));
+                Ok(inner.close()?)
+            }
+        }
+    }
+}
+
+struct Twice;
+
+impl Drop for Twice {
+    fn drop(&mut self) {
+        // No text: what the drop of a payload panics with is leaked, and a fuzzer would tell.
+        resume_unwind(Box::new(()));
+    }
+}
+
+/// What every handler captures: it tells when it is dropped, and checks that it still is what it was.
+#[derive(Debug)]
+pub struct Bomb {
+    pub serial: u32,
+    check: u32,
+    fate: Fate,
+}
+
+impl Bomb {
+    pub fn new(serial: u32, fate: Fate) -> Self {
+        Self { serial, check: !serial, fate }
+    }
+
+    pub fn run(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.inspect();
+        log(Event::Ran(self.serial));
+        self.fate.meet()
+    }
+
+    fn inspect(&self) {
+        assert_eq!(self.check, !self.serial, "a capture was damaged");
+    }
+}
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        self.inspect();
+        log(Event::Dropped(self.serial));
+        self.check = self.serial; // a second drop finds it damaged
+        if self.fate == Fate::DropPanics {
+            resume_unwind(Box::new("dropped"));
+        }
+    }
+}
+
+/// A capture too large for a stack's own storage.
+pub struct Large {
+    bomb: Bomb,
+    ballast: [u32; 40],
+}
+
+impl Large {
+    pub fn new(bomb: Bomb) -> Self {
+        Self { ballast: [bomb.serial; 40], bomb }
+    }
+
+    pub fn run(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        assert_eq!(self.ballast, [self.bomb.serial; 40], "a large capture was damaged");
+        self.bomb.run()
+    }
+}
+
+/// A capture small enough for a stack's own storage, but not for its alignment.
+#[repr(align(64))]
+pub struct Aligned(pub Bomb);
+
+impl Aligned {
+    pub fn run(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        assert_eq!(std::ptr::from_ref(self).addr() % 64, 0, "a capture is not aligned");
+        self.0.run()
+    }
+}
+
+/// The numbers under which the handlers without captures write to the log.
+pub const FUNCTIONS: [u32; 2] = [u32::MAX, u32::MAX - 1];
+
+pub fn function_0() {
+    log(Event::Ran(FUNCTIONS[0]));
+}
+
+pub fn function_1() -> Result<(), &'static str> {
+    log(Event::Ran(FUNCTIONS[1]));
+    Err("on purpose")
+}
+
+pub const NAME: &str = "a name";
+pub const OWNED_NAME: &str = "an owned name";
+
+/// What a handler is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    Small,
+    Large,
+    Aligned,
+    /// One of the two functions, which has no capture and a fate of its own.
+    Function(usize),
+    Named,
+    Keyed(u8),
+    NamedAndKeyed(u8),
+}
+
+impl Shape {
+    pub fn key(self) -> Option<u8> {
+        match self {
+            Self::Keyed(key) | Self::NamedAndKeyed(key) => Some(key),
+            _ => None,
+        }
+    }
+
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Named => Some(NAME),
+            Self::NamedAndKeyed(_) => Some(OWNED_NAME),
+            _ => None,
+        }
+    }
+
+    /// The fate of a handler of this shape that is to have `fate`.
+    pub fn fate(self, fate: Fate) -> Fate {
+        match self {
+            Self::Function(0) => Fate::Return,
+            Self::Function(_) => Fate::Fail,
+            _ => fate,
+        }
+    }
+}
+
+/// Bytes, read one after the other; zeros after the end.
+pub struct Bytes<'b>(pub &'b [u8]);
+
+impl Bytes<'_> {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn next(&mut self) -> u8 {
+        let Some((first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        *first
+    }
+
+    pub fn fate(&mut self) -> Fate {
+        let byte = self.next();
+        let code = i32::from(byte / 16);
+        match byte % 16 {
+            8 | 9 => Fate::Fail,
+            10 => Fate::Panic,
+            11 => Fate::PanicTwice,
+            12 => Fate::Exit(code),
+            13 => Fate::BoxedExit(code),
+            14 => Fate::Nested(code),
+            15 => Fate::DropPanics,
+            _ => Fate::Return,
+        }
+    }
+
+    pub fn shape(&mut self) -> Shape {
+        let byte = self.next();
+        match byte % 8 {
+            1 => Shape::Large,
+            2 => Shape::Aligned,
+            3 => Shape::Function(usize::from(byte / 8 % 2)),
+            4 => Shape::Named,
+            5 => Shape::Keyed(byte / 8 % 3),
+            6 => Shape::NamedAndKeyed(byte / 8 % 3),
+            _ => Shape::Small,
+        }
+    }
+}
+
+/// Checks that every capture of `0..made` was dropped exactly once and ran at most once, by the whole of a log.
+pub fn check_consumed(events: &[Event], made: u32) {
+    let mut dropped = vec![0; made as usize];
+    let mut ran = vec![0; made as usize];
+    for event in events {
+        match *event {
+            Event::Dropped(serial) => dropped[serial as usize] += 1,
+            Event::Ran(serial) if !FUNCTIONS.contains(&serial) => ran[serial as usize] += 1,
+            _ => {}
+        }
+    }
+    assert!(dropped.iter().all(|&times| times == 1), "captures dropped, by number: {dropped:?}");
+    assert!(ran.iter().all(|&times| times <= 1), "handlers run, by number: {ran:?}");
+}

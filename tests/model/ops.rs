@@ -1,0 +1,441 @@
+//! Two `ExitStack`s and a model of them: two vectors of what is pending.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use exitstack::{ExitStack, Handler, HandlerId, Outcome};
+
+use super::{
+    Aligned, Bomb, Bytes, Event, FUNCTIONS, Fate, Large, Shape, Verdict, check_consumed, described, expected_result,
+    function_0, function_1, install_hook, observe, result, take_log,
+};
+
+/// Handlers of one run at most: what a fuzzer gains by more is not worth the time.
+const MOST: u32 = 400;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    Always,
+    Success,
+    Failure,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Op {
+    Register {
+        shape: Shape,
+        fate: Fate,
+        when: When,
+    },
+    /// Enters a value, registers `more` handlers while it is lent out, and writes to it then.
+    Enter {
+        fate: Fate,
+        more: u8,
+    },
+    /// Of all ids there ever were, of both stacks.
+    Unregister(u8),
+    UnregisterFunction(usize),
+    UnregisterKey(u8),
+    /// A key of a type that no handler has.
+    UnregisterForeignKey(u8),
+    RunNow(u8),
+    /// Into the other stack, which is dropped.
+    PopAll,
+    Swap,
+    Clear,
+    Reserve(u8),
+    Close(Outcome),
+    /// The stack is dropped, and a new one takes its place.
+    Drop,
+    /// As `Drop`, by a panic.
+    Unwind,
+    /// The stack is the one of a `scope` whose body ends so.
+    Scope(ScopeEnd),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScopeEnd {
+    Ok,
+    Err,
+    Panic,
+}
+
+pub fn decode(bytes: &[u8]) -> Vec<Op> {
+    let mut bytes = Bytes(bytes);
+    let mut ops = Vec::new();
+    while !bytes.is_empty() {
+        let code = bytes.next();
+        ops.push(match code % 32 {
+            0..=8 => Op::Register { shape: bytes.shape(), fate: bytes.fate(), when: When::Always },
+            9 | 10 => Op::Register { shape: bytes.shape(), fate: bytes.fate(), when: When::Success },
+            11 | 12 => Op::Register { shape: bytes.shape(), fate: bytes.fate(), when: When::Failure },
+            13 | 14 => Op::Enter { fate: bytes.fate(), more: bytes.next() % 8 },
+            15..=18 => Op::Unregister(bytes.next()),
+            19 => Op::UnregisterFunction(usize::from(bytes.next() % 2)),
+            20 => Op::UnregisterKey(bytes.next() % 3),
+            21 => Op::UnregisterForeignKey(bytes.next()),
+            22 | 23 => Op::RunNow(bytes.next()),
+            24 => Op::PopAll,
+            25 => Op::Swap,
+            26 => Op::Clear,
+            27 => Op::Reserve(bytes.next()),
+            28 => Op::Close(Outcome::Success),
+            29 => Op::Close(Outcome::Failure),
+            30 if code < 128 => Op::Drop,
+            30 => Op::Unwind,
+            _ => Op::Scope([ScopeEnd::Ok, ScopeEnd::Err, ScopeEnd::Panic][usize::from(bytes.next() % 3)]),
+        });
+    }
+    ops
+}
+
+/// A pending handler, as the model knows it.
+#[derive(Clone, Debug)]
+struct Pending {
+    serial: u32,
+    id: HandlerId,
+    shape: Shape,
+    fate: Fate,
+    when: When,
+}
+
+impl Pending {
+    /// What must happen when it runs.
+    fn run(&self, expected: &mut Vec<Event>) -> Verdict {
+        expected.push(Event::Ran(self.serial));
+        self.drop(expected);
+        self.fate.verdict()
+    }
+
+    /// What must happen when it is dropped; true if that panics.
+    fn drop(&self, expected: &mut Vec<Event>) -> bool {
+        if !FUNCTIONS.contains(&self.serial) {
+            expected.push(Event::Dropped(self.serial));
+        }
+        self.fate == Fate::DropPanics
+    }
+
+    fn described(&self, what: &str) -> String {
+        described(None, self.shape.name(), what)
+    }
+}
+
+#[derive(Default)]
+struct Model {
+    pending: Vec<Pending>,
+}
+
+impl Model {
+    /// What must happen in a drain, and what it must gather.
+    fn drain(&mut self, outcome: Outcome, reports: bool, expected: &mut Vec<Event>) -> String {
+        let mut errors = Vec::new();
+        let mut exit_code = None;
+        while let Some(handler) = self.pending.pop() {
+            let runs = match handler.when {
+                When::Always => true,
+                When::Success => outcome == Outcome::Success,
+                When::Failure => outcome == Outcome::Failure,
+            };
+            let verdict = if runs {
+                handler.run(expected)
+            } else if handler.drop(expected) {
+                Fate::DropPanics.verdict()
+            } else {
+                Verdict::default()
+            };
+            exit_code = verdict.exit_code.or(exit_code);
+            if let Some(what) = verdict.failure {
+                let error = handler.described(&what);
+                if reports {
+                    expected.push(Event::Reported(error.clone()));
+                }
+                errors.push(error);
+            }
+        }
+        expected_result(&errors, exit_code)
+    }
+
+    fn take(&mut self, id: Option<HandlerId>) -> Option<Pending> {
+        let at = self.pending.iter().position(|pending| Some(pending.id) == id)?;
+        Some(self.pending.remove(at))
+    }
+
+    fn take_if(&mut self, matches: impl Fn(&Pending) -> bool) -> Vec<Pending> {
+        let (found, kept) = self.pending.drain(..).partition(|pending| matches(pending));
+        self.pending = kept;
+        found
+    }
+
+    /// What must happen when these are dropped, and what the call must return or panic with.
+    fn drop_all(removed: &[Pending], returned: &str, expected: &mut Vec<Event>) {
+        let mut panics = false;
+        for handler in removed {
+            panics |= handler.drop(expected);
+        }
+        expected.push(if panics { Event::Panicked("dropped".into()) } else { Event::Returned(returned.into()) });
+    }
+}
+
+struct Run<'a> {
+    stacks: [ExitStack<'a>; 2],
+    models: [Model; 2],
+    /// Every id there was.
+    ids: Vec<HandlerId>,
+    made: u32,
+}
+
+impl Run<'_> {
+    fn bomb(&mut self, fate: Fate) -> Bomb {
+        self.made += 1;
+        Bomb::new(self.made - 1, fate)
+    }
+
+    fn register(&mut self, shape: Shape, fate: Fate, when: When) {
+        if self.made >= MOST {
+            return;
+        }
+        let fate = shape.fate(fate);
+        let serial = if let Shape::Function(which) = shape { FUNCTIONS[which] } else { self.made };
+        macro_rules! register {
+            ($handler:expr) => {
+                match when {
+                    When::Always => self.stacks[0].register($handler),
+                    When::Success => self.stacks[0].on_success($handler),
+                    When::Failure => self.stacks[0].on_failure($handler),
+                }
+            };
+        }
+        let id = match shape {
+            Shape::Function(0) => register!(function_0),
+            Shape::Function(_) => register!(function_1),
+            Shape::Small => {
+                let bomb = self.bomb(fate);
+                register!(move || bomb.run())
+            }
+            Shape::Large => {
+                let large = Large::new(self.bomb(fate));
+                register!(move || large.run())
+            }
+            Shape::Aligned => {
+                let aligned = Aligned(self.bomb(fate));
+                register!(move || aligned.run())
+            }
+            Shape::Named => {
+                let bomb = self.bomb(fate);
+                register!(Handler::new(move || bomb.run()).named(super::NAME))
+            }
+            Shape::Keyed(key) => {
+                let bomb = self.bomb(fate);
+                register!(Handler::new(move || bomb.run()).keyed(key))
+            }
+            Shape::NamedAndKeyed(key) => {
+                let bomb = self.bomb(fate);
+                register!(Handler::new(move || bomb.run()).keyed(key).named(super::OWNED_NAME.to_owned()))
+            }
+        };
+        self.ids.push(id);
+        self.models[0].pending.push(Pending { serial, id, shape, fate, when });
+    }
+
+    fn enter(&mut self, fate: Fate, more: u8) {
+        if self.made >= MOST {
+            return;
+        }
+        let serial = self.made;
+        let bomb = self.bomb(fate);
+        let stack = &self.stacks[0];
+        let lent = stack.enter((bomb, 0_u8), move |(bomb, written)| {
+            assert_eq!(written, more + 1, "the exit got another value than was lent");
+            bomb.run()
+        });
+        let entered = stack.pending()[0].id();
+        let mut also = Vec::new();
+        for _ in 0..more {
+            lent.1 += 1;
+            also.push(stack.register(function_0));
+        }
+        lent.1 += 1;
+        self.ids.push(entered);
+        self.models[0].pending.push(Pending { serial, id: entered, shape: Shape::Small, fate, when: When::Always });
+        for id in also {
+            self.ids.push(id);
+            let shape = Shape::Function(0);
+            let fate = Fate::Return;
+            self.models[0].pending.push(Pending { serial: FUNCTIONS[0], id, shape, fate, when: When::Always });
+        }
+    }
+
+    fn pick(&self, pick: u8) -> Option<HandlerId> {
+        let index = usize::from(pick) % self.ids.len().max(1);
+        self.ids.len().checked_sub(index + 1).map(|at| self.ids[at])
+    }
+
+    /// Does it to the stack and to the model, and returns what must have happened.
+    fn step(&mut self, op: Op) -> Vec<Event> {
+        let mut expected = Vec::new();
+        match op {
+            Op::Register { shape, fate, when } => self.register(shape, fate, when),
+            Op::Enter { fate, more } => self.enter(fate, more),
+            Op::Unregister(pick) => {
+                let id = self.pick(pick);
+                if let Some(id) = id {
+                    observe(|| self.stacks[0].unregister(id).to_string());
+                    let removed = Vec::from_iter(self.models[0].take(Some(id)));
+                    Model::drop_all(&removed, &(!removed.is_empty()).to_string(), &mut expected);
+                }
+            }
+            Op::UnregisterFunction(which) => {
+                observe(|| {
+                    let stack = &mut self.stacks[0];
+                    let count =
+                        if which == 0 { stack.unregister_fn(function_0) } else { stack.unregister_fn(function_1) };
+                    count.to_string()
+                });
+                let removed = self.models[0].take_if(|pending| pending.shape == Shape::Function(which));
+                Model::drop_all(&removed, &removed.len().to_string(), &mut expected);
+            }
+            Op::UnregisterKey(key) => {
+                observe(|| self.stacks[0].unregister_key(&key).to_string());
+                let removed = self.models[0].take_if(|pending| pending.shape.key() == Some(key));
+                Model::drop_all(&removed, &removed.len().to_string(), &mut expected);
+            }
+            Op::UnregisterForeignKey(key) => {
+                observe(|| self.stacks[0].unregister_key(&u16::from(key)).to_string());
+                expected.push(Event::Returned("0".into()));
+            }
+            Op::RunNow(pick) => {
+                let Some(id) = self.pick(pick) else { return expected };
+                observe(|| self.stacks[0].run_now(id).map_or_else(|| "none".into(), |ran| result(&ran)));
+                let returned = self.models[0].take(Some(id)).map_or_else(
+                    || "none".into(),
+                    |handler| {
+                        let verdict = handler.run(&mut expected);
+                        let errors = verdict.failure.map(|what| handler.described(&what));
+                        expected_result(&Vec::from_iter(errors), verdict.exit_code)
+                    },
+                );
+                expected.push(Event::Returned(returned));
+            }
+            Op::PopAll => {
+                self.stacks[1] = self.stacks[0].pop_all();
+                self.models[1].drain(Outcome::Success, true, &mut expected);
+                self.models.swap(0, 1);
+            }
+            Op::Swap => {
+                self.stacks.swap(0, 1);
+                self.models.swap(0, 1);
+            }
+            Op::Clear => {
+                observe(|| {
+                    self.stacks[0].clear();
+                    String::new()
+                });
+                let mut removed = std::mem::take(&mut self.models[0].pending);
+                removed.reverse();
+                Model::drop_all(&removed, "", &mut expected);
+            }
+            Op::Reserve(count) => self.stacks[0].reserve(count.into()),
+            Op::Close(outcome) => {
+                observe(|| {
+                    result(&match outcome {
+                        Outcome::Success => self.stacks[0].close(),
+                        Outcome::Failure => self.stacks[0].close_with(outcome),
+                    })
+                });
+                let returned = self.models[0].drain(outcome, false, &mut expected);
+                expected.push(Event::Returned(returned));
+            }
+            Op::Drop => {
+                self.stacks[0] = ExitStack::new();
+                self.models[0].drain(Outcome::Success, true, &mut expected);
+            }
+            Op::Unwind => {
+                let stack = std::mem::take(&mut self.stacks[0]);
+                let unwound = catch_unwind(AssertUnwindSafe(|| {
+                    let _stack = stack;
+                    resume_unwind(Box::new(()));
+                }));
+                assert!(unwound.is_err(), "the panic did not go on");
+                self.models[0].drain(Outcome::Failure, true, &mut expected);
+            }
+            Op::Scope(end) => self.scope(end, &mut expected),
+        }
+        expected
+    }
+
+    /// A scope's stack cannot be filled from outside: a few handlers of fixed fates are registered in its body.
+    fn scope(&mut self, end: ScopeEnd, expected: &mut Vec<Event>) {
+        let fates = [(Fate::Fail, When::Always), (Fate::Return, When::Success), (Fate::Panic, When::Failure)];
+        let bombs = fates.map(|(fate, when)| (self.bomb(fate), when));
+        let mut model = Model::default();
+        observe(|| {
+            let ended = exitstack::scope(|stack| {
+                for (bomb, when) in bombs {
+                    let (serial, fate) = (bomb.serial, bomb.fate);
+                    let id = match when {
+                        When::Always => stack.register(move || bomb.run()),
+                        When::Success => stack.on_success(move || bomb.run()),
+                        When::Failure => stack.on_failure(move || bomb.run()),
+                    };
+                    model.pending.push(Pending { serial, id, shape: Shape::Small, fate, when });
+                }
+                match end {
+                    ScopeEnd::Ok => Ok(()),
+                    ScopeEnd::Err => Err(Ended::Body),
+                    ScopeEnd::Panic => resume_unwind(Box::new("the body")),
+                }
+            });
+            match ended {
+                Ok(()) => "ok".into(),
+                Err(Ended::Body) => "the body's".into(),
+                Err(Ended::Close(error)) => result(&Err(error)),
+            }
+        });
+        let outcome = if end == ScopeEnd::Ok { Outcome::Success } else { Outcome::Failure };
+        let returned = model.drain(outcome, end != ScopeEnd::Ok, expected);
+        expected.push(match end {
+            ScopeEnd::Ok => Event::Returned(returned),
+            ScopeEnd::Err => Event::Returned("the body's".into()),
+            ScopeEnd::Panic => Event::Panicked("the body".into()),
+        });
+    }
+
+    fn check(&self) {
+        for (stack, model) in self.stacks.iter().zip(&self.models) {
+            assert_eq!(stack.len(), model.pending.len(), "how many wait");
+            assert_eq!(stack.is_empty(), model.pending.is_empty());
+            let waiting: Vec<_> = stack.pending().iter().map(|p| (p.id(), p.name().map(str::to_owned))).collect();
+            let expected: Vec<_> =
+                model.pending.iter().rev().map(|p| (p.id, p.shape.name().map(str::to_owned))).collect();
+            assert_eq!(waiting, expected, "who waits");
+        }
+    }
+}
+
+enum Ended {
+    Body,
+    Close(exitstack::CloseError),
+}
+
+impl From<exitstack::CloseError> for Ended {
+    fn from(error: exitstack::CloseError) -> Self {
+        Self::Close(error)
+    }
+}
+
+/// Does all that `bytes` say and compares each step with the model.
+pub fn run(bytes: &[u8]) {
+    let ops = decode(bytes);
+    install_hook();
+    take_log();
+    let mut run =
+        Run { stacks: [ExitStack::new(), ExitStack::new()], models: Default::default(), ids: Vec::new(), made: 0 };
+    let mut all = Vec::new();
+    for (at, op) in ops.iter().chain(&[Op::Drop, Op::Swap, Op::Drop]).enumerate() {
+        let expected = run.step(*op);
+        let happened = take_log();
+        assert_eq!(happened, expected, "step {at}, {op:?}, of {ops:?}");
+        run.check();
+        all.extend(happened);
+    }
+    check_consumed(&all, run.made);
+}

@@ -1,0 +1,100 @@
+//! The default report: whatever name, path and message a failure has, one line comes out of it, and nothing in that
+//! line can rewrite a terminal or pass for another line.
+
+use std::fmt;
+use std::panic::resume_unwind;
+
+use exitstack::{Handler, Interpreter};
+
+/// A failure to be reported.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub name: Option<String>,
+    pub interpreter: Option<String>,
+    pub message: String,
+    pub end: End,
+}
+
+/// How the handler ends, and its message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Fails,
+    Panics,
+    /// It fails with an error whose `Display` returns an error half-way.
+    FormatFails,
+    /// It fails with an error whose `Display` panics half-way.
+    FormatPanics,
+}
+
+pub fn decode(bytes: &[u8]) -> Failure {
+    let (kind, texts) = bytes.split_first().map_or((0, bytes), |(first, rest)| (*first, rest));
+    let texts = &texts[..texts.len().min(3000)]; // a pipe takes all that becomes of it
+    let texts = String::from_utf8_lossy(texts);
+    let mut texts = texts.splitn(3, '|').map(str::to_owned);
+    Failure {
+        message: texts.next().unwrap_or_default(),
+        name: texts.next().filter(|_| kind & 4 != 0),
+        interpreter: texts.next().filter(|_| kind & 8 != 0),
+        end: [End::Fails, End::Panics, End::FormatFails, End::FormatPanics][usize::from(kind & 3)],
+    }
+}
+
+#[derive(Debug)]
+struct Message {
+    text: String,
+    end: End,
+}
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)?;
+        match self.end {
+            End::FormatFails => Err(fmt::Error),
+            End::FormatPanics => resume_unwind(Box::new(())),
+            End::Fails | End::Panics => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Message {}
+
+/// Lets a handler fail where nobody is to be told. The default report must be in force.
+pub fn report(failure: &Failure) {
+    let Failure { name, interpreter, message, end } = failure.clone();
+    let handler = Handler::new(move || match end {
+        End::Panics => resume_unwind(Box::new(message)),
+        _ => Err(Message { text: message, end }),
+    });
+    let handler = if let Some(name) = name { handler.named(name) } else { handler };
+    match interpreter {
+        Some(interpreter) => {
+            Interpreter::new(interpreter).stack().register(handler);
+        }
+        None => {
+            exitstack::ExitStack::new().register(handler);
+        }
+    }
+}
+
+/// Whether this has no place in a line of text.
+fn unruly(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Checks what came out for `failure`.
+pub fn check(failure: &Failure, written: &[u8]) {
+    let text = std::str::from_utf8(written).expect("a report is text");
+    let line = text.strip_suffix('\n').expect("a report ends with a newline");
+    assert!(!line.contains(unruly), "unruly characters in {line:?}, of {failure:?}");
+    let parts = [&failure.name, &failure.interpreter, &Some(failure.message.clone())];
+    for part in parts.into_iter().flatten() {
+        assert!(part.contains(unruly) || line.contains(part.as_str()), "{part:?} is not in {line:?}");
+    }
+    assert!(line.contains("registered at "), "no location in {line:?}");
+    if failure.interpreter.is_some() {
+        assert!(line.starts_with("process > "), "no path in {line:?}");
+    }
+    let word = if failure.end == End::Panics { "panicked: " } else { "failed: " };
+    assert!(line.contains(word), "no word of what happened in {line:?}");
+}

@@ -1,0 +1,719 @@
+//! A `SharedExitStack` and a tree of interpreters, whose handlers do everything to them that a user could; and a model:
+//! the same tree as vectors, drained by recursion.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use exitstack::{Handler, HandlerId, Interpreter, SharedExitStack};
+
+use super::{
+    Aligned, Bomb, Bytes, Event, FUNCTIONS, Fate, Large, Shape, Verdict, check_consumed, described, expected_result,
+    function_0, function_1, install_hook, observe, result, take_log,
+};
+
+/// Handlers of one run at most: handlers register handlers.
+const MOST: u32 = 200;
+/// Interpreters of one run at most.
+const MOST_SLOTS: usize = 10;
+
+/// A handler to be: what it is made of, what it does when it runs, and when its capture is dropped.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub shape: Shape,
+    pub fate: Fate,
+    pub runs: Option<Box<Deed>>,
+    pub dropped: Option<Box<Deed>>,
+}
+
+/// What is done to a stack, from outside or from a handler. A slot is a handle: 0 is the `SharedExitStack`, the others
+/// are interpreters.
+#[derive(Clone, Debug)]
+pub enum Deed {
+    Register(u8, Spec),
+    /// With the interpreter that is current.
+    RegisterCurrent(Spec),
+    /// Of all ids there ever were, of whichever stack.
+    Unregister(u8, u8),
+    UnregisterFunction(u8, usize),
+    UnregisterKey(u8, u8),
+    RunNow(u8, u8),
+    PopAll(u8, Then),
+    Clear(u8),
+    Close(u8),
+    Finalize(u8),
+    /// A new interpreter: a child of the process stack's, for slot 0.
+    Nest(u8),
+    /// Drops a handle; slot 0 gets a new stack.
+    Drop(u8),
+    /// Makes another handle to the same, in a slot of its own.
+    Clone(u8),
+    /// Does it while this interpreter is current.
+    Within(u8, Box<Deed>),
+}
+
+/// What becomes of a stack that was popped.
+#[derive(Clone, Copy, Debug)]
+pub enum Then {
+    Drop,
+    Close,
+    Clear,
+}
+
+pub fn decode(bytes: &[u8]) -> Vec<Deed> {
+    let mut bytes = Bytes(bytes);
+    let mut deeds = Vec::new();
+    while !bytes.is_empty() {
+        deeds.push(deed(&mut bytes, 0));
+    }
+    deeds
+}
+
+fn deed(bytes: &mut Bytes<'_>, depth: u32) -> Deed {
+    let code = bytes.next();
+    let slot = bytes.next();
+    match code % 32 {
+        0..=9 => Deed::Register(slot, spec(bytes, depth)),
+        10 | 11 => Deed::RegisterCurrent(spec(bytes, depth)),
+        12..=14 => Deed::Unregister(slot, bytes.next()),
+        15 => Deed::UnregisterFunction(slot, usize::from(bytes.next() % 2)),
+        16 => Deed::UnregisterKey(slot, bytes.next() % 3),
+        17 | 18 => Deed::RunNow(slot, bytes.next()),
+        19 => Deed::PopAll(slot, [Then::Drop, Then::Close, Then::Clear][usize::from(bytes.next() % 3)]),
+        20 => Deed::Clear(slot),
+        21..=23 => Deed::Close(slot),
+        24 => Deed::Finalize(slot),
+        25..=27 => Deed::Nest(slot),
+        28 => Deed::Drop(slot),
+        29 => Deed::Clone(slot),
+        _ if depth < 6 => Deed::Within(slot, Box::new(deed(bytes, depth + 1))),
+        _ => Deed::Close(slot),
+    }
+}
+
+fn spec(bytes: &mut Bytes<'_>, depth: u32) -> Spec {
+    let shape = bytes.shape();
+    let fate = shape.fate(bytes.fate());
+    let more = bytes.next();
+    let plain = depth >= 6 || matches!(shape, Shape::Function(_));
+    let mut one = |wanted| (wanted && !plain).then(|| Box::new(deed(bytes, depth + 1)));
+    let runs = one(more % 4 >= 2);
+    let dropped = one(more % 16 >= 13);
+    Spec { shape, fate, runs, dropped }
+}
+
+fn index(pick: u8, of: usize) -> usize {
+    usize::from(pick) % of.max(1)
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The real tree
+
+#[derive(Clone)]
+enum Handle {
+    Stack(Rc<SharedExitStack>),
+    Interpreter(Interpreter),
+}
+
+impl Handle {
+    fn new_stack() -> Self {
+        Self::Stack(Rc::new(SharedExitStack::new()))
+    }
+
+    fn stack(&self) -> &SharedExitStack {
+        match self {
+            Self::Stack(stack) => stack,
+            Self::Interpreter(interpreter) => interpreter.stack(),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Real {
+    slots: Vec<Option<Handle>>,
+    ids: Vec<HandlerId>,
+    made: u32,
+}
+
+thread_local! {
+    static REAL: RefCell<Real> = RefCell::default();
+}
+
+/// Looks at the real tree; nothing of the library is called meanwhile.
+fn real<R>(look: impl FnOnce(&mut Real) -> R) -> R {
+    REAL.with(|real| look(&mut real.borrow_mut()))
+}
+
+fn handle(slot: u8) -> Option<Handle> {
+    real(|real| real.slots[index(slot, real.slots.len())].clone())
+}
+
+fn add(new: impl FnOnce() -> Handle) {
+    if real(|real| real.slots.len()) < MOST_SLOTS {
+        let new = new();
+        real(|real| real.slots.push(Some(new)));
+    }
+}
+
+/// Does it, and writes to the log what came of it.
+fn perform(deed: &Deed) {
+    match deed {
+        Deed::Register(slot, spec) => {
+            if let Some(handle) = handle(*slot) {
+                observe(|| register(handle.stack(), spec).to_string());
+            }
+        }
+        Deed::RegisterCurrent(spec) => {
+            if let Some(current) = Interpreter::current() {
+                observe(|| register(current.stack(), spec).to_string());
+            }
+        }
+        Deed::Unregister(slot, pick) => {
+            let id = real(|real| real.ids.get(index(*pick, real.ids.len())).copied());
+            if let (Some(handle), Some(id)) = (handle(*slot), id) {
+                observe(|| handle.stack().unregister(id).to_string());
+            }
+        }
+        Deed::RunNow(slot, pick) => {
+            let id = real(|real| real.ids.get(index(*pick, real.ids.len())).copied());
+            if let (Some(handle), Some(id)) = (handle(*slot), id) {
+                observe(|| handle.stack().run_now(id).map_or_else(|| "none".into(), |ran| result(&ran)));
+            }
+        }
+        Deed::Drop(slot) => {
+            let taken = real(|real| {
+                let at = index(*slot, real.slots.len());
+                let new = (at == 0).then(Handle::new_stack);
+                std::mem::replace(&mut real.slots[at], new)
+            });
+            drop(taken);
+        }
+        Deed::UnregisterFunction(slot, _)
+        | Deed::UnregisterKey(slot, _)
+        | Deed::PopAll(slot, _)
+        | Deed::Clear(slot)
+        | Deed::Close(slot)
+        | Deed::Finalize(slot)
+        | Deed::Nest(slot)
+        | Deed::Clone(slot)
+        | Deed::Within(slot, _) => {
+            if let Some(handle) = handle(*slot) {
+                perform_on(&handle, deed);
+            }
+        }
+    }
+}
+
+fn perform_on(handle: &Handle, deed: &Deed) {
+    let stack = handle.stack();
+    match (deed, handle) {
+        (Deed::UnregisterFunction(_, 0), _) => observe(|| stack.unregister_fn(function_0).to_string()),
+        (Deed::UnregisterFunction(..), _) => observe(|| stack.unregister_fn(function_1).to_string()),
+        (Deed::UnregisterKey(_, key), _) => observe(|| stack.unregister_key(key).to_string()),
+        (Deed::PopAll(_, then), _) => {
+            let popped = stack.pop_all();
+            match then {
+                Then::Drop => {}
+                Then::Close => observe(|| result(&popped.close())),
+                Then::Clear => observe(|| {
+                    popped.clear();
+                    String::new()
+                }),
+            }
+        }
+        (Deed::Clear(_), _) => observe(|| {
+            stack.clear();
+            String::new()
+        }),
+        (Deed::Finalize(_), Handle::Interpreter(interpreter)) => observe(|| result(&interpreter.finalize())),
+        (Deed::Close(_) | Deed::Finalize(_), _) => observe(|| result(&stack.close())),
+        (Deed::Nest(_), Handle::Interpreter(parent)) => add(|| Handle::Interpreter(parent.subinterpreter("nested"))),
+        (Deed::Nest(_), _) => add(|| Handle::Interpreter(Interpreter::new("outer"))),
+        (Deed::Clone(_), _) => add(|| handle.clone()),
+        (Deed::Within(_, deed), Handle::Interpreter(interpreter)) => interpreter.enter(|| perform(deed)),
+        (Deed::Within(_, deed), _) => perform(deed),
+        (other, _) => unreachable!("{other:?} is not done to a handle"),
+    }
+}
+
+/// What is done when the handler that captured it is dropped.
+struct Last(Option<Box<Deed>>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        if let Some(deed) = &self.0 {
+            perform(deed);
+        }
+    }
+}
+
+type Ran = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// What a handler captures, dropped from top to bottom.
+struct Load<B> {
+    body: B,
+    runs: Option<Box<Deed>>,
+    _last: Last,
+}
+
+impl<B> Load<B> {
+    fn new(body: B, spec: &Spec) -> Self {
+        Self { body, runs: spec.runs.clone(), _last: Last(spec.dropped.clone()) }
+    }
+
+    fn run(&self, body: impl Fn(&B) -> Ran) -> Ran {
+        if let Some(deed) = &self.runs {
+            perform(deed);
+        }
+        body(&self.body)
+    }
+}
+
+/// Whether it was taken.
+fn register(stack: &SharedExitStack, spec: &Spec) -> bool {
+    let id = if let Shape::Function(which) = spec.shape {
+        if which == 0 { stack.try_register(function_0).ok() } else { stack.try_register(function_1).ok() }
+    } else {
+        let serial = real(|real| {
+            real.made += u32::from(real.made <= MOST);
+            real.made
+        });
+        if serial > MOST {
+            return false;
+        }
+        register_bomb(stack, spec, Bomb::new(serial - 1, spec.fate))
+    };
+    real(|real| real.ids.extend(id));
+    id.is_some()
+}
+
+fn register_bomb(stack: &SharedExitStack, spec: &Spec, bomb: Bomb) -> Option<HandlerId> {
+    match spec.shape {
+        Shape::Small if spec.runs.is_none() && spec.dropped.is_none() => stack.try_register(move || bomb.run()).ok(),
+        Shape::Large => {
+            let load = Load::new(Large::new(bomb), spec);
+            stack.try_register(move || load.run(Large::run)).ok()
+        }
+        Shape::Aligned => {
+            let load = Load::new(Aligned(bomb), spec);
+            stack.try_register(move || load.run(Aligned::run)).ok()
+        }
+        shape => {
+            let load = Load::new(bomb, spec);
+            let handler = Handler::new(move || load.run(Bomb::run));
+            match (shape.name(), shape.key()) {
+                (None, None) => stack.try_register(handler).ok(),
+                (Some(name), None) => stack.try_register(handler.named(name)).ok(),
+                (None, Some(key)) => stack.try_register(handler.keyed(key)).ok(),
+                (Some(name), Some(key)) => stack.try_register(handler.keyed(key).named(name.to_owned())).ok(),
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The model
+
+/// A panic that goes on.
+type Panics = bool;
+
+#[derive(Clone)]
+struct Pending {
+    serial: u32,
+    /// Its index among all ids.
+    id: usize,
+    spec: Spec,
+}
+
+enum Item {
+    Handler(Pending),
+    Nested(usize),
+}
+
+#[derive(Default)]
+struct Stack {
+    /// An interpreter's; `None` for a stack that is a value.
+    path: Option<String>,
+    parent: Option<usize>,
+    items: Vec<Item>,
+    handles: u32,
+    drain: Option<Gathered>,
+    /// The drain that runs, or is to come, is the last one.
+    last: bool,
+    over: bool,
+}
+
+#[derive(Default)]
+struct Gathered {
+    errors: Vec<String>,
+    exit_code: Option<i32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Occasion {
+    Close,
+    Finalize,
+    DropValue,
+    Abandon,
+}
+
+#[derive(Default)]
+struct Model {
+    stacks: Vec<Stack>,
+    slots: Vec<Option<usize>>,
+    current: Option<usize>,
+    ids: usize,
+    made: u32,
+    events: Vec<Event>,
+}
+
+impl Model {
+    fn new_stack(&mut self, path: Option<String>, parent: Option<usize>) -> usize {
+        self.stacks.push(Stack { path, parent, handles: 1, ..Stack::default() });
+        self.stacks.len() - 1
+    }
+
+    fn at(&self, slot: u8) -> Option<usize> {
+        self.slots[index(slot, self.slots.len())]
+    }
+
+    fn release(&mut self, stack: usize) {
+        self.stacks[stack].handles -= 1;
+        if self.stacks[stack].handles == 0 {
+            let is_value = self.stacks[stack].path.is_none();
+            self.drain(stack, if is_value { Occasion::DropValue } else { Occasion::Abandon });
+        }
+    }
+
+    fn returned(&mut self, text: &str) {
+        self.events.push(Event::Returned(text.to_owned()));
+    }
+
+    fn perform(&mut self, deed: &Deed) {
+        match deed {
+            Deed::RegisterCurrent(spec) => {
+                if let Some(current) = self.current {
+                    self.stacks[current].handles += 1;
+                    self.register(current, spec);
+                    self.release(current);
+                }
+            }
+            Deed::Drop(slot) => {
+                let at = index(*slot, self.slots.len());
+                let new = (at == 0).then(|| self.new_stack(None, None));
+                if let Some(stack) = std::mem::replace(&mut self.slots[at], new) {
+                    self.release(stack);
+                }
+            }
+            Deed::Register(slot, _)
+            | Deed::Unregister(slot, _)
+            | Deed::UnregisterFunction(slot, _)
+            | Deed::UnregisterKey(slot, _)
+            | Deed::RunNow(slot, _)
+            | Deed::PopAll(slot, _)
+            | Deed::Clear(slot)
+            | Deed::Close(slot)
+            | Deed::Finalize(slot)
+            | Deed::Nest(slot)
+            | Deed::Clone(slot)
+            | Deed::Within(slot, _) => {
+                if let Some(stack) = self.at(*slot) {
+                    self.stacks[stack].handles += 1;
+                    self.perform_on(stack, deed);
+                    self.release(stack);
+                }
+            }
+        }
+    }
+
+    fn perform_on(&mut self, stack: usize, deed: &Deed) {
+        let is_value = self.stacks[stack].path.is_none();
+        match deed {
+            Deed::Register(_, spec) => self.register(stack, spec),
+            Deed::Unregister(_, pick) if self.ids > 0 => {
+                let found = self.take(stack, index(*pick, self.ids));
+                let returned = found.is_some().to_string();
+                self.drop_all(&Vec::from_iter(found), &returned);
+            }
+            Deed::UnregisterFunction(_, which) => {
+                let found = self.take_if(stack, |pending| pending.spec.shape == Shape::Function(*which));
+                let returned = found.len().to_string();
+                self.drop_all(&found, &returned);
+            }
+            Deed::UnregisterKey(_, key) => {
+                let found = self.take_if(stack, |pending| pending.spec.shape.key() == Some(*key));
+                let returned = found.len().to_string();
+                self.drop_all(&found, &returned);
+            }
+            Deed::RunNow(_, pick) if self.ids > 0 => match self.take(stack, index(*pick, self.ids)) {
+                None => self.returned("none"),
+                Some(handler) => {
+                    let before = self.current;
+                    if !is_value {
+                        self.current = Some(stack);
+                    }
+                    let verdict = self.run(&handler);
+                    self.current = before;
+                    let errors = verdict.failure.map(|what| self.described(stack, &handler, &what));
+                    self.returned(&expected_result(&Vec::from_iter(errors), verdict.exit_code));
+                }
+            },
+            Deed::PopAll(_, then) => {
+                let popped = self.new_stack(None, None);
+                let items = std::mem::take(&mut self.stacks[stack].items);
+                let (handlers, nested) = items.into_iter().partition(|item| matches!(item, Item::Handler(_)));
+                self.stacks[popped].items = handlers;
+                self.stacks[stack].items = nested;
+                match then {
+                    Then::Drop => {}
+                    Then::Close => {
+                        let returned = self.drain(popped, Occasion::Close);
+                        self.returned(&returned);
+                    }
+                    Then::Clear => self.clear(popped),
+                }
+                self.release(popped);
+            }
+            Deed::Clear(_) => self.clear(stack),
+            Deed::Close(_) | Deed::Finalize(_) => {
+                let last = matches!(deed, Deed::Finalize(_)) && !is_value;
+                let returned = self.drain(stack, if last { Occasion::Finalize } else { Occasion::Close });
+                self.returned(&returned);
+            }
+            Deed::Nest(_) => {
+                if self.slots.len() < MOST_SLOTS {
+                    let parent = (!is_value).then_some(stack);
+                    let path = self.stacks[stack].path.as_ref().map(|path| format!("{path} > nested"));
+                    let refused = !is_value && self.stacks[stack].over;
+                    let new = self.new_stack(path.or_else(|| Some("process > outer".into())), parent);
+                    self.stacks[new].over = refused;
+                    if !refused && !is_value {
+                        self.stacks[stack].items.push(Item::Nested(new));
+                    }
+                    self.slots.push(Some(new));
+                }
+            }
+            Deed::Clone(_) => {
+                if self.slots.len() < MOST_SLOTS {
+                    self.stacks[stack].handles += 1;
+                    self.slots.push(Some(stack));
+                }
+            }
+            Deed::Within(_, deed) => {
+                let before = self.current;
+                if !is_value {
+                    self.current = Some(stack);
+                }
+                self.perform(deed);
+                self.current = before;
+            }
+            Deed::Unregister(..) | Deed::RunNow(..) => {} // there was no id yet
+            Deed::RegisterCurrent(_) | Deed::Drop(_) => unreachable!("{deed:?} is not done to a stack"),
+        }
+    }
+
+    fn register(&mut self, stack: usize, spec: &Spec) {
+        let serial = if let Shape::Function(which) = spec.shape {
+            FUNCTIONS[which]
+        } else {
+            self.made += u32::from(self.made <= MOST);
+            if self.made > MOST {
+                return self.returned("false");
+            }
+            self.made - 1
+        };
+        let pending = Pending { serial, id: self.ids, spec: spec.clone() };
+        if self.stacks[stack].over {
+            self.drop_all(&[pending], "false");
+        } else {
+            self.ids += 1;
+            self.stacks[stack].items.push(Item::Handler(pending));
+            self.returned("true");
+        }
+    }
+
+    fn take(&mut self, stack: usize, id: usize) -> Option<Pending> {
+        self.take_if(stack, |pending| pending.id == id).pop()
+    }
+
+    fn take_if(&mut self, stack: usize, matches: impl Fn(&Pending) -> bool) -> Vec<Pending> {
+        let mut found = Vec::new();
+        let mut kept = Vec::new();
+        for item in std::mem::take(&mut self.stacks[stack].items) {
+            match item {
+                Item::Handler(pending) if matches(&pending) => found.push(pending),
+                other => kept.push(other),
+            }
+        }
+        self.stacks[stack].items = kept;
+        found
+    }
+
+    fn clear(&mut self, stack: usize) {
+        let mut found = self.take_if(stack, |_| true);
+        found.reverse();
+        self.drop_all(&found, "");
+    }
+
+    fn drop_all(&mut self, removed: &[Pending], returned: &str) {
+        let mut panics = false;
+        for handler in removed {
+            panics |= self.drop(handler);
+        }
+        self.events.push(if panics { Event::Panicked("dropped".into()) } else { Event::Returned(returned.to_owned()) });
+    }
+
+    fn drop(&mut self, handler: &Pending) -> Panics {
+        if FUNCTIONS.contains(&handler.serial) {
+            return false;
+        }
+        self.events.push(Event::Dropped(handler.serial));
+        if let Some(deed) = &handler.spec.dropped {
+            self.perform(deed);
+        }
+        handler.spec.fate == Fate::DropPanics
+    }
+
+    fn run(&mut self, handler: &Pending) -> Verdict {
+        if let Some(deed) = &handler.spec.runs {
+            self.perform(deed);
+        }
+        self.events.push(Event::Ran(handler.serial));
+        self.drop(handler);
+        handler.spec.fate.verdict()
+    }
+
+    fn described(&self, stack: usize, handler: &Pending, what: &str) -> String {
+        described(self.stacks[stack].path.as_deref(), handler.spec.shape.name(), what)
+    }
+
+    /// What the drain, or the waiting for none, returns.
+    fn drain(&mut self, stack: usize, occasion: Occasion) -> String {
+        let gathered = self.drain_gathering(stack, occasion);
+        expected_result(&gathered.errors, gathered.exit_code)
+    }
+
+    fn drain_gathering(&mut self, stack: usize, occasion: Occasion) -> Gathered {
+        let this = &mut self.stacks[stack];
+        if this.over {
+            return Gathered::default();
+        }
+        this.last |= matches!(occasion, Occasion::Finalize | Occasion::Abandon);
+        if this.drain.is_some() {
+            return Gathered::default();
+        }
+        let reports = matches!(occasion, Occasion::DropValue | Occasion::Abandon);
+        this.drain = Some(Gathered::default());
+        let before = self.current;
+        if self.stacks[stack].path.is_some() {
+            self.current = Some(stack);
+        }
+        while let Some(item) = self.stacks[stack].items.pop() {
+            match item {
+                Item::Handler(handler) => {
+                    let verdict = self.run(&handler);
+                    let error = verdict.failure.map(|what| self.described(stack, &handler, &what));
+                    if let Some(error) = error.clone().filter(|_| reports) {
+                        self.events.push(Event::Reported(error));
+                    }
+                    self.gather(stack, error, verdict.exit_code);
+                }
+                Item::Nested(nested) => {
+                    let inner = if reports { Occasion::Abandon } else { Occasion::Finalize };
+                    // It stays in its place until it is drained: what registers here meanwhile goes above it.
+                    self.stacks[stack].items.push(Item::Nested(nested));
+                    let gathered = self.drain_gathering(nested, inner);
+                    self.stacks[stack].items.retain(|item| !matches!(item, Item::Nested(other) if *other == nested));
+                    for error in gathered.errors {
+                        self.gather(stack, Some(error), None);
+                    }
+                    self.gather(stack, None, gathered.exit_code);
+                }
+            }
+        }
+        self.current = before;
+        let this = &mut self.stacks[stack];
+        let gathered = this.drain.take().unwrap_or_default();
+        if this.last {
+            this.over = true;
+            if let Some(parent) = this.parent {
+                let items = &mut self.stacks[parent].items;
+                items.retain(|item| !matches!(item, Item::Nested(other) if *other == stack));
+            }
+        }
+        gathered
+    }
+
+    fn gather(&mut self, stack: usize, error: Option<String>, exit_code: Option<i32>) {
+        if let Some(drain) = &mut self.stacks[stack].drain {
+            drain.errors.extend(error);
+            drain.exit_code = exit_code.or(drain.exit_code);
+        }
+    }
+
+    fn check(&self) {
+        for (at, stack) in self.slots.iter().enumerate() {
+            let handle = real(|real| real.slots[at].clone());
+            let Some(stack) = *stack else {
+                assert!(handle.is_none(), "slot {at}");
+                continue;
+            };
+            let handle = handle.expect("the slot has a handle");
+            let handlers = self.stacks[stack].items.iter().rev().filter_map(|item| match item {
+                Item::Handler(pending) => Some(pending),
+                Item::Nested(_) => None,
+            });
+            let expected: Vec<_> =
+                handlers.map(|p| (real(|real| real.ids[p.id]), p.spec.shape.name().map(str::to_owned))).collect();
+            let pending = handle.stack().pending();
+            let waiting: Vec<_> = pending.iter().map(|p| (p.id(), p.name().map(str::to_owned))).collect();
+            assert_eq!(waiting, expected, "who waits in slot {at}");
+            assert_eq!(handle.stack().len(), expected.len());
+            assert_eq!(handle.stack().is_empty(), expected.is_empty());
+        }
+        assert!(Interpreter::current().is_none(), "an interpreter stayed current");
+    }
+}
+
+/// Does all that `bytes` say and compares each step with the model.
+pub fn run(bytes: &[u8]) {
+    let deeds = decode(bytes);
+    install_hook();
+    take_log();
+    real(|real| *real = Real { slots: vec![Some(Handle::new_stack())], ..Real::default() });
+    let mut model = Model::default();
+    let first = model.new_stack(None, None);
+    model.slots.push(Some(first));
+    let mut all = Vec::new();
+    for (at, deed) in deeds.iter().enumerate() {
+        perform(deed);
+        let happened = take_log();
+        model.perform(deed);
+        let expected = std::mem::take(&mut model.events);
+        assert_eq!(happened, expected, "step {at}, {deed:?}, of {deeds:#?}");
+        model.check();
+        all.extend(happened);
+    }
+    finish(model, all);
+}
+
+/// Drops the handles until none is left: the handlers that this runs may make new ones.
+fn finish(mut model: Model, mut all: Vec<Event>) {
+    for round in 0.. {
+        let held = model.slots.iter().skip(1).any(Option::is_some)
+            || !model.stacks[model.slots[0].unwrap_or(0)].items.is_empty();
+        if !held {
+            break;
+        }
+        assert!(round < 100, "handles are made for ever");
+        for slot in (0..model.slots.len()).rev() {
+            let deed = Deed::Drop(u8::try_from(slot).expect("few slots"));
+            perform(&deed);
+            let happened = take_log();
+            model.perform(&deed);
+            assert_eq!(happened, std::mem::take(&mut model.events), "dropping slot {slot} at the end");
+            all.extend(happened);
+        }
+    }
+    let made = model.made.min(MOST);
+    check_consumed(&all, made);
+}

@@ -1,0 +1,9 @@
+//! What is declared after the stack is dropped before it.
+
+use exitstack::ExitStack;
+
+fn main() {
+    let stack = ExitStack::new();
+    let later = String::from("later");
+    stack.register(|| println!("{later}"));
+}

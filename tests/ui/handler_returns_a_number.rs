@@ -1,0 +1,8 @@
+//! What a handler returns is nothing or a result.
+
+use exitstack::ExitStack;
+
+fn main() {
+    let stack = ExitStack::new();
+    stack.register(|| 1);
+}

@@ -1,0 +1,10 @@
+//! Any thread may compare the keys of a stack between threads.
+
+use std::cell::Cell;
+
+use exitstack::{Handler, SharedExitStack};
+
+fn main() {
+    let stack = SharedExitStack::new();
+    stack.register(Handler::new(|| ()).keyed(Cell::new(1)));
+}

@@ -1,0 +1,9 @@
+//! A closure that captures something is not known by its type.
+
+use exitstack::ExitStack;
+
+fn main() {
+    let text = String::from("captured");
+    let mut stack = ExitStack::new();
+    stack.unregister_fn(|| println!("{text}"));
+}

@@ -1,0 +1,14 @@
+//! What was lent by `enter` is gone when anything may be removed.
+
+use exitstack::*;
+
+fn function() {}
+
+fn main() {
+    let mut stack = ExitStack::new();
+    let id = stack.register(function);
+    let lent = stack.enter(String::new(), |_| ());
+    let _ = (id, Outcome::Success);
+    let _ = stack.run_now(id);
+    lent.push('x');
+}

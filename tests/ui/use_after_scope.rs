@@ -1,0 +1,8 @@
+//! What was lent by `enter` does not leave the scope.
+
+use exitstack::{CloseError, scope};
+
+fn main() {
+    let lent = scope::<_, CloseError>(|stack| Ok(stack.enter(String::new(), |_| ()))).unwrap();
+    lent.push('x');
+}
