@@ -62,8 +62,9 @@ fn an_interpreter_is_current_while_its_handlers_run() {
         move || log.push(format!("{what}: {}", name()))
     };
     let (other, parent) = (Interpreter::new("other"), Interpreter::new("parent"));
-    let child = parent.subinterpreter("child");
     parent.stack().register(tell("below"));
+    let child = parent.subinterpreter("child");
+    child.stack().register(tell("older"));
     let grandchild = child.subinterpreter("grandchild");
     child.stack().register(tell("child"));
     grandchild.stack().register(tell("grandchild"));
@@ -84,11 +85,12 @@ fn an_interpreter_is_current_while_its_handlers_run() {
     });
     let expected = [
         "above: parent",
-        "below: parent",
         "other: other",
         "after the other's: child",
         "child: child",
         "grandchild: grandchild",
+        "older: child",
+        "below: parent",
     ];
     assert_eq!(log.take(), expected);
     assert_eq!(name(), "");
