@@ -477,6 +477,29 @@ fn a_stack_made_and_dropped_while_unwinding_means_success() {
 }
 
 #[test]
+fn an_emptied_stack_learns_anew_whether_it_is_used_while_unwinding() {
+    struct Works<'c>(ExitStack<'c>, &'c Cell<&'static str>);
+    impl Drop for Works<'_> {
+        fn drop(&mut self) {
+            self.0.on_success(|| self.1.set("success"));
+            self.0.on_failure(|| self.1.set("failure"));
+        }
+    }
+    let roads: [fn(&mut ExitStack<'_>); 3] =
+        [|stack| stack.close().unwrap(), |stack| stack.clear(), |stack| drop(stack.pop_all())];
+    for road in roads {
+        let ran = Cell::new("");
+        panic_of(|| {
+            let mut works = Works(ExitStack::new(), &ran);
+            works.0.on_failure(|| ());
+            road(&mut works.0);
+            quiet_panic("outside")
+        });
+        assert_eq!(ran.get(), "success");
+    }
+}
+
+#[test]
 fn a_dropped_outcome_handler_whose_capture_panics_is_recorded() {
     let counter = Counter::default();
     let mut stack = ExitStack::new();
