@@ -1,6 +1,8 @@
 //! How handlers run: the one drain loop.
 
 use std::any::Any;
+use std::borrow::Cow;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use crate::error::{CloseError, Exit, Gathered, HandlerError, HandlerErrorKind, Outcome, Site, panic_message};
@@ -10,8 +12,9 @@ use crate::report::report;
 
 /// What a drain takes its handlers from, and tells what came of them.
 pub(crate) trait Source<B: ?Sized> {
-    /// Takes the next entry out of the list, so that it runs at most once whatever it does. Runs no user code.
-    fn next(&mut self) -> Option<Entry<B>>;
+    /// Lends the next entry, where nobody else can reach it: whatever it does, it runs at most once. Runs no user code;
+    /// nothing is left in the entry that was lent before.
+    fn next(&mut self) -> Option<&mut Entry<B>>;
 
     /// Keeps, or reports, what became of a handler that did not simply return.
     fn note(&mut self, note: Note);
@@ -66,35 +69,56 @@ fn downcast<E: std::error::Error + 'static>(error: &BoxError) -> Option<&E> {
 /// runs; nothing unwinds out of here.
 pub(crate) fn drain<B: ?Sized>(source: &mut impl Source<B>, outcome: Outcome) {
     loop {
-        let mut running = None;
+        // What the report of a panic needs.
+        let (mut name, mut location) = (None, None);
         // Entered again after a panic only: a handler that returns costs no unwinding frame of its own.
         let drained = catch_unwind(AssertUnwindSafe(|| {
-            while let Some(mut entry) = source.next() {
-                let site = running.insert(entry.take_site());
-                if entry.closure.only().is_some_and(|only| only != outcome) {
-                    drop(entry);
-                } else if let Err(error) = entry.closure.run() {
-                    source.note(Note::failed(site.clone(), error));
+            while let Some(entry) = source.next() {
+                location = Some(entry.location);
+                let plain = entry.closure.is_plain();
+                let result = if plain { entry.closure.run() } else { run_dressed(entry, outcome, &mut name) };
+                if let Err(error) = result {
+                    let site = Site { name: name.take(), location: entry.location };
+                    source.note(Note::failed(site, error));
                 }
             }
         }));
-        match (drained, running) {
-            (Err(payload), Some(site)) => source.note(Note::panicked(site, payload)),
+        match (drained, location) {
+            (Err(payload), Some(location)) => source.note(Note::panicked(Site { name, location }, payload)),
             _ => return,
         }
     }
 }
 
+/// Runs a handler that may have a name, or drops it if it waits for another outcome. The name stands in `name` meanwhile,
+/// and after that if it failed.
+#[inline(never)]
+fn run_dressed<B: ?Sized>(
+    entry: &mut Entry<B>,
+    outcome: Outcome,
+    name: &mut Option<Cow<'static, str>>,
+) -> Result<(), BoxError> {
+    *name = entry.closure.take_name();
+    if entry.closure.only().is_none_or(|only| only == outcome) {
+        entry.closure.run()?;
+    } else {
+        entry.closure.discard();
+    }
+    *name = None;
+    Ok(())
+}
+
 /// Runs one entry that was taken out of its turn, whatever outcome it waits for.
 pub(crate) fn run_one<B: ?Sized>(entry: Entry<B>, path: impl Fn() -> Option<String>) -> Result<(), CloseError> {
     struct One<B: ?Sized, P> {
-        entry: Option<Entry<B>>,
+        entry: Entry<B>,
+        lent: bool,
         gathered: Option<Box<Gathered>>,
         path: P,
     }
     impl<B: ?Sized, P: Fn() -> Option<String>> Source<B> for One<B, P> {
-        fn next(&mut self) -> Option<Entry<B>> {
-            self.entry.take()
+        fn next(&mut self) -> Option<&mut Entry<B>> {
+            (!mem::replace(&mut self.lent, true)).then_some(&mut self.entry)
         }
 
         fn note(&mut self, note: Note) {
@@ -102,7 +126,7 @@ pub(crate) fn run_one<B: ?Sized>(entry: Entry<B>, path: impl Fn() -> Option<Stri
         }
     }
     let outcome = entry.closure.only().unwrap_or(Outcome::Success);
-    let mut one = One { entry: Some(entry), gathered: None, path };
+    let mut one = One { entry, lent: false, gathered: None, path };
     drain(&mut one, outcome);
     Gathered::into_result(one.gathered)
 }

@@ -258,12 +258,6 @@ impl<B: ?Sized> Entry<B> {
         self.closure.key()?.downcast_ref()
     }
 
-    /// Who it is, told before it runs.
-    #[inline]
-    pub(crate) fn take_site(&mut self) -> Site {
-        Site { name: self.closure.take_name(), location: self.location }
-    }
-
     pub(crate) fn pending(&self, id: HandlerId) -> PendingHandler {
         PendingHandler { id, site: Site { name: self.closure.name().cloned(), location: self.location } }
     }

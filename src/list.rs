@@ -1,9 +1,8 @@
 //! Where handlers wait: an append-only list with stable ids.
 
 use std::fmt;
+use std::mem::{self, ManuallyDrop};
 use std::sync::atomic::{AtomicU64, Ordering};
-
-use smallvec::SmallVec;
 
 /// One registration, in one list: unique in the process, never reused, unknown to every other list.
 ///
@@ -28,7 +27,7 @@ impl fmt::Debug for HandlerId {
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 /// The least block.
-const BLOCK: u64 = 8;
+const LEAST_BLOCK: u64 = 8;
 
 /// The largest block: enough to make the counter's cost vanish, not so much as to waste it.
 const LARGEST_BLOCK: u64 = 1 << 16;
@@ -94,10 +93,14 @@ impl HandlerId {
 /// assert_eq!(list.borrow().len(), 1); // what was registered meanwhile
 /// ```
 pub struct HandlerList<T> {
-    /// Ascending by id. A removed value leaves `None`, but never in the last slot, and never in more than half of
-    /// them (`remove` sees to both).
-    slots: SmallVec<[Slot<T>; 4]>,
-    /// How many slots are `None`.
+    /// The oldest values, in the list itself: in its leftmost `held` places, filled while `rest` is empty. What stands in
+    /// the others needs no drop.
+    first: ManuallyDrop<[Option<(HandlerId, T)>; FIRST]>,
+    held: usize,
+    /// The values after those, ascending by id. A removed value leaves `None`, but never in the last slot, and never in
+    /// more than half of them (`remove` sees to both).
+    rest: ManuallyDrop<Vec<Slot<T>>>,
+    /// How many slots of `rest` are `None`.
     removed: usize,
     /// The ids that are this list's to give, `next..end`.
     next: u64,
@@ -109,6 +112,15 @@ struct Slot<T> {
     value: Option<T>,
 }
 
+/// How many values stand in the list itself.
+const FIRST: usize = 4;
+
+/// A place with nothing in it: one word is written. (An array of a constant is copied whole, with all that is unused.)
+#[cold]
+const fn none<T>() -> Option<(HandlerId, T)> {
+    None
+}
+
 impl<T> HandlerList<T> {
     /// An empty list; allocates nothing.
     ///
@@ -118,7 +130,14 @@ impl<T> HandlerList<T> {
     /// ```
     #[inline]
     pub const fn new() -> Self {
-        Self { slots: SmallVec::new_const(), removed: 0, next: 0, end: 0 }
+        Self {
+            first: ManuallyDrop::new([none(), none(), none(), none()]),
+            held: 0,
+            rest: ManuallyDrop::new(Vec::new()),
+            removed: 0,
+            next: 0,
+            end: 0,
+        }
     }
 
     /// Appends a value; its id is greater than every earlier one's of this list.
@@ -147,8 +166,9 @@ impl<T> HandlerList<T> {
     }
 
     #[cold]
+    #[inline(never)]
     fn more_ids(&mut self) {
-        let block = (self.slots.len() as u64).clamp(BLOCK, LARGEST_BLOCK);
+        let block = (self.rest.len() as u64).clamp(LEAST_BLOCK, LARGEST_BLOCK);
         self.next = NEXT.fetch_add(block, Ordering::Relaxed);
         self.end = self.next + block;
     }
@@ -156,8 +176,14 @@ impl<T> HandlerList<T> {
     /// Appends a value under an id of another list's [`next_id`](Self::next_id), greater than all here.
     #[inline]
     pub(crate) fn push_as(&mut self, id: HandlerId, value: T) {
-        debug_assert!(self.slots.last().is_none_or(|last| last.id < id));
-        self.slots.push(Slot { id, value: Some(value) });
+        debug_assert!(self.last_id() < Some(id));
+        match self.first.get_mut(self.held) {
+            Some(place) if self.rest.is_empty() => {
+                mem::forget(place.replace((id, value))); // spares the look for something to drop
+                self.held += 1;
+            }
+            _ => self.rest.push(Slot { id, value: Some(value) }),
+        }
     }
 
     /// Takes the value out, wherever it stands; `None` if the id is not in this list (any more).
@@ -169,8 +195,13 @@ impl<T> HandlerList<T> {
     /// assert_eq!(list.remove(a), None);
     /// ```
     pub fn remove(&mut self, id: HandlerId) -> Option<T> {
-        let at = self.find(id)?;
-        let value = self.slots[at].value.take()?;
+        if let Some(at) = self.find_first(id) {
+            let (_, value) = self.first[at].take()?;
+            self.close_gaps();
+            return Some(value);
+        }
+        let at = self.find_rest(id)?;
+        let value = self.rest[at].value.take()?;
         self.removed += 1;
         self.tidy();
         Some(value)
@@ -184,30 +215,47 @@ impl<T> HandlerList<T> {
     /// assert_eq!(list.get(a), Some(&"a"));
     /// ```
     pub fn get(&self, id: HandlerId) -> Option<&T> {
-        self.slots[self.find(id)?].value.as_ref()
+        match self.find_first(id) {
+            Some(at) => self.first[at].as_ref().map(|(_, value)| value),
+            None => self.rest[self.find_rest(id)?].value.as_ref(),
+        }
     }
 
-    fn find(&self, id: HandlerId) -> Option<usize> {
-        self.slots.binary_search_by_key(&id, |slot| slot.id).ok()
+    fn find_first(&self, id: HandlerId) -> Option<usize> {
+        self.first[..self.held].iter().position(|place| place.as_ref().is_some_and(|(own, _)| *own == id))
     }
 
-    /// Restores what `slots` promises, after values were taken out of its middle.
+    fn find_rest(&self, id: HandlerId) -> Option<usize> {
+        self.rest.binary_search_by_key(&id, |slot| slot.id).ok()
+    }
+
+    /// Restores what `first` promises, after values were taken out of its middle.
+    fn close_gaps(&mut self) {
+        for at in 0..mem::take(&mut self.held) {
+            if self.first[at].is_some() {
+                self.first.swap(self.held, at);
+                self.held += 1;
+            }
+        }
+    }
+
+    /// Restores what `rest` promises, after values were taken out of its middle.
     fn tidy(&mut self) {
         self.trim();
-        if self.removed > self.slots.len() / 2 {
-            self.slots.retain(|slot| slot.value.is_some());
+        if self.removed > self.rest.len() / 2 {
+            self.rest.retain(|slot| slot.value.is_some());
             self.removed = 0;
         }
-        if self.slots.spilled() && self.slots.capacity() > 4 * self.slots.len().max(4) {
-            self.slots.shrink_to_fit();
+        if self.rest.capacity() > 4 * self.rest.len().max(FIRST) {
+            self.rest.shrink_to_fit();
         }
     }
 
     /// Lets the last slot be one with a value.
     #[inline]
     fn trim(&mut self) {
-        while self.removed > 0 && self.slots.last().is_some_and(|last| last.value.is_none()) {
-            self.slots.pop();
+        while self.removed > 0 && self.rest.last().is_some_and(|last| last.value.is_none()) {
+            self.rest.pop();
             self.removed -= 1;
         }
     }
@@ -222,14 +270,43 @@ impl<T> HandlerList<T> {
     /// ```
     #[inline]
     pub fn pop(&mut self) -> Option<(HandlerId, T)> {
-        let slot = self.slots.pop()?;
-        self.trim();
-        Some((slot.id, slot.value?))
+        if let Some(slot) = self.rest.pop() {
+            self.trim();
+            return Some((slot.id, slot.value?));
+        }
+        self.held = self.held.checked_sub(1)?;
+        self.first.get_mut(self.held)?.take()
+    }
+
+    /// The values, newest first, where they stand.
+    #[inline]
+    pub(crate) fn newest_first(&mut self) -> NewestFirst<'_, T> {
+        NewestFirst { first: self.first[..self.held].iter_mut(), rest: self.rest.iter_mut() }
+    }
+
+    /// Empties the list of values that need no drop any more; those in the list itself are not even looked at.
+    #[inline]
+    pub(crate) fn forget_all(&mut self) {
+        self.held = 0;
+        if self.rest.capacity() > 0 {
+            self.forget_rest();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn forget_rest(&mut self) {
+        self.removed = 0;
+        *self.rest = Vec::new();
     }
 
     /// The newest id.
+    #[inline]
     pub(crate) fn last_id(&self) -> Option<HandlerId> {
-        self.slots.last().map(|slot| slot.id)
+        match self.rest.last() {
+            Some(slot) => Some(slot.id),
+            None => self.first[..self.held].last()?.as_ref().map(|(id, _)| *id),
+        }
     }
 
     /// Ids and values, oldest first; reverse it for the order of a drain.
@@ -241,19 +318,19 @@ impl<T> HandlerList<T> {
     /// assert_eq!(list.iter().map(|(_, value)| *value).collect::<Vec<_>>(), ["a", "b"]);
     /// ```
     pub fn iter(&self) -> Iter<'_, T> {
-        Iter { slots: self.slots.iter(), left: self.len() }
+        Iter { first: self.first[..self.held].iter(), rest: self.rest.iter(), left: self.len() }
     }
 
     /// How many values wait.
     #[inline]
     pub fn len(&self) -> usize {
-        self.slots.len() - self.removed
+        self.held + self.rest.len() - self.removed
     }
 
     /// Whether none does.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.held == 0 && self.rest.is_empty()
     }
 
     /// Empties the list and returns the values, oldest first, for the caller to drop where it may.
@@ -266,44 +343,74 @@ impl<T> HandlerList<T> {
     /// ```
     #[must_use = "dropping the values runs their code: do it where no lock is held"]
     pub fn clear(&mut self) -> Vec<T> {
+        self.take().map(|(_, value)| value).collect()
+    }
+
+    /// Empties the list: ids and values, oldest first.
+    fn take(&mut self) -> impl Iterator<Item = (HandlerId, T)> + use<T> {
+        let held = mem::take(&mut self.held);
+        let mut first = [const { None }; FIRST];
+        first[..held].swap_with_slice(&mut self.first[..held]);
+        let rest = mem::take(&mut *self.rest);
         self.removed = 0;
-        std::mem::take(&mut self.slots).into_iter().filter_map(|slot| slot.value).collect()
+        first.into_iter().flatten().chain(rest.into_iter().filter_map(|slot| Some((slot.id, slot.value?))))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn drop_all(&mut self) {
+        drop(self.take());
     }
 
     /// Takes every value for which `matches` is true, oldest first; a panic of `matches` leaves all in the list.
     pub(crate) fn remove_if(&mut self, mut matches: impl FnMut(&T) -> bool) -> Vec<T> {
-        let mut found = Vec::new();
-        for (at, slot) in self.slots.iter().enumerate() {
-            if slot.value.as_ref().is_some_and(&mut matches) {
-                found.push(at);
+        let found: Vec<HandlerId> = self.iter().filter(|(_, value)| matches(value)).map(|(id, _)| id).collect();
+        let mut found = found.into_iter().peekable();
+        let mut values = Vec::with_capacity(found.len());
+        for place in &mut self.first[..self.held] {
+            if place.as_ref().is_some_and(|(id, _)| found.next_if_eq(id).is_some()) {
+                values.extend(place.take().map(|(_, value)| value));
             }
         }
-        let values = found.iter().filter_map(|&at| self.slots[at].value.take()).collect();
-        self.removed += found.len();
+        self.close_gaps();
+        let from_first = values.len();
+        for slot in &mut *self.rest {
+            if found.next_if_eq(&slot.id).is_some() {
+                values.extend(slot.value.take());
+            }
+        }
+        self.removed += values.len() - from_first;
         self.tidy();
         values
     }
 
     /// Makes room for this many more without another allocation.
     pub(crate) fn reserve(&mut self, additional: usize) {
-        self.slots.reserve(additional);
+        self.rest.reserve(additional);
     }
 
     /// Gives the storage of an empty list back.
     #[inline]
     pub(crate) fn release(&mut self) {
-        if self.slots.spilled() && self.slots.is_empty() {
-            self.slots = SmallVec::new();
+        if self.rest.is_empty() {
+            *self.rest = Vec::new();
         }
     }
 
     /// Appends what `newer` holds, whose ids are all greater, and goes on with its ids.
-    pub(crate) fn append(&mut self, newer: Self) {
+    pub(crate) fn append(&mut self, mut newer: Self) {
         (self.next, self.end) = (newer.next, newer.end);
-        for slot in newer.slots {
-            if let Some(value) = slot.value {
-                self.push_as(slot.id, value);
-            }
+        for (id, value) in newer.take() {
+            self.push_as(id, value);
+        }
+    }
+}
+
+impl<T> Drop for HandlerList<T> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.held > 0 || self.rest.capacity() > 0 {
+            self.drop_all();
         }
     }
 }
@@ -321,29 +428,57 @@ impl<T: fmt::Debug> fmt::Debug for HandlerList<T> {
 }
 
 /// What [`HandlerList::iter`] returns.
-#[derive(Debug)]
 pub struct Iter<'l, T> {
-    slots: std::slice::Iter<'l, Slot<T>>,
+    first: std::slice::Iter<'l, Option<(HandlerId, T)>>,
+    rest: std::slice::Iter<'l, Slot<T>>,
     left: usize,
 }
 
-impl<T> fmt::Debug for Slot<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.id.fmt(f)
+/// What [`HandlerList::newest_first`] returns.
+pub(crate) struct NewestFirst<'l, T> {
+    first: std::slice::IterMut<'l, Option<(HandlerId, T)>>,
+    rest: std::slice::IterMut<'l, Slot<T>>,
+}
+
+impl<'l, T> Iterator for NewestFirst<'l, T> {
+    type Item = &'l mut T;
+
+    #[inline]
+    fn next(&mut self) -> Option<&'l mut T> {
+        while let Some(slot) = self.rest.next_back() {
+            if let Some(value) = &mut slot.value {
+                return Some(value);
+            }
+        }
+        self.first.next_back()?.as_mut().map(|(_, value)| value)
     }
 }
 
-impl<T> Slot<T> {
-    fn pair(&self) -> Option<(HandlerId, &T)> {
-        Some((self.id, self.value.as_ref()?))
+impl<T: fmt::Debug> fmt::Debug for Iter<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.clone()).finish()
     }
+}
+
+impl<T> Clone for Iter<'_, T> {
+    fn clone(&self) -> Self {
+        Self { first: self.first.clone(), rest: self.rest.clone(), left: self.left }
+    }
+}
+
+fn in_first<T>((id, value): &(HandlerId, T)) -> (HandlerId, &T) {
+    (*id, value)
+}
+
+fn in_rest<T>(slot: &Slot<T>) -> Option<(HandlerId, &T)> {
+    Some((slot.id, slot.value.as_ref()?))
 }
 
 impl<'l, T> Iterator for Iter<'l, T> {
     type Item = (HandlerId, &'l T);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let next = self.slots.find_map(Slot::pair)?;
+        let next = self.first.find_map(Option::as_ref).map(in_first).or_else(|| self.rest.find_map(in_rest))?;
         self.left -= 1;
         Some(next)
     }
@@ -355,7 +490,8 @@ impl<'l, T> Iterator for Iter<'l, T> {
 
 impl<T> DoubleEndedIterator for Iter<'_, T> {
     fn next_back(&mut self) -> Option<Self::Item> {
-        let next = self.slots.by_ref().rev().find_map(Slot::pair)?;
+        let rest = self.rest.by_ref().rev().find_map(in_rest);
+        let next = rest.or_else(|| self.first.by_ref().rev().find_map(Option::as_ref).map(in_first))?;
         self.left -= 1;
         Some(next)
     }

@@ -602,7 +602,7 @@ impl SharedExitStack {
         match self.claim(occasion) {
             Claim::Taken => {
                 let _restored = self.make_current();
-                let mut descent = Descent { root: self, below: Vec::new(), occasion, result: Ok(()) };
+                let mut descent = Descent { root: self, below: Vec::new(), running: None, occasion, result: Ok(()) };
                 drain(&mut descent, Outcome::Success);
                 descent.result
             }
@@ -766,6 +766,8 @@ fn wait_for(owner: ThreadKey, latch: &Arc<Latch<Drained>>, occasion: Occasion) -
 struct Descent<'s> {
     root: &'s SharedExitStack,
     below: Vec<Arc<dyn Node>>,
+    /// What runs.
+    running: Option<SharedEntry>,
     occasion: Occasion,
     result: Result<(), CloseError>,
 }
@@ -835,10 +837,10 @@ impl Descent<'_> {
 
 impl Source<dyn Bound + Send> for Descent<'_> {
     #[inline]
-    fn next(&mut self) -> Option<SharedEntry> {
+    fn next(&mut self) -> Option<&mut SharedEntry> {
         loop {
             match self.top().step() {
-                Step::Run(entry) => return Some(entry),
+                Step::Run(entry) => return Some(self.running.insert(entry)),
                 Step::Nested(id, node) => self.descend(id, node),
                 Step::Done { drain, closed } => {
                     if !self.ascend(drain, closed) {

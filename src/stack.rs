@@ -9,7 +9,7 @@ use std::thread;
 use crate::drain::{Note, Source, drain, drop_all, drop_counted, report_if, run_one};
 use crate::error::{CloseError, Gathered, Outcome};
 use crate::handler::{HandlerResult, IntoHandler, LocalEntry, Only, PendingHandler, identity};
-use crate::list::{HandlerId, HandlerList};
+use crate::list::{HandlerId, HandlerList, NewestFirst};
 use crate::raw::{self, Bound, Closure, Task};
 
 /// Handlers that run when the stack is dropped or closed, the last registered first.
@@ -379,26 +379,31 @@ impl<'a> ExitStack<'a> {
     /// ```
     pub fn close_with(&mut self, outcome: Outcome) -> Result<(), CloseError> {
         self.began_unwinding.set(None);
-        let mut source = Local { list: self.list.get_mut(), gathered: None, reports: false };
-        drain(&mut source, outcome);
-        source.list.release();
-        Gathered::into_result(source.gathered)
+        let mut gathered = None;
+        self.drain(outcome, Some(&mut gathered));
+        Gathered::into_result(gathered)
     }
 
-    /// Drains where nobody is to be told.
-    fn drain_reporting(&mut self, outcome: Outcome) {
-        drain(&mut Local { list: self.list.get_mut(), gathered: None, reports: true }, outcome);
+    /// Drains; what fails is added to `gathered`, or reported if there is no such place.
+    fn drain(&mut self, outcome: Outcome, gathered: Option<&mut Option<Box<Gathered>>>) {
+        let list = self.list.get_mut();
+        drain(&mut Local { entries: list.newest_first(), gathered }, outcome);
+        list.forget_all();
+    }
+
+    #[inline(never)]
+    fn drain_dropped(&mut self) {
+        let failed = self.began_unwinding.get() == Some(false) && thread::panicking();
+        self.drain(if failed { Outcome::Failure } else { Outcome::Success }, None);
     }
 }
 
 impl Drop for ExitStack<'_> {
     #[inline]
     fn drop(&mut self) {
-        if self.list.get_mut().is_empty() {
-            return;
+        if !self.list.get_mut().is_empty() {
+            self.drain_dropped();
         }
-        let failed = self.began_unwinding.get() == Some(false) && thread::panicking();
-        self.drain_reporting(if failed { Outcome::Failure } else { Outcome::Success });
     }
 }
 
@@ -414,25 +419,24 @@ impl fmt::Debug for ExitStack<'_> {
     }
 }
 
-/// A list on one thread, as what a drain takes from.
+/// The entries of a stack on one thread, as what a drain takes from. They run where they stand: no handler can reach the
+/// stack that is being drained.
 struct Local<'l, 'a> {
-    list: &'l mut HandlerList<LocalEntry<'a>>,
-    gathered: Option<Box<Gathered>>,
-    reports: bool,
+    entries: NewestFirst<'l, LocalEntry<'a>>,
+    gathered: Option<&'l mut Option<Box<Gathered>>>,
 }
 
 impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
     #[inline]
-    fn next(&mut self) -> Option<LocalEntry<'a>> {
-        self.list.pop().map(|(_, entry)| entry)
+    fn next(&mut self) -> Option<&mut LocalEntry<'a>> {
+        self.entries.next()
     }
 
     #[cold]
     fn note(&mut self, note: Note) {
-        let error = note.gather(&mut self.gathered, || None);
-        if self.reports {
-            self.gathered = None;
-            report_if(error);
+        match &mut self.gathered {
+            Some(gathered) => drop(note.gather(gathered, || None)),
+            None => report_if(note.gather(&mut None, || None)),
         }
     }
 }
@@ -475,7 +479,7 @@ impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
 #[doc(alias = "with")]
 #[doc(alias = "transaction")]
 pub fn scope<'a, T, E: From<CloseError>>(body: impl FnOnce(&ExitStack<'a>) -> Result<T, E>) -> Result<T, E> {
-    let stack = scopeguard::guard(ExitStack::new(), |mut stack| stack.drain_reporting(Outcome::Failure));
+    let stack = scopeguard::guard(ExitStack::new(), |mut stack| stack.drain(Outcome::Failure, None));
     let result = body(&stack); // a panic leaves the stack to the guard
     match result {
         Ok(value) => {

@@ -9,8 +9,10 @@
 //! there: for everything below there is one case only.
 //!
 //! **Who owns the bytes.** From [`Closure::place`] on, the buffer holds one valid value of the vtable's type.
-//! [`Closure::run`] reads it out and forgets the shell; dropping the shell drops it in place. Both consume the
-//! `Closure`, so each value is consumed once. A move of the `Closure` moves the value, as Rust moves any value.
+//! [`Closure::run`] first makes the vtable that of [`Spent`], a type without size, of which any buffer holds a value; then
+//! it reads the task out and runs it. Dropping the `Closure` drops in place what the buffer holds. So each task is
+//! consumed once, and where it stands: it need not be moved to be run. A move of the `Closure` moves the value, as Rust
+//! moves any value.
 //!
 //! **What a caller cannot do.** There is no pointer and no `unsafe fn` to be had from outside. A task's lifetime and
 //! `Send` are kept in the type parameter: `Closure<dyn Bound + 'a>`, `Closure<dyn Bound + Send>`; the compiler
@@ -20,7 +22,7 @@ use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::error::Error;
 use std::marker::PhantomData;
-use std::mem::{ManuallyDrop, MaybeUninit, align_of, size_of};
+use std::mem::{self, MaybeUninit, align_of, needs_drop, size_of};
 
 use crate::error::Outcome;
 
@@ -68,10 +70,12 @@ pub(crate) trait Bound {}
 /// The functions of one type `T`. Each pointer argument must point to a buffer that holds a valid `T`; `run` and
 /// `drop` consume that `T`.
 struct VTable {
+    plain: bool,
     only: Option<Outcome>,
     labelled: bool,
     run: unsafe fn(*mut Buffer) -> Result<(), BoxError>,
-    drop: unsafe fn(*mut Buffer),
+    /// None if there is nothing to do.
+    drop: Option<unsafe fn(*mut Buffer)>,
     function: fn() -> TypeId,
     name: unsafe fn(*const Buffer) -> Option<*const Cow<'static, str>>,
     take_name: unsafe fn(*mut Buffer) -> Option<Cow<'static, str>>,
@@ -83,10 +87,11 @@ struct Of<T>(PhantomData<T>);
 
 impl<T: Task> Of<T> {
     const VTABLE: VTable = VTable {
+        plain: T::ONLY.is_none() && !T::LABELLED,
         only: T::ONLY,
         labelled: T::LABELLED,
         run: Self::run,
-        drop: Self::drop,
+        drop: if needs_drop::<T>() { Some(Self::drop) } else { None },
         function: T::function,
         name: Self::name,
         take_name: Self::take_name,
@@ -116,6 +121,19 @@ impl<T: Task> Of<T> {
     unsafe fn key(buffer: *const Buffer) -> Option<*const dyn Any> {
         // SAFETY: the buffer holds a valid `T` (vtable's condition).
         unsafe { &*buffer.cast::<T>() }.key().map(|key| &raw const *key)
+    }
+}
+
+/// What is left of a task that ran.
+struct Spent;
+
+impl Task for Spent {
+    fn run(self) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    fn function() -> TypeId {
+        TypeId::of::<Self>()
     }
 }
 
@@ -200,20 +218,31 @@ impl<B: ?Sized> Closure<B> {
         Self { buffer, vtable: &Of::<T>::VTABLE, bound: PhantomData }
     }
 
-    /// Runs the task.
+    /// Runs the task, the first time; nothing is left of it then.
     #[inline]
-    pub(crate) fn run(self) -> Result<(), BoxError> {
-        let mut shell = ManuallyDrop::new(self);
-        let run = shell.vtable.run;
-        // SAFETY: the buffer holds a valid value of the vtable's type (the invariant), which is consumed here: the
-        // shell is never dropped.
-        unsafe { run(&raw mut shell.buffer) }
+    pub(crate) fn run(&mut self) -> Result<(), BoxError> {
+        const { assert!(size_of::<Spent>() == 0 && !needs_drop::<Spent>()) }
+        let vtable = mem::replace(&mut self.vtable, &Of::<Spent>::VTABLE);
+        // SAFETY: the buffer held a valid value of that vtable's type (the invariant), which is consumed here: to whoever
+        // looks from now on, it holds a `Spent`, as any buffer does (asserted above).
+        unsafe { (vtable.run)(&raw mut self.buffer) }
+    }
+
+    /// Drops the task, unrun; nothing is left of it then.
+    pub(crate) fn discard(&mut self) {
+        drop(mem::replace(self, Self::erase(Spent)));
     }
 
     /// The only outcome for which it wants to run, if not both.
     #[inline]
     pub(crate) fn only(&self) -> Option<Outcome> {
         self.vtable.only
+    }
+
+    /// Whether it has neither name nor key, and runs for any outcome.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.vtable.plain
     }
 
     /// The type of the function in it.
@@ -258,7 +287,9 @@ impl<B: ?Sized> Closure<B> {
 impl<B: ?Sized> Drop for Closure<B> {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: the buffer holds a valid value of the vtable's type (the invariant), which is consumed here.
-        unsafe { (self.vtable.drop)(&raw mut self.buffer) }
+        if let Some(drop) = self.vtable.drop {
+            // SAFETY: the buffer holds a valid value of the vtable's type (the invariant), which is consumed here.
+            unsafe { drop(&raw mut self.buffer) }
+        }
     }
 }

@@ -61,7 +61,7 @@ facts! {
     handler_error_is_one_word: size_of::<HandlerError>() == size_of::<usize>();
     handler_id_is_eight_bytes: size_of::<HandlerId>() == 8;
     interpreter_is_one_word: size_of::<Interpreter>() == size_of::<usize>();
-    exit_stack_is_at_most_256_bytes: size_of::<ExitStack<'static>>() <= 256 || size_of::<usize>() > 8;
+    exit_stack_is_at_most_33_words: size_of::<ExitStack<'static>>() <= 264 || size_of::<usize>() > 8;
     exit_stack_is_made_in_a_const: { const _: ExitStack<'static> = ExitStack::new(); true };
     shared_exit_stack_is_made_in_a_static: { static _STACK: SharedExitStack = SharedExitStack::new(); true };
 }
