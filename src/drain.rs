@@ -161,6 +161,15 @@ pub(crate) fn discard(payload: Box<dyn Any + Send>) {
     }
 }
 
+/// The exit status that a result asks for which nobody is told. What it holds is dropped: errors of the users' own, whose
+/// drop may panic.
+pub(crate) fn status_of(result: Result<(), CloseError>) -> Option<i32> {
+    let error = result.err()?;
+    let code = error.exit_code();
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(error))).map_err(discard);
+    code
+}
+
 /// Reports a failure, if there is one.
 pub(crate) fn report_if(error: Option<HandlerError>) {
     if let Some(error) = error {

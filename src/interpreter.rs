@@ -100,9 +100,8 @@ impl Interpreter {
             handles: AtomicUsize::new(1),
             stack: SharedExitStack::of_interpreter(inner.clone()),
         });
-        match inner.outer().nest(Arc::clone(&inner) as Arc<dyn Node>) {
-            Some(place) => inner.place.set(place).expect("the place is set once, here"),
-            None => inner.stack.refuse_all(),
+        if !inner.outer().nest(Arc::clone(&inner) as Arc<dyn Node>) {
+            inner.stack.refuse_all();
         }
         Self(inner)
     }
@@ -180,16 +179,21 @@ impl Interpreter {
     }
 }
 
-impl Inner {
-    /// The stack it is nested in.
-    fn outer(&self) -> &SharedExitStack {
-        self.parent.as_ref().map_or_else(|| process_stack(), |parent| &parent.stack)
-    }
-}
-
 impl Node for Inner {
     fn stack(&self) -> &SharedExitStack {
         &self.stack
+    }
+
+    fn parent(&self) -> Option<Arc<dyn Node>> {
+        self.parent.clone().map(|parent| parent as _)
+    }
+
+    fn outer(&self) -> &SharedExitStack {
+        self.parent.as_ref().map_or_else(|| process_stack(), |parent| &parent.stack)
+    }
+
+    fn place(&self) -> &OnceLock<HandlerId> {
+        &self.place
     }
 
     fn path(&self) -> String {
@@ -204,10 +208,8 @@ impl Node for Inner {
         names.join(" > ")
     }
 
-    fn detach(&self) {
-        if let Some(place) = self.place.get() {
-            self.outer().unnest(*place);
-        }
+    fn count_refusals(self: Arc<Self>) {
+        process_stack().count_refusals_of(&(self as _));
     }
 
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
@@ -236,8 +238,7 @@ impl Drop for Interpreter {
     fn drop(&mut self) {
         if self.0.handles.fetch_sub(1, Ordering::Release) == 1 {
             fence(Ordering::Acquire);
-            // An error has nobody to return to: each was reported.
-            let _ = self.0.stack.drain(Occasion::Abandon);
+            self.0.stack.drain_untold(Occasion::Abandon);
         }
     }
 }

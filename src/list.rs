@@ -221,6 +221,14 @@ impl<T> HandlerList<T> {
         }
     }
 
+    pub(crate) fn get_mut(&mut self, id: HandlerId) -> Option<&mut T> {
+        if let Some(at) = self.find_first(id) {
+            return self.first[at].as_mut().map(|(_, value)| value);
+        }
+        let at = self.find_rest(id)?;
+        self.rest[at].value.as_mut()
+    }
+
     fn find_first(&self, id: HandlerId) -> Option<usize> {
         self.first[..self.held].iter().position(|place| place.as_ref().is_some_and(|(own, _)| *own == id))
     }

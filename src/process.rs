@@ -18,12 +18,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crate::drain::discard;
 use crate::error::Exit;
 use crate::raw::{self, Held};
 use crate::report::{HOOK, Hook};
-use crate::shared::{Node, Occasion, SharedExitStack, State, forked, nested};
+use crate::shared::{Begun, Node, Occasion, SharedExitStack, State, forked, innermost, nested};
 use crate::sync::{Lock, MutexGuard, global};
 use crate::waits::{EDGES, Edge};
 
@@ -76,37 +77,57 @@ fn register_hooks(count: usize) -> usize {
 extern "C" fn hook() {
     IN_C_EXIT.set(true);
     let called = CALLED.fetch_add(1, Ordering::Relaxed) + 1;
+    let mut status = None;
     if !OVER.load(Ordering::Acquire) {
         register_hooks(if called == 1 { MORE_HOOKS } else { 1 });
-        match catch_unwind(drain_for_good) {
-            Ok(Some(status)) if raw::in_main_program() => raw::c_exit(status),
-            Ok(_) => {}
-            Err(payload) => discard(payload),
-        }
+        status = catch_unwind(drain_for_good).unwrap_or_else(|payload| {
+            discard(payload);
+            None
+        });
     } else if called == REGISTERED.load(Ordering::Relaxed) {
         let _ = catch_unwind(|| PROCESS.report_refused()).map_err(discard);
     }
+    if raw::in_main_program() {
+        while !PROCESS.leaves_first() {
+            thread::sleep(Duration::MAX);
+        }
+        if let Some(status) = status {
+            raw::c_exit(status);
+        }
+    }
 }
 
-/// Goes on with the drains that this thread was in the middle of, and drains the process stack; returns the exit status
-/// that handlers asked for.
+/// Goes on with the drains that this thread has begun, the innermost first, and drains the process stack; returns the exit
+/// status that handlers asked for.
 #[cfg_attr(not(loom), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
 pub fn drain_for_good() -> Option<i32> {
     let mut status = None;
-    if !PROCESS.drains_here() {
-        for node in PROCESS.descendants() {
-            if node.stack().drains_here() {
-                status = exit_code(node.stack().drain(Occasion::Exit)).or(status);
-            }
+    while let Some(begun) = innermost() {
+        let asked = match begun {
+            Begun::Process => PROCESS.drain_untold(Occasion::Exit),
+            Begun::Interpreter(node) => node.stack().drain_untold(Occasion::Exit),
+        };
+        if let Some(code) = asked {
+            status = asked;
+            ask_exit(code);
         }
     }
-    status = exit_code(PROCESS.drain(Occasion::Exit)).or(status);
-    OVER.store(true, Ordering::Release);
+    status = PROCESS.drain_untold(Occasion::Exit).or(status);
+    if PROCESS.is_over() {
+        OVER.store(true, Ordering::Release);
+    }
     status
 }
 
-fn exit_code(result: Result<(), crate::CloseError>) -> Option<i32> {
-    result.err()?.exit_code()
+/// Records an exit status with every drain that this thread has begun.
+fn ask_exit(code: i32) {
+    let mut begun = innermost();
+    while let Some(this) = begun {
+        begun = match this {
+            Begun::Process => PROCESS.ask_exit(code),
+            Begun::Interpreter(node) => node.stack().ask_exit(code),
+        };
+    }
 }
 
 /// Drains the process stack, then ends the process with this status.
@@ -127,11 +148,9 @@ fn exit_code(result: Result<(), crate::CloseError>) -> Option<i32> {
 /// }
 /// ```
 pub fn exit(code: i32) -> ! {
-    if PROCESS.drains_here() {
-        PROCESS.ask_exit(code);
-        if cfg!(panic = "unwind") && !thread::panicking() {
-            resume_unwind(Box::new(Exit(code)));
-        }
+    ask_exit(code);
+    if PROCESS.drains_here() && cfg!(panic = "unwind") && !thread::panicking() {
+        resume_unwind(Box::new(Exit(code)));
     }
     let code = drain_for_good().unwrap_or(code);
     if IN_C_EXIT.get() {
@@ -172,7 +191,7 @@ pub fn run<T, E: Debug>(body: impl FnOnce() -> Result<T, E>) -> ExitCode {
         discard(payload);
         101
     });
-    let asked = exit_code(PROCESS.drain(Occasion::Run));
+    let asked = PROCESS.drain_untold(Occasion::Run);
     ExitCode::from(asked.map_or(status, low_byte))
 }
 
