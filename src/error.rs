@@ -29,7 +29,9 @@ pub enum Outcome {
 ///
 /// A handler that returns `Err(Exit(code))` has not failed: nothing is reported. `close()` returns a [`CloseError`]
 /// whose [`exit_code`](CloseError::exit_code) is the last one asked for; on the way out of the process the last one
-/// asked for becomes the exit status. A stack that is dropped has nobody to tell, and forgets it.
+/// asked for becomes the exit status, of which Unix keeps the low byte. A stack that is dropped has nobody to tell, and
+/// forgets it; so does the process stack of a shared library, whose unloading is no exit. It counts bare or in a box, not
+/// as the `source` of another error.
 ///
 /// Python's `atexit` has no such thing: a `SystemExit` in a handler is printed and changes nothing.
 ///

@@ -63,7 +63,8 @@
 //! # What is not promised
 //!
 //! - **`std::process::exit` inside a handler of the process stack aborts the process**: Rust forbids to enter it again.
-//!   Call [`exit`], or return [`Exit`].
+//!   In a handler of any drain that another thread's exit waits for, it never returns, nor does the process end. Call
+//!   [`exit`], or return [`Exit`].
 //! - **A panic with `panic = "abort"`** ends the process in the handler, or wherever it is; no handler runs after it.
 //! - Nothing runs on SIGKILL, `_exit` and the other ways out that the table answers with no.
 //! - **Thread-locals that have destructors are gone** when the process leaves through `atexit`, that is on every way out
@@ -72,7 +73,8 @@
 //! - Other threads go on running while the process drains: what a handler shares with them needs a lock. A handler that
 //!   never returns, or waits for a thread that is in `exit` itself, keeps the process from ending.
 //! - Other libraries' `atexit` handlers run at C's places: before ours if registered after our first, after ours if
-//!   before. When several threads are in C's `exit` at once, what happens to theirs is C's.
+//!   before (with [`run`] and [`exit`], which drain first, after ours). When several threads are in C's `exit` at once,
+//!   what happens to theirs, and to C's list before it comes to ours, is C's: glibc before 2.41 may crash there.
 //! - The default report takes no lock. A report hook or panic hook of the program's own may, and wait for ever for a
 //!   thread that never lets go of it.
 //! - A stack that is forgotten ([`std::mem::forget`]) runs nothing, and one in a `static` is never dropped: of these only

@@ -50,7 +50,7 @@ impl HandlerId {
 /// | [`push`](Self::push), [`pop`](Self::pop) | O(1), amortised |
 /// | [`get`](Self::get) | O(log n) |
 /// | [`remove`](Self::remove) | O(log n), amortised |
-/// | memory | in proportion to [`len`](Self::len); the first four stand in the value itself |
+/// | memory | the first four stand in the list itself; the others in proportion to the most that waited at once, until a `remove` or `clear` gives back what is too much |
 ///
 /// # Removing all that equal `x`, when comparing runs foreign code
 ///
@@ -198,6 +198,7 @@ impl<T> HandlerList<T> {
         if let Some(at) = self.find_first(id) {
             let (_, value) = self.first[at].take()?;
             self.close_gaps();
+            self.tidy();
             return Some(value);
         }
         let at = self.find_rest(id)?;

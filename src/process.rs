@@ -44,6 +44,31 @@ global! {
 /// | a signal's default action (SIGTERM, SIGINT, …), SIGKILL | no |
 /// | `_exit`, `quick_exit` | no |
 /// | `exec` | no |
+///
+/// What drains it is registered with C's `atexit` when the first handler or interpreter comes, so a program that does not
+/// use it pays nothing. If C refuses, so does the stack. Code that is part of a shared library has a process stack of the
+/// library's own, which drains when the library is unloaded, or when the process ends with the library loaded.
+///
+/// # On the way out
+///
+/// - Each handler runs once, in order, and none is cut short, whichever threads leave at the same time: any number in
+///   `std::process::exit`, and as many as were tried, 64, in C's `exit`. One of them drains and one goes back to C; the
+///   others wait for the end of the process. (C libraries themselves may crash where several threads run through their
+///   list before they come to the entries of this crate: glibc before 2.41.)
+/// - A handler that calls C's `exit`, or [`exit`](crate::exit), ends its own part only: the drains that its thread is in
+///   are resumed where they were, the innermost first, with what they had gathered. `std::process::exit` in a handler
+///   **aborts** the process where this thread is in `std::process::exit` or past the end of `main` already; where another
+///   thread is, and waits for this one's drain, it **never returns**, and the process never ends.
+/// - What is registered while it drains runs next, up to 65 536 registrations (those with interpreters made meanwhile
+///   included). Past that, and once it has been empty, registrations are [refused](SharedExitStack::try_register). So the
+///   process ends, whatever registers itself anew.
+/// - Handlers do not change the exit status, but for [`Exit`]. Nothing unwinds into C, and nothing is printed but
+///   [reports](crate::report).
+///
+/// ```no_run
+/// exitstack::process_stack().register(|| println!("goodbye")); // whichever interpreter is current
+/// ```
+#[doc(alias = "atexit")]
 pub fn process_stack() -> &'static SharedExitStack {
     &PROCESS
 }
@@ -134,11 +159,14 @@ fn ask_exit(code: i32) {
 ///
 /// What `std::process::exit` does, with the handlers run first: while `std::process::exit` is still legal, and also
 /// where it reaches no `atexit` handler (Windows). Like it, it drops nothing that stands on the threads' stacks. An
-/// [`Exit`] that a handler returns replaces the status. If another thread drains already, waits until it is done.
+/// [`Exit`] that a handler returns replaces the status. If another thread drains already, waits until it is done. Of the
+/// status the system keeps what it can: on Unix the low byte.
 ///
 /// Inside a handler of the process stack, or of an interpreter that drains with it, it acts as [`Exit`]: the status is
-/// recorded at once, the handler is left by unwinding (or, where that cannot be, never returned to), and the drain goes
-/// on with the handlers below. `std::process::exit` there aborts the process: this is the call to use.
+/// recorded at once, the handler is left by unwinding (or, while it unwinds already and with `panic = "abort"`, never
+/// returned to), and the drain goes on with the handlers below. `std::process::exit` there aborts the process: this is the
+/// call to use. Two places have no way out but C's `exit`: a function that C called from a handler (unwinding out of an
+/// `extern "C"` function aborts), and another library's `atexit` handler.
 ///
 /// ```no_run
 /// exitstack::register(|| println!("saved"));

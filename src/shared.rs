@@ -66,7 +66,8 @@ pub(crate) const LATE: usize = 65_536;
 ///
 /// - One drain runs at a time. A second `close()` from another thread waits for it and returns the same result. From
 ///   inside a handler of the same drain it returns `Ok(())` at once; so does a close that would wait in a circle (of
-///   two handlers on two threads that close each other's stacks, the one that would close the circle).
+///   two handlers on two threads that close each other's stacks, one). Only waits for drains are seen: a handler that
+///   joins a thread which closes the handler's own stack waits for ever.
 /// - A handler registered meanwhile, by a handler or by another thread, runs next: as in C and `contextlib`, unlike
 ///   CPython's `atexit`, which accepts it and loses it. So handlers that register one another for ever keep `close()`
 ///   busy for ever.
@@ -77,7 +78,9 @@ pub(crate) const LATE: usize = 65_536;
 /// # Elsewhere
 ///
 /// A stack that is dropped drains, and hands its failures to the [report hook](crate::report). In a `static` it is
-/// never dropped: the [process stack](crate::process_stack) is the one that drains when the process ends. A forked
+/// never dropped: the [process stack](crate::process_stack) is the one that drains when the process ends. A handler that
+/// calls C's `exit` never returns to the drain it is in; of the stacks, only the process stack and the interpreters are
+/// gone on with. A forked
 /// child has its own copy, like any value's (the process stack and interpreters are the exception).
 #[doc(alias = "atexit")]
 #[doc(alias = "cleanup")]
@@ -669,7 +672,8 @@ impl SharedExitStack {
         self.lock().handlers.iter().rev().map(|(id, entry)| entry.pending(id)).collect()
     }
 
-    /// Makes room for this many more handlers, so that registering small ones allocates nothing.
+    /// Makes room for this many more handlers, so that registering small ones allocates nothing, until the next drain or
+    /// removal.
     ///
     /// # Panics
     ///
@@ -692,7 +696,8 @@ impl SharedExitStack {
     /// # Errors
     ///
     /// If any handler failed or panicked (all run all the same), or asked for an exit status with
-    /// [`Exit`](crate::Exit). Nothing is printed.
+    /// [`Exit`](crate::Exit). Nothing is printed, unless the process exits before this could return: then what failed is
+    /// reported as well.
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();

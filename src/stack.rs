@@ -329,7 +329,8 @@ impl<'a> ExitStack<'a> {
         self.list.borrow().iter().rev().map(|(id, entry)| entry.pending(id)).collect()
     }
 
-    /// Makes room for this many more handlers, so that registering small ones allocates nothing.
+    /// Makes room for this many more handlers, so that registering small ones allocates nothing, until the next drain or
+    /// removal.
     ///
     /// # Panics
     ///

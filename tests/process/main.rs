@@ -11,6 +11,7 @@ mod child;
 mod fork;
 mod loaded;
 mod race;
+mod resume;
 mod ways;
 
 use std::process::{Command, ExitCode, Output, Stdio};
@@ -85,7 +86,7 @@ fn runs() -> usize {
 }
 
 fn main() -> Ended {
-    let cases: Vec<Case> = [ways::cases(), fork::cases()].into_iter().flatten().collect();
+    let cases: Vec<Case> = [ways::cases(), resume::cases(), fork::cases()].into_iter().flatten().collect();
     if let Ok(name) = std::env::var("EXITSTACK_CASE") {
         if name == "race" {
             return race::child();
