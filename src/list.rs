@@ -149,9 +149,33 @@ impl<T> HandlerList<T> {
     /// ```
     #[inline]
     pub fn push(&mut self, value: T) -> HandlerId {
+        self.push_with(|| value)
+    }
+
+    /// Appends the value that `make` makes, when there is room for it: where nothing can unwind any more with the value at
+    /// hand, the compiler writes it to its place, and does not build it elsewhere to copy it.
+    #[inline]
+    pub(crate) fn push_with(&mut self, make: impl FnOnce() -> T) -> HandlerId {
         let id = self.next_id();
-        self.push_as(id, value);
+        match self.first.get_mut(self.held) {
+            Some(place) if self.rest.is_empty() => {
+                mem::forget(place.replace((id, make()))); // spares the look for something to drop
+                self.held += 1;
+            }
+            _ => {
+                if self.rest.len() == self.rest.capacity() {
+                    self.grow();
+                }
+                self.rest.push(Slot { id, value: Some(make()) });
+            }
+        }
         id
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn grow(&mut self) {
+        self.rest.reserve(1);
     }
 
     /// The id that a value pushed now would have; nothing else gets it.
@@ -261,7 +285,6 @@ impl<T> HandlerList<T> {
     }
 
     /// Lets the last slot be one with a value.
-    #[inline]
     fn trim(&mut self) {
         while self.removed > 0 && self.rest.last().is_some_and(|last| last.value.is_none()) {
             self.rest.pop();
@@ -280,11 +303,27 @@ impl<T> HandlerList<T> {
     #[inline]
     pub fn pop(&mut self) -> Option<(HandlerId, T)> {
         if let Some(slot) = self.rest.pop() {
-            self.trim();
+            if self.removed > 0 {
+                self.trim();
+            }
             return Some((slot.id, slot.value?));
         }
         self.held = self.held.checked_sub(1)?;
         self.first.get_mut(self.held)?.take()
+    }
+
+    /// Takes the newest value, or nothing, to this place; what stood there needs no drop.
+    #[inline]
+    pub(crate) fn pop_to(&mut self, place: &mut Option<T>) {
+        let Some(before) = self.rest.len().checked_sub(1) else {
+            mem::forget(mem::replace(place, self.pop().map(|(_, value)| value)));
+            return;
+        };
+        mem::forget(mem::replace(place, self.rest[before].value.take()));
+        self.rest.truncate(before);
+        if self.removed > 0 {
+            self.trim();
+        }
     }
 
     /// The values, newest first, where they stand.

@@ -127,6 +127,9 @@ pub(crate) struct State {
     nested: HandlerList<Nested>,
     drain: Option<Drain>,
     phase: Phase,
+    /// The epoch in which nothing stands in the way of a registration: the phase is `Open`, and `armed`. Zero if there is
+    /// anything to be looked at first.
+    ready: u64,
     /// What drains the stack at the process's end has been set up.
     armed: bool,
     /// Where the first refusal happened, and how many came after.
@@ -284,7 +287,7 @@ enum Claim {
 
 /// What [`SharedExitStack::step`] answers.
 enum Step {
-    Run(SharedEntry),
+    Run,
     Nested(HandlerId, Arc<dyn Node>),
     /// The lists are empty.
     Done(Done),
@@ -309,6 +312,7 @@ impl State {
             nested: HandlerList::new(),
             drain: None,
             phase: Phase::Open,
+            ready: 0,
             armed,
             refused: None,
             refusing: Vec::new(),
@@ -400,13 +404,33 @@ impl SharedExitStack {
         state
     }
 
+    /// The number of this process, as far as it matters to this stack.
+    #[inline]
+    fn epoch(&self) -> u64 {
+        if matches!(self.owner, Owner::User) { 1 } else { raw::epoch() }
+    }
+
     /// Locks the state for a registration, if the stack takes one.
     #[inline]
     fn lock_to_admit(&self) -> Option<MutexGuard<'_, State>> {
+        let state = self.state.lock();
+        if state.ready == self.epoch() {
+            return Some(state);
+        }
+        drop(state);
+        self.lock_and_ask()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn lock_and_ask(&self) -> Option<MutexGuard<'_, State>> {
         let mut state = self.lock();
         if !state.armed {
             drop(state);
             state = self.arm()?;
+        }
+        if matches!(state.phase, Phase::Open) {
+            state.ready = self.epoch();
         }
         state.admits().then_some(state)
     }
@@ -430,8 +454,9 @@ impl SharedExitStack {
         location: &'static Location<'static>,
     ) -> Result<HandlerId, H> {
         let Some(mut state) = self.lock_to_admit() else { return Err(handler) };
-        let closure = Closure::<dyn Bound + Send>::new_send(handler);
-        Ok(state.handlers.push(SharedEntry { closure, location }))
+        Ok(state
+            .handlers
+            .push_with(|| SharedEntry { closure: Closure::<dyn Bound + Send>::new_send(handler), location }))
     }
 
     /// Registers a handler, to run before all that are there already.
@@ -766,6 +791,7 @@ impl SharedExitStack {
             Phase::Last { reopen, .. } => *reopen &= !occasion.is_last() || occasion == Occasion::Run,
             open @ Phase::Open if occasion.is_last() => {
                 *open = Phase::Last { late: Late::Own(0), reopen: occasion == Occasion::Run };
+                state.ready = 0;
             }
             Phase::Open | Phase::Over => {}
         }
@@ -788,9 +814,9 @@ impl SharedExitStack {
         claim
     }
 
-    /// What is next in the drain that this thread runs.
+    /// What is next in the drain that this thread runs; a handler is put in the place of the one before, which has run.
     #[inline]
-    fn step(&self) -> Step {
+    fn step(&self, running: &mut Option<SharedEntry>) -> Step {
         let mut state = self.lock();
         if !state.nested.is_empty() {
             let newest = state.nested.iter().rev().find(|(_, nested)| !nested.passed);
@@ -798,10 +824,8 @@ impl SharedExitStack {
                 return Step::Nested(id, Arc::clone(&nested.node));
             }
         }
-        match state.handlers.pop() {
-            Some((_, entry)) => Step::Run(entry),
-            None => Step::Done(self.done(state)),
-        }
+        state.handlers.pop_to(running);
+        if running.is_some() { Step::Run } else { Step::Done(self.done(state)) }
     }
 
     /// The lists are empty.
@@ -1058,8 +1082,9 @@ impl Source<dyn Bound + Send> for Descent<'_> {
     #[inline]
     fn next(&mut self) -> Option<&mut SharedEntry> {
         loop {
-            match self.top().step() {
-                Step::Run(entry) => return Some(self.running.insert(entry)),
+            let top = self.top.as_ref().map_or(self.root, |node| node.stack());
+            match top.step(&mut self.running) {
+                Step::Run => return self.running.as_mut(),
                 Step::Nested(id, node) => self.descend(id, node),
                 Step::Done(done) => {
                     if !self.ascend(done) {
