@@ -4,7 +4,8 @@
 //!    race in C's `exit` each take one of them off C's list; the first to come drains, every other one waits in its own
 //!    until that is done, so that none of them ends the process under the drain. Each that waits registers another one.
 //! 2. What a drain has gathered stands in the stack (invariant 4 of `shared`), so a hook that runs inside a handler (C
-//!    `exit` called there) goes on with the drain where it was.
+//!    `exit` called there) goes on with the drain where it was. A status that handlers decide is left to
+//!    `raw::end_with`: some C libraries let `exit` be entered again, some do not.
 //! 3. Nothing unwinds out of `hook`, `before_fork`, `after_fork` and `in_child`: C calls them.
 //! 4. Around a fork, the locks are taken in this order: `ARMED`, the report hook, the edges of waiting threads, then the
 //!    stacks from the root outwards. No other code of the crate holds two of these at a time, except the edges and a
@@ -43,6 +44,13 @@ global! {
 /// | a signal's default action (SIGTERM, SIGINT, …), SIGKILL | no |
 /// | `_exit`, `quick_exit` | no |
 /// | `exec` | no |
+///
+/// That is so on Unix. On Windows `std::process::exit` runs no handler; what else differs elsewhere is told under
+/// [Platforms](crate#platforms).
+///
+/// ```no_run
+/// exitstack::process_stack().register(|| println!("goodbye")); // whichever interpreter is current
+/// ```
 pub fn process_stack() -> &'static SharedExitStack {
     &PROCESS
 }
@@ -79,7 +87,7 @@ extern "C" fn hook() {
     if !OVER.load(Ordering::Acquire) {
         register_hooks(if called == 1 { MORE_HOOKS } else { 1 });
         match catch_unwind(drain_for_good) {
-            Ok(Some(status)) if raw::in_main_program() => raw::c_exit(status),
+            Ok(Some(status)) if raw::in_main_program() => raw::end_with(status),
             Ok(_) => {}
             Err(payload) => discard(payload),
         }
@@ -135,7 +143,7 @@ pub fn exit(code: i32) -> ! {
     }
     let code = drain_for_good().unwrap_or(code);
     if IN_C_EXIT.get() {
-        raw::c_exit(code)
+        raw::exit_inside_exit(code)
     }
     std::process::exit(code)
 }
@@ -264,7 +272,7 @@ extern "C" fn in_child() {
 ///
 /// Without it, a child neither runs nor drops what it inherited, only what it registers itself: it would delete its
 /// parent's files. A daemon that forks and lets its parent leave by `_exit` is the one who wants the handlers. Call it in
-/// the child, once; elsewhere it does nothing. The parent keeps its handlers too.
+/// the child, once; elsewhere, and on systems without `fork`, it does nothing. The parent keeps its handlers too.
 ///
 /// CPython runs inherited handlers in every child that exits normally.
 ///
