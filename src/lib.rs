@@ -74,7 +74,8 @@
 //! - Other threads go on running while the process drains: what a handler shares with them needs a lock. A handler that
 //!   never returns, or waits for a thread that is in `exit` itself, keeps the process from ending.
 //! - Other libraries' `atexit` handlers run at C's places: before ours if registered after our first, after ours if
-//!   before. When several threads are in C's `exit` at once, what happens to theirs is C's.
+//!   before. When several threads are in C's `exit` at once, what happens to theirs is C's. Ours are safe from
+//!   any number of threads in `std::process::exit` and `exitstack::exit`, and from 16 that enter C's in the same instant.
 //! - The default report takes no lock. A report hook or panic hook of the program's own may, and wait for ever for a
 //!   thread that never lets go of it.
 //! - A stack that is forgotten ([`std::mem::forget`]) runs nothing, and one in a `static` is never dropped: of these only
