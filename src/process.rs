@@ -3,8 +3,10 @@
 //! 1. `hook` is registered with C's `atexit` [`HOOKS`] times, when the first handler or interpreter comes. Threads that
 //!    race in C's `exit` each take one of them off C's list; the first to come drains, every other one waits in its own
 //!    until that is done, so that none of them ends the process under the drain. Each that waits registers another one.
+//!    Then one of them goes back to C's list, and the others stay where they are: C's list is not safe from several.
 //! 2. What a drain has gathered stands in the stack (invariant 4 of `shared`), so a hook that runs inside a handler (C
-//!    `exit` called there) goes on with the drain where it was.
+//!    `exit` called there) goes on with the drain where it was. A status that handlers decide is left to
+//!    `raw::end_with`: some C libraries let `exit` be entered again, some do not.
 //! 3. Nothing unwinds out of `hook`, `before_fork`, `after_fork` and `in_child`: C calls them.
 //! 4. Around a fork, the locks are taken in this order: `ARMED`, the report hook, the edges of waiting threads, then the
 //!    stacks from the root outwards. No other code of the crate holds two of these at a time, except the edges and a
@@ -45,6 +47,9 @@ global! {
 /// | `_exit`, `quick_exit` | no |
 /// | `exec` | no |
 ///
+/// That is so on Unix. On Windows `std::process::exit` runs no handler; what else differs elsewhere is told under
+/// [Platforms](crate#platforms).
+///
 /// What drains it is registered with C's `atexit` when the first handler or interpreter comes, so a program that does not
 /// use it pays nothing. If C refuses, so does the stack. Code that is part of a shared library has a process stack of the
 /// library's own, which drains when the library is unloaded, or when the process ends with the library loaded.
@@ -52,10 +57,11 @@ global! {
 /// # On the way out
 ///
 /// - Each handler runs once, in order, and none is cut short, whichever threads leave at the same time: any number in
-///   `std::process::exit`, and as many as were tried, 64, in C's `exit`. One of them drains and one goes back to C; the
-///   others wait for the end of the process. (C libraries themselves may crash where several threads run through their
-///   list before they come to the entries of this crate: glibc before 2.41.)
-/// - A handler that calls C's `exit`, or [`exit`](crate::exit), ends its own part only: the drains that its thread is in
+///   `std::process::exit`, and 16 that enter C's `exit` in the same instant (more register hooks of their own as they come:
+///   64 were tried). One of them drains and one goes back to C; the others wait for the end of the process. (C libraries
+///   themselves may crash where several threads run through their list before they come to the entries of this crate:
+///   glibc before 2.41.)
+/// - A handler that calls C's `exit`, or [`exit`], ends its own part only: the drains that its thread is in
 ///   are resumed where they were, the innermost first, with what they had gathered. `std::process::exit` in a handler
 ///   **aborts** the process where this thread is in `std::process::exit` or past the end of `main` already; where another
 ///   thread is, and waits for this one's drain, it **never returns**, and the process never ends.
@@ -117,7 +123,7 @@ extern "C" fn hook() {
             thread::sleep(Duration::MAX);
         }
         if let Some(status) = status {
-            raw::c_exit(status);
+            raw::end_with(status);
         }
     }
 }
@@ -182,7 +188,7 @@ pub fn exit(code: i32) -> ! {
     }
     let code = drain_for_good().unwrap_or(code);
     if IN_C_EXIT.get() {
-        raw::c_exit(code)
+        raw::exit_inside_exit(code)
     }
     std::process::exit(code)
 }
@@ -311,7 +317,7 @@ extern "C" fn in_child() {
 ///
 /// Without it, a child neither runs nor drops what it inherited, only what it registers itself: it would delete its
 /// parent's files. A daemon that forks and lets its parent leave by `_exit` is the one who wants the handlers. Call it in
-/// the child, once; elsewhere it does nothing. The parent keeps its handlers too.
+/// the child, once; elsewhere, and on systems without `fork`, it does nothing. The parent keeps its handlers too.
 ///
 /// CPython runs inherited handlers in every child that exits normally.
 ///
