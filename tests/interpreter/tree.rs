@@ -306,14 +306,16 @@ fn an_interpreter_made_while_its_parent_drains_is_torn_down_next() {
     let parent = Interpreter::new("parent");
     parent.stack().register(log.handler("old"));
     let (outer, inside) = (parent.clone(), log.clone());
+    let (keep, kept) = std::sync::mpsc::channel();
     parent.stack().register(move || {
         let child = outer.subinterpreter("late");
         child.stack().register(inside.handler("late child"));
         outer.stack().register(inside.handler("late"));
-        std::mem::forget(child); // alive, for all that is known
+        keep.send(child).unwrap(); // alive
     });
     parent.finalize().unwrap();
     assert_eq!(log.take(), ["late", "late child", "old"]);
+    assert!(kept.recv().is_ok());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use exitstack::{Exit, Handler, HandlerErrorKind, Interpreter, SharedExitStack};
 
 use crate::stderr::Capture;
-use crate::support::{Counter, alone, collect_reports, panic_of, quiet_panic, reported};
+use crate::support::{Counter, alone, collect_reports, panic_in_payload, panic_of, quiet_panic, reported};
 
 type Shared = Arc<SharedExitStack>;
 type Log = Arc<Mutex<Vec<u32>>>;
@@ -279,7 +279,7 @@ fn a_panicking_payload_of_a_handler_may_use_the_stack_when_it_is_dropped() {
     impl Drop for Payload {
         fn drop(&mut self) {
             self.0.register(says(&self.1, 2));
-            quiet_panic("the payload")
+            panic_in_payload()
         }
     }
     let (stack, log) = (Shared::default(), Log::default());
