@@ -15,6 +15,7 @@ use std::panic::Location;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, OnceLock, Weak};
 
+use crate::drain::discard;
 use crate::error::CloseError;
 use crate::handler::IntoHandler;
 use crate::list::HandlerId;
@@ -237,7 +238,7 @@ impl Drop for Interpreter {
         if self.0.handles.fetch_sub(1, Ordering::Release) == 1 {
             fence(Ordering::Acquire);
             // An error has nobody to return to: each was reported.
-            let _ = self.0.stack.drain(Occasion::Abandon);
+            discard(self.0.stack.drain(Occasion::Abandon));
         }
     }
 }

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::drain::discard;
-use crate::error::Exit;
+use crate::error::{CloseError, Exit};
 use crate::raw::{self, Held};
 use crate::report::{HOOK, Hook};
 use crate::shared::{Node, Occasion, SharedExitStack, State, forked, nested};
@@ -105,8 +105,10 @@ pub fn drain_for_good() -> Option<i32> {
     status
 }
 
-fn exit_code(result: Result<(), crate::CloseError>) -> Option<i32> {
-    result.err()?.exit_code()
+fn exit_code(result: Result<(), CloseError>) -> Option<i32> {
+    let code = result.as_ref().err().and_then(CloseError::exit_code);
+    discard(result);
+    code
 }
 
 /// Drains the process stack, then ends the process with this status.

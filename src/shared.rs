@@ -19,7 +19,7 @@ use std::mem::{self, ManuallyDrop};
 use std::panic::Location;
 use std::sync::{Arc, Weak};
 
-use crate::drain::{Note, Source, drain, drop_all, drop_counted, report_if, run_one};
+use crate::drain::{Note, Source, discard, drain, drop_all, drop_counted, report_if, run_one};
 use crate::error::{CloseError, Gathered, HandlerError, HandlerErrorKind, Outcome, Refused, Site};
 use crate::handler::{IntoHandler, PendingHandler, SharedEntry, identity};
 use crate::list::{HandlerId, HandlerList};
@@ -112,12 +112,20 @@ pub(crate) struct State {
     phase: Phase,
     /// What drains the stack at the process's end has been set up.
     armed: bool,
-    /// Where the first refusal happened, and how many came after.
-    refused: Option<(&'static Location<'static>, usize)>,
+    refused: Option<Refusals>,
     /// In which process, counted by forks, this was last touched.
     epoch: u64,
     /// What this process's parent had registered: never run and never dropped here, hence leaked.
     inherited: Option<&'static mut HandlerList<SharedEntry>>,
+}
+
+/// Registrations that were refused.
+struct Refusals {
+    first: &'static Location<'static>,
+    /// Whose stack it is, told while the owner is there to be asked.
+    path: Option<String>,
+    /// How many came after the first.
+    more: usize,
 }
 
 /// A drain that runs.
@@ -359,14 +367,18 @@ impl SharedExitStack {
 
     #[cold]
     fn refuse<H: IntoHandler>(&self, mut handler: H, location: &'static Location<'static>) -> HandlerId {
-        let first = {
+        let is_first = {
             let mut state = self.lock();
-            let more = state.refused.as_mut().map(|(_, more)| *more += 1);
-            more.is_none() && state.refused.insert((location, 0)).1 == 0
+            let more = state.refused.as_mut().map(|refused| refused.more += 1);
+            more.is_none() && state.refused.insert(Refusals { first: location, path: None, more: 0 }).more == 0
         };
-        if first {
+        if is_first {
+            let path = self.path();
+            if let Some(refused) = &mut self.lock().refused {
+                refused.path.clone_from(&path);
+            }
             let site = Site { name: handler.take_name(), location };
-            report(&HandlerError::new(self.path(), site, HandlerErrorKind::Refused));
+            report(&HandlerError::new(path, site, HandlerErrorKind::Refused));
         }
         HandlerId::unknown()
     }
@@ -374,8 +386,8 @@ impl SharedExitStack {
     /// Reports the refusals that were only counted.
     pub(crate) fn report_refused(&self) {
         let refused = self.lock().refused.take();
-        if let Some((first, more @ 1..)) = refused {
-            report(&HandlerError::more_refused(self.path(), first, more));
+        if let Some(Refusals { first, path, more: more @ 1.. }) = refused {
+            report(&HandlerError::more_refused(path, first, more));
         }
     }
 
@@ -888,7 +900,7 @@ pub(crate) fn enter(node: Option<Arc<dyn Node>>) -> impl Drop {
 impl Drop for SharedExitStack {
     fn drop(&mut self) {
         // An error has nobody to return to: each was reported.
-        let _ = self.drain(Occasion::Drop);
+        discard(self.drain(Occasion::Drop));
         self.report_refused();
     }
 }

@@ -378,7 +378,6 @@ fn a_refused_registration_is_reported_once_and_counted_after() {
 }
 
 #[test]
-#[ignore = "the count of refusals has no path: the interpreter is gone when it is reported"]
 fn the_count_of_refusals_carries_the_path() {
     let _alone = alone();
     let reports = collect_reports();
@@ -403,7 +402,6 @@ fn a_single_refusal_has_no_count_after_it() {
 }
 
 #[test]
-#[ignore = "the panic of an error's own drop leaves the drop of a shared stack or an interpreter's last handle"]
 fn a_failing_errors_own_drop_may_panic() {
     #[derive(Debug)]
     struct Rude;

@@ -27,6 +27,17 @@ fn on_a_thread(body: impl FnOnce() + Send + 'static) {
     let _ = thread::spawn(body).join();
 }
 
+/// An error whose drop panics.
+#[derive(Debug, thiserror::Error)]
+#[error("rude")]
+struct Rude;
+
+impl Drop for Rude {
+    fn drop(&mut self) {
+        panic!("an error's drop");
+    }
+}
+
 #[expect(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -545,6 +556,28 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         })
         .err("failed: failed"),
+        case("an_error_whose_drop_panics_stops_nothing", Code(8), &["A"], || {
+            says("A");
+            register(|| Err(Exit(8)));
+            register(|| Err(Rude));
+            OK
+        })
+        .err("failed: rude"),
+        case("an_error_whose_drop_panics_does_not_leave_exit", Code(8), &["A"], || {
+            says("A");
+            register(|| Err(Rude));
+            exitstack::exit(8)
+        })
+        .err("failed: rude"),
+        case("an_error_whose_drop_panics_does_not_leave_run", Code(8), &["A"], || {
+            Ok(exitstack::run(|| {
+                says("A");
+                register(|| Err(Exit(8)));
+                register(|| Err(Rude));
+                Ok::<(), String>(())
+            }))
+        })
+        .err("failed: rude"),
         case(
             "current_follows_the_drain_also_when_thread_locals_are_gone",
             Code(0),
