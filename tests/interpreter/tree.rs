@@ -118,7 +118,7 @@ fn a_deep_tree_is_torn_down_in_order_without_recursion_by_dropping_handles_inner
 #[test]
 fn a_deep_tree_whose_innermost_handle_alone_is_left_goes_without_recursion() {
     within_a_minute(|| {
-        for depth in DEPTHS {
+        for depth in [3, 100_000] {
             let mut innermost = Interpreter::new("0");
             for n in 1..depth {
                 // The outer handle is dropped, and finalizes the new one too: what is left of them is its path.
