@@ -319,6 +319,15 @@ fn an_interpreter_made_while_its_parent_drains_is_torn_down_next() {
 }
 
 #[test]
+fn a_close_by_a_handler_while_it_is_finalized_leaves_it_finalized() {
+    let interpreter = Interpreter::new("closed");
+    let own = interpreter.clone();
+    interpreter.stack().register(move || own.stack().close());
+    interpreter.finalize().unwrap();
+    assert!(interpreter.stack().try_register(|| ()).is_err());
+}
+
+#[test]
 fn a_child_of_a_finalized_parent_takes_no_handlers() {
     let parent = Interpreter::new("parent");
     parent.finalize().unwrap();

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use exitstack::{Exit, Handler, HandlerErrorKind, Interpreter, SharedExitStack};
+use exitstack::{Exit, Handler, HandlerErrorKind, Interpreter, Outcome, SharedExitStack};
 
 use crate::stderr::Capture;
 use crate::support::{Counter, alone, collect_reports, panic_in_payload, panic_of, quiet_panic, reported};
@@ -141,6 +141,17 @@ fn close_from_an_own_handler_returns_at_once_and_the_drain_goes_on() {
     stack.register(|| Err("kept too"));
     assert_eq!(stack.close().unwrap_err().errors().len(), 2);
     assert_eq!(said(&log), [2, 1]);
+}
+
+#[test]
+fn close_with_drains_whatever_the_outcome() {
+    for outcome in [Outcome::Success, Outcome::Failure] {
+        let (stack, log) = (SharedExitStack::new(), Log::default());
+        stack.register(says(&log, 1));
+        stack.register(|| Err("no"));
+        assert_eq!(stack.close_with(outcome).unwrap_err().errors().len(), 1);
+        assert_eq!((said(&log), stack.len()), (vec![1], 0));
+    }
 }
 
 #[test]

@@ -158,6 +158,29 @@ pub(crate) fn cases() -> Vec<Case> {
             say("after");
             Ok(code)
         }),
+        case("after_run_handlers_are_taken_again_though_one_closed_the_stack", Code(0), &["A", "after", "B"], || {
+            let code = run(|| {
+                says("A");
+                register(|| process_stack().close());
+                Ok::<_, String>(())
+            });
+            say("after");
+            says("B");
+            Ok(code)
+        }),
+        case("after_a_c_exit_inside_run_none_is_taken", Code(3), &["A", "refused"], || {
+            extern "C" fn later() {
+                let refused = process_stack().try_register(|| ()).is_err();
+                say(if refused { "refused" } else { "taken" });
+            }
+            // SAFETY: the handler is a function that does not unwind. Registered first, it runs last.
+            unsafe { libc::atexit(later) };
+            Ok(run(|| {
+                says("A");
+                register(|| c_exit(3));
+                Ok::<_, String>(())
+            }))
+        }),
         case("run_err", Code(1), &["A", "after"], || {
             let code = run(|| {
                 says("A");
