@@ -154,9 +154,10 @@ pub(crate) fn drop_counted<T>(removed: Vec<T>) -> usize {
     count
 }
 
-/// Drops what a panic carried. Its drop may panic in turn; what that carries is leaked, as std does with it.
-pub(crate) fn discard(payload: Box<dyn Any + Send>) {
-    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+/// Drops what a handler left: what a panic carried, or an error. Its drop may panic in turn; what that carries is leaked,
+/// as std does with it.
+pub(crate) fn discard<T>(left: T) {
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(left))) {
         std::mem::forget(second);
     }
 }
@@ -166,7 +167,7 @@ pub(crate) fn discard(payload: Box<dyn Any + Send>) {
 pub(crate) fn status_of(result: Result<(), CloseError>) -> Option<i32> {
     let error = result.err()?;
     let code = error.exit_code();
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(error))).map_err(discard);
+    discard(error);
     code
 }
 

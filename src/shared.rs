@@ -132,8 +132,7 @@ pub(crate) struct State {
     ready: u64,
     /// What drains the stack at the process's end has been set up.
     armed: bool,
-    /// Where the first refusal happened, and how many came after.
-    refused: Option<(&'static Location<'static>, usize)>,
+    refused: Option<Refusals>,
     /// Interpreters that have refused more than one, to be reported with this stack's own refusals.
     refusing: Vec<Weak<dyn Node>>,
     /// The thread that is to leave the process, once the drain is over; the others are not to disturb it.
@@ -142,6 +141,15 @@ pub(crate) struct State {
     epoch: u64,
     /// What this process's parent had registered: never run and never dropped here, hence leaked.
     inherited: Option<&'static mut HandlerList<SharedEntry>>,
+}
+
+/// Registrations that were refused.
+struct Refusals {
+    first: &'static Location<'static>,
+    /// Whose stack it is, told while the owner is there to be asked.
+    path: Option<String>,
+    /// How many came after the first.
+    more: usize,
 }
 
 /// An interpreter in its parent's list.
@@ -492,21 +500,22 @@ impl SharedExitStack {
     fn refuse<H: IntoHandler>(&self, mut handler: H, location: &'static Location<'static>) -> HandlerId {
         let before = {
             let mut state = self.lock();
-            match &mut state.refused {
-                None => {
-                    state.refused = Some((location, 0));
-                    None
-                }
-                Some((_, more)) => Some(mem::replace(more, *more + 1)),
-            }
+            let before = state.refused.as_ref().map(|refused| refused.more);
+            let none = Refusals { first: location, path: None, more: 0 };
+            state.refused.get_or_insert(none).more = before.map_or(0, |more| more + 1);
+            before
         };
-        match (before, &self.owner) {
-            (None, _) => {
+        match before {
+            None => {
+                let path = self.path();
+                if let Some(refused) = &mut self.lock().refused {
+                    refused.path.clone_from(&path);
+                }
                 let site = Site { name: handler.take_name(), location };
-                report(&HandlerError::new(self.path(), site, HandlerErrorKind::Refused));
+                report(&HandlerError::new(path, site, HandlerErrorKind::Refused));
             }
-            (Some(0), Owner::Interpreter(node)) => node.upgrade().into_iter().for_each(Node::count_refusals),
-            _ => {}
+            Some(0) => self.node().into_iter().for_each(Node::count_refusals),
+            Some(_) => {}
         }
         HandlerId::unknown()
     }
@@ -524,8 +533,8 @@ impl SharedExitStack {
             let mut state = self.lock();
             (state.refused.take(), mem::take(&mut state.refusing))
         };
-        if let Some((first, more @ 1..)) = refused {
-            report(&HandlerError::more_refused(self.path(), first, more));
+        if let Some(Refusals { first, path, more: more @ 1.. }) = refused {
+            report(&HandlerError::more_refused(path, first, more));
         }
         for node in refusing.iter().filter_map(Weak::upgrade) {
             node.stack().report_refused();

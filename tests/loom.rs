@@ -16,7 +16,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use exitstack::{Interpreter, SharedExitStack, drain_for_good, process_stack};
+use exitstack::{CloseError, Interpreter, SharedExitStack, drain_for_good, process_stack};
 use loom::sync::{Condvar, Mutex};
 use loom::thread::{self, ThreadId};
 
@@ -25,10 +25,19 @@ trait Protocol: Send + Sync + 'static {
     fn register(&self, handler: impl FnOnce() + Send + 'static);
     /// False if it is refused.
     fn try_register(&self, handler: impl FnOnce() + Send + 'static) -> bool;
-    fn close(&self);
+    /// Registers a handler that fails.
+    fn register_failing(&self);
+    /// Returns how many handlers failed.
+    fn close(&self) -> usize;
     fn finalize(&self);
     /// What C's `exit` does on this thread: when it has returned, the process ends.
     fn exit(&self);
+}
+
+/// A stack that others may be nested in.
+trait Nests: Protocol {
+    /// Another one, nested in this one above what is registered here.
+    fn child(&self) -> Self;
 }
 
 /// What happened, in order: under a lock of loom's, so that it tries every order of the entries.
@@ -114,13 +123,47 @@ fn finalize_against_register<P: Protocol>(new: impl Fn() -> P) {
     assert!(!stack.try_register(|| ()));
 }
 
+/// Whoever closes meanwhile gets all that failed; who comes after gets nothing; nobody a part of it.
+fn results_of_two_closers<P: Protocol>(new: impl Fn() -> P) {
+    let stack = Arc::new(new());
+    stack.register_failing();
+    stack.register_failing();
+    let second = {
+        let stack = Arc::clone(&stack);
+        thread::spawn(move || stack.close())
+    };
+    let failures = [stack.close(), second.join().unwrap()];
+    assert!(matches!(failures, [2, 0 | 2] | [0, 2]), "failures are lost: {failures:?}");
+}
+
+/// A parent and its child are finalized by two threads: once each, the child first, and neither returns before.
+fn parent_and_child<P: Nests>(new: impl Fn() -> P) {
+    let (parent, log) = (new(), Log::new());
+    parent.register(log.handler("older"));
+    let child = Arc::new(parent.child());
+    child.register(log.handler("child"));
+    let second = {
+        let (child, log) = (Arc::clone(&child), log.clone());
+        thread::spawn(move || {
+            child.finalize();
+            assert!(log.has("child"), "finalized before the drain was done");
+        })
+    };
+    parent.finalize();
+    assert_eq!(log.all(), ["child", "older"], "finalized before the drain was done");
+    second.join().unwrap();
+    assert_eq!(log.all(), ["child", "older"]);
+}
+
 /// Handlers on two threads that close each other's stacks: both drains end.
 fn circle_of_two_closers<P: Protocol>(new: impl Fn() -> P) {
     let (a, b, log) = (Arc::new(new()), Arc::new(new()), Log::new());
     for (own, other, below) in [(&a, &b, "below a"), (&b, &a, "below b")] {
         let other = Arc::clone(other);
         own.register(log.handler(below));
-        own.register(move || other.close());
+        own.register(move || {
+            other.close();
+        });
     }
     let second = {
         let (b, log) = (Arc::clone(&b), log.clone());
@@ -180,7 +223,9 @@ fn exit_where_waiting_closes_a_circle<P: Protocol, S: Protocol>(process: impl Fn
     process.register(log.handler("below"));
     {
         let other = Arc::clone(&other);
-        process.register(move || other.close());
+        process.register(move || {
+            other.close();
+        });
     }
     {
         let (process, log) = (Arc::clone(&process), log.clone());
@@ -201,6 +246,10 @@ fn exit_where_waiting_closes_a_circle<P: Protocol, S: Protocol>(process: impl Fn
 // ---------------------------------------------------------------------------------------------------------------------
 // The crate's own
 
+fn failures(result: Result<(), CloseError>) -> usize {
+    result.map_or_else(|error| error.errors().len(), |()| 0)
+}
+
 impl Protocol for SharedExitStack {
     fn register(&self, handler: impl FnOnce() + Send + 'static) {
         self.register(handler);
@@ -210,8 +259,12 @@ impl Protocol for SharedExitStack {
         self.try_register(handler).is_ok()
     }
 
-    fn close(&self) {
-        self.close().unwrap();
+    fn register_failing(&self) {
+        self.register(|| Err("disk full"));
+    }
+
+    fn close(&self) -> usize {
+        failures(self.close())
     }
 
     fn finalize(&self) {
@@ -232,8 +285,12 @@ impl Protocol for Interpreter {
         self.stack().try_register(handler).is_ok()
     }
 
-    fn close(&self) {
-        self.stack().close().unwrap();
+    fn register_failing(&self) {
+        self.stack().register(|| Err("disk full"));
+    }
+
+    fn close(&self) -> usize {
+        failures(self.stack().close())
     }
 
     fn finalize(&self) {
@@ -242,6 +299,12 @@ impl Protocol for Interpreter {
 
     fn exit(&self) {
         let _ = drain_for_good();
+    }
+}
+
+impl Nests for Interpreter {
+    fn child(&self) -> Self {
+        self.subinterpreter("child")
     }
 }
 
@@ -257,8 +320,12 @@ impl Protocol for Process {
         process_stack().try_register(handler).is_ok()
     }
 
-    fn close(&self) {
-        process_stack().close().unwrap();
+    fn register_failing(&self) {
+        process_stack().register(|| Err("disk full"));
+    }
+
+    fn close(&self) -> usize {
+        failures(process_stack().close())
     }
 
     fn finalize(&self) {
@@ -287,39 +354,12 @@ fn handlers_that_close_each_others_stacks_end() {
 
 #[test]
 fn parent_and_child_finalized_by_two_threads_run_each_handler_once() {
-    check(|| {
-        let log = Log::new();
-        let parent = Interpreter::new("parent");
-        parent.stack().register(log.handler("older"));
-        let child = parent.subinterpreter("child");
-        child.stack().register(log.handler("child"));
-        let second = {
-            let (child, log) = (child.clone(), log.clone());
-            thread::spawn(move || {
-                child.finalize().unwrap();
-                assert!(log.has("child"));
-            })
-        };
-        parent.finalize().unwrap();
-        assert_eq!(log.all(), ["child", "older"]);
-        second.join().unwrap();
-        assert_eq!(log.all(), ["child", "older"]);
-    });
+    check(|| parent_and_child(|| Interpreter::new("parent")));
 }
 
 #[test]
 fn a_second_closer_gets_the_first_ones_result_or_came_after_it() {
-    check(|| {
-        let stack = Arc::new(SharedExitStack::new());
-        stack.register(|| Err("disk full"));
-        let second = {
-            let stack = Arc::clone(&stack);
-            thread::spawn(move || stack.close())
-        };
-        let results = [stack.close(), second.join().unwrap()];
-        let failures: Vec<_> = results.iter().filter_map(|result| result.as_ref().err()).collect();
-        assert!(!failures.is_empty() && failures.iter().all(|error| error.errors().len() == 1));
-    });
+    check(|| results_of_two_closers(SharedExitStack::new));
 }
 
 #[test]
@@ -367,8 +407,6 @@ enum Bug {
     ExitForgets,
 }
 
-type Work = Box<dyn FnOnce() + Send>;
-
 /// What all stacks of a model share.
 struct World {
     bug: Bug,
@@ -376,22 +414,35 @@ struct World {
     edges: Mutex<Vec<(ThreadId, ThreadId, Arc<Latch>)>>,
 }
 
+/// Where the end of a drain is awaited: set to how many handlers failed.
 struct Latch {
-    set: Mutex<bool>,
+    set: Mutex<Option<usize>>,
     changed: Condvar,
 }
 
+#[derive(Clone)]
 struct Small {
     world: Arc<World>,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
+}
+
+enum Item {
+    /// A handler, which returns whether it failed.
+    Handler(Box<dyn FnOnce() -> bool + Send>),
+    Nested(Small),
 }
 
 struct State {
-    handlers: Vec<Work>,
-    /// Who drains, and where others wait for that.
-    drain: Option<(ThreadId, Arc<Latch>)>,
+    items: Vec<Item>,
+    drain: Option<Drain>,
     last: bool,
     over: bool,
+}
+
+struct Drain {
+    owner: ThreadId,
+    failures: usize,
+    latch: Arc<Latch>,
 }
 
 impl World {
@@ -399,7 +450,7 @@ impl World {
         Arc::new(Self { bug, edges: Mutex::new(Vec::new()) })
     }
 
-    fn wait(&self, owner: ThreadId, latch: &Arc<Latch>, exits: bool) {
+    fn wait(&self, owner: ThreadId, latch: &Arc<Latch>, exits: bool) -> usize {
         let waiter = thread::current().id();
         let mut edges = self.edges.lock().unwrap();
         let mut at = owner;
@@ -407,9 +458,9 @@ impl World {
             at = *next;
             if at == waiter && self.bug != Bug::CircleUnseen {
                 if !exits || self.bug == Bug::ExitGivesUp {
-                    return;
+                    return 0;
                 }
-                waits.set();
+                waits.set(0);
                 break;
             }
             if at == waiter {
@@ -422,54 +473,59 @@ impl World {
         }
         edges.push((waiter, owner, Arc::clone(latch)));
         drop(edges);
-        latch.wait();
+        let failures = latch.wait();
         self.edges.lock().unwrap().retain(|(thread, ..)| *thread != waiter);
+        failures
     }
 }
 
 impl Latch {
     fn new() -> Arc<Self> {
-        Arc::new(Self { set: Mutex::new(false), changed: Condvar::new() })
+        Arc::new(Self { set: Mutex::new(None), changed: Condvar::new() })
     }
 
-    fn set(&self) {
-        *self.set.lock().unwrap() = true;
+    fn set(&self, failures: usize) {
+        self.set.lock().unwrap().get_or_insert(failures);
         self.changed.notify_all();
     }
 
     fn is_set(&self) -> bool {
-        *self.set.lock().unwrap()
+        self.set.lock().unwrap().is_some()
     }
 
-    fn wait(&self) {
+    fn wait(&self) -> usize {
         let mut set = self.set.lock().unwrap();
-        while !*set {
-            set = self.changed.wait(set).unwrap();
+        loop {
+            match *set {
+                Some(failures) => return failures,
+                None => set = self.changed.wait(set).unwrap(),
+            }
         }
     }
 }
 
 impl Small {
     fn new(world: &Arc<World>) -> Self {
-        let state = State { handlers: Vec::new(), drain: None, last: false, over: false };
-        Self { world: Arc::clone(world), state: Mutex::new(state) }
+        let state = State { items: Vec::new(), drain: None, last: false, over: false };
+        Self { world: Arc::clone(world), state: Arc::new(Mutex::new(state)) }
     }
 
-    fn drain(&self, last: bool, exits: bool) {
+    fn drain(&self, last: bool, exits: bool) -> usize {
         let (me, bug) = (thread::current().id(), self.world.bug);
         {
             let mut state = self.state.lock().unwrap();
             if state.over {
-                return;
+                return 0;
             }
             state.last |= last;
             match &state.drain {
-                None => state.drain = Some((me, Latch::new())),
-                Some((owner, _)) if *owner == me && exits && bug != Bug::ExitForgets => {}
-                Some((owner, _)) if *owner == me || bug == Bug::NoWait => return,
+                None => state.drain = Some(Drain { owner: me, failures: 0, latch: Latch::new() }),
+                Some(drain) if drain.owner == me && exits && bug != Bug::ExitForgets => {}
+                Some(drain) if drain.owner == me => return 0,
+                Some(drain) if bug == Bug::NoWait => return drain.failures,
                 Some(_) if bug == Bug::TwoDrains => {}
-                Some((owner, latch)) => {
-                    let (owner, latch) = (*owner, Arc::clone(latch));
+                Some(drain) => {
+                    let (owner, latch) = (drain.owner, Arc::clone(&drain.latch));
                     drop(state);
                     return self.world.wait(owner, &latch, exits);
                 }
@@ -477,23 +533,51 @@ impl Small {
         }
         loop {
             let mut state = self.state.lock().unwrap();
-            if let Some(handler) = state.handlers.pop() {
-                drop(state);
-                handler();
-                continue;
+            let failures = match state.items.pop() {
+                Some(Item::Handler(handler)) => {
+                    drop(state);
+                    usize::from(handler())
+                }
+                Some(Item::Nested(child)) => {
+                    // It keeps its place until it is drained: an exit inside of it must find it.
+                    state.items.push(Item::Nested(child.clone()));
+                    drop(state);
+                    let failures = child.drain(true, exits);
+                    self.state.lock().unwrap().items.retain(|item| !item.is(&child));
+                    failures
+                }
+                None => {
+                    if bug == Bug::EndedLater {
+                        drop(state);
+                        state = self.state.lock().unwrap();
+                    }
+                    state.over = state.last;
+                    let drain = state.drain.take();
+                    drop(state);
+                    let Some(drain) = drain else { return 0 };
+                    drain.latch.set(drain.failures);
+                    return drain.failures;
+                }
+            };
+            if let Some(drain) = &mut self.state.lock().unwrap().drain {
+                drain.failures += failures;
             }
-            if bug == Bug::EndedLater {
-                drop(state);
-                state = self.state.lock().unwrap();
-            }
-            state.over = state.last;
-            let drain = state.drain.take();
-            drop(state);
-            if let Some((_, latch)) = drain {
-                latch.set();
-            }
-            return;
         }
+    }
+
+    /// Whether it was taken.
+    fn add(&self, item: Item) -> bool {
+        let mut state = self.state.lock().unwrap();
+        if !state.over {
+            state.items.push(item);
+        }
+        !state.over
+    }
+}
+
+impl Item {
+    fn is(&self, stack: &Small) -> bool {
+        matches!(self, Self::Nested(own) if Arc::ptr_eq(&own.state, &stack.state))
     }
 }
 
@@ -503,15 +587,18 @@ impl Protocol for Small {
     }
 
     fn try_register(&self, handler: impl FnOnce() + Send + 'static) -> bool {
-        let mut state = self.state.lock().unwrap();
-        if !state.over {
-            state.handlers.push(Box::new(handler));
-        }
-        !state.over
+        self.add(Item::Handler(Box::new(|| {
+            handler();
+            false
+        })))
     }
 
-    fn close(&self) {
-        self.drain(false, false);
+    fn register_failing(&self) {
+        self.add(Item::Handler(Box::new(|| true)));
+    }
+
+    fn close(&self) -> usize {
+        self.drain(false, false)
     }
 
     fn finalize(&self) {
@@ -520,6 +607,14 @@ impl Protocol for Small {
 
     fn exit(&self) {
         self.drain(true, true);
+    }
+}
+
+impl Nests for Small {
+    fn child(&self) -> Self {
+        let child = Self::new(&self.world);
+        assert!(self.add(Item::Nested(child.clone())));
+        child
     }
 }
 
@@ -546,6 +641,18 @@ const UNDER_THE_DRAIN: &str = "the process ends under the drain";
 fn the_model_of_a_second_closer_bites() {
     let bugs = [(Bug::TwoDrains, RETURNED_EARLY), (Bug::NoWait, RETURNED_EARLY), (Bug::EndedLater, RETURNED_EARLY)];
     bites(|new| second_closer_and_late_registration(new), &bugs);
+}
+
+#[test]
+fn the_model_of_what_two_closers_return_bites() {
+    let lost = "failures are lost";
+    bites(|new| results_of_two_closers(new), &[(Bug::TwoDrains, lost), (Bug::NoWait, lost)]);
+}
+
+#[test]
+fn the_model_of_parent_and_child_bites() {
+    let early = "finalized before the drain was done";
+    bites(|new| parent_and_child(new), &[(Bug::NoWait, early), (Bug::TwoDrains, early)]);
 }
 
 #[test]

@@ -45,7 +45,6 @@ fn of_many_refusals_the_first_is_reported_in_full_and_the_rest_are_not() {
 }
 
 #[test]
-#[ignore = "the count is reported without its path: the interpreter is gone by then"]
 fn of_many_refusals_all_but_the_first_are_reported_as_a_count_at_the_interpreters_end() {
     file_reports();
     let outer = Interpreter::new("counts outer");

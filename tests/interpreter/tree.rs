@@ -118,7 +118,7 @@ fn a_deep_tree_is_torn_down_in_order_without_recursion_by_dropping_handles_inner
 #[test]
 fn a_deep_tree_whose_innermost_handle_alone_is_left_goes_without_recursion() {
     within_a_minute(|| {
-        for depth in DEPTHS {
+        for depth in [3, 100_000] {
             let mut innermost = Interpreter::new("0");
             for n in 1..depth {
                 // The outer handle is dropped, and finalizes the new one too: what is left of them is its path.
@@ -327,14 +327,25 @@ fn an_interpreter_made_while_its_parent_drains_is_torn_down_next() {
     let parent = Interpreter::new("parent");
     parent.stack().register(log.handler("old"));
     let (outer, inside) = (parent.clone(), log.clone());
+    let (keep, kept) = std::sync::mpsc::channel();
     parent.stack().register(move || {
         let child = outer.subinterpreter("late");
         child.stack().register(inside.handler("late child"));
         outer.stack().register(inside.handler("late"));
-        std::mem::forget(child); // alive, for all that is known
+        keep.send(child).unwrap(); // alive
     });
     parent.finalize().unwrap();
     assert_eq!(log.take(), ["late", "late child", "old"]);
+    assert!(kept.recv().is_ok());
+}
+
+#[test]
+fn a_close_by_a_handler_while_it_is_finalized_leaves_it_finalized() {
+    let interpreter = Interpreter::new("closed");
+    let own = interpreter.clone();
+    interpreter.stack().register(move || own.stack().close());
+    interpreter.finalize().unwrap();
+    assert!(interpreter.stack().try_register(|| ()).is_err());
 }
 
 #[test]

@@ -3,9 +3,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use exitstack::{ExitStack, SharedExitStack};
+use exitstack::{CloseError, ExitStack, Interpreter, SharedExitStack};
 
-use crate::support::{Counter, panic_of, quiet_panic};
+use crate::support::{Counter, panic_of, quiet_panic, reported};
 
 const MOST: usize = 6;
 
@@ -85,7 +85,7 @@ fn end(act: Option<Act>, at: usize) -> Outcome {
     }
 }
 
-fn told(result: Result<(), exitstack::CloseError>, ran: Vec<usize>) -> Told {
+fn told(result: Result<(), CloseError>, ran: Vec<usize>) -> Told {
     let error = result.err();
     Told {
         ran,
@@ -94,13 +94,14 @@ fn told(result: Result<(), exitstack::CloseError>, ran: Vec<usize>) -> Told {
     }
 }
 
-const LOCAL: [Act; 4] = [Act::Fail, Act::Panic, Act::DropPanics, Act::Exit];
+/// What a handler may do to a stack that is drained by its only owner: nothing but end.
+const ENDS: [Act; 4] = [Act::Fail, Act::Panic, Act::DropPanics, Act::Exit];
 
-#[test]
-fn a_stack_of_one_thread() {
-    at_every_position(&LOCAL, |n, act_of| {
+/// Fills a stack of one thread and drains it by `drain`, which returns what came of that.
+fn local(drain: impl Fn(ExitStack<'_>) -> Result<(), CloseError>, checks: impl Fn(Told, Told)) {
+    at_every_position(&ENDS, |n, act_of| {
         let (counter, ran) = (Counter::default(), std::cell::RefCell::new(Vec::new()));
-        let mut stack = ExitStack::new();
+        let stack = ExitStack::new();
         for at in 0..n {
             let act = act_of(at);
             let mut bomb = if act == Some(Act::DropPanics) { counter.bomb_that_panics() } else { counter.bomb() };
@@ -111,46 +112,99 @@ fn a_stack_of_one_thread() {
                 end(act, at)
             });
         }
-        let result = stack.close();
-        assert_eq!((stack.len(), counter.dropped(), counter.used()), (0, n, n));
-        assert_eq!(told(result, ran.take()), expected(n, act_of));
+        let result = drain(stack);
+        assert_eq!((counter.dropped(), counter.used()), (n, n));
+        checks(told(result, ran.take()), expected(n, act_of));
     });
 }
 
 #[test]
-fn a_stack_between_threads() {
+fn a_stack_of_one_thread_that_is_closed() {
+    local(|mut stack| stack.close(), |told, expected| assert_eq!(told, expected));
+}
+
+#[test]
+fn a_stack_of_one_thread_that_is_dropped() {
+    let reports = std::cell::Cell::new(0);
+    local(
+        |stack| {
+            reports.set(reported(|| drop(stack)).len());
+            Ok(())
+        },
+        |told, expected| assert_eq!((told.ran, reports.get()), (expected.ran, expected.failures)),
+    );
+}
+
+/// A stack that its handlers reach.
+trait Reached: Clone + Send + 'static {
+    fn stack(&self) -> &SharedExitStack;
+    fn drain(&self) -> Result<(), CloseError>;
+}
+
+impl Reached for Arc<SharedExitStack> {
+    fn stack(&self) -> &SharedExitStack {
+        self
+    }
+
+    fn drain(&self) -> Result<(), CloseError> {
+        self.close()
+    }
+}
+
+impl Reached for Interpreter {
+    fn stack(&self) -> &SharedExitStack {
+        Interpreter::stack(self)
+    }
+
+    fn drain(&self) -> Result<(), CloseError> {
+        self.finalize()
+    }
+}
+
+fn reached<S: Reached>(new: impl Fn() -> S) {
     at_every_position(&ACTS, |n, act_of| {
         let (counter, ran) = (Counter::default(), Arc::new(Mutex::new(Vec::new())));
-        let stack = Arc::new(SharedExitStack::new());
+        let own = new();
         for at in 0..n {
             let act = act_of(at);
             let mut bomb = if act == Some(Act::DropPanics) { counter.bomb_that_panics() } else { counter.bomb() };
-            let (ran, inner) = (Arc::clone(&ran), Arc::clone(&stack));
+            let (ran, own, stack) = (Arc::clone(&ran), own.clone(), own.stack());
             stack.register(move || {
                 bomb.use_up();
                 ran.lock().unwrap().push(at);
                 match act {
-                    Some(Act::Close) => inner.close()?,
-                    Some(Act::Clear) => inner.clear(),
+                    Some(Act::Close) => own.drain()?,
+                    Some(Act::Clear) => own.stack().clear(),
                     Some(Act::UnregisterBelow) => {
-                        let below = inner.pending();
-                        assert!(below.first().is_none_or(|below| inner.unregister(below.id())));
+                        let below = own.stack().pending();
+                        assert!(below.first().is_none_or(|below| own.stack().unregister(below.id())));
                     }
                     Some(Act::Register) => {
                         let ran = Arc::clone(&ran);
-                        inner.register(move || ran.lock().unwrap().push(EXTRA + at));
+                        own.stack().register(move || ran.lock().unwrap().push(EXTRA + at));
                     }
                     _ => {}
                 }
                 end(act, at)
             });
         }
-        let result = stack.close();
-        assert_eq!((stack.len(), counter.dropped()), (0, n));
+        let result = own.drain();
+        assert_eq!((own.stack().len(), counter.dropped()), (0, n));
         let ran = std::mem::take(&mut *ran.lock().unwrap());
         assert_eq!(counter.used(), ran.iter().filter(|at| **at < EXTRA).count());
         assert_eq!(told(result, ran), expected(n, act_of));
     });
+}
+
+#[test]
+fn a_stack_between_threads() {
+    reached(Arc::<SharedExitStack>::default);
+}
+
+#[test]
+fn an_interpreter() {
+    let parent = Interpreter::new("parent");
+    reached(|| parent.subinterpreter("child"));
 }
 
 #[test]

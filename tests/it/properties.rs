@@ -1,5 +1,4 @@
-//! Random operations, compared with the models. `PROPTEST_CASES` sets how many; crashes of the fuzzers that became tests
-//! stand in `corpus.rs`.
+//! Random operations, compared with the models. `PROPTEST_CASES` sets how many.
 
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -115,6 +115,11 @@ pub fn panic_of<R>(action: impl FnOnce() -> R) -> String {
     }
 }
 
+/// A panic in the drop of a panic's payload. It carries nothing: what it carried would be leaked.
+pub fn panic_in_payload() -> ! {
+    resume_unwind(Box::new(()))
+}
+
 /// A panic without the panic hook's noise.
 pub fn quiet_panic(message: &'static str) -> ! {
     resume_unwind(Box::new(message))

@@ -71,8 +71,19 @@ facts! {
 #[test]
 fn debug_shows_something_for_every_type() {
     let interpreter = Interpreter::new("i");
+    interpreter.finalize().unwrap();
+    let refused = interpreter.stack().try_register(|| ()).unwrap_err();
+    let stack = ExitStack::new();
+    let id = stack.register(Handler::new(|| ()).named("waits"));
+    let mut list = HandlerList::new();
+    let listed = list.push("value");
     assert!(format!("{interpreter:?}").contains("process > i"));
+    assert!(format!("{refused:?}").contains("types.rs"));
+    assert!(format!("{stack:?}").contains("waits"));
+    assert!(format!("{:?}", stack.pending()[0]).contains("waits"));
     assert!(format!("{:?}", SharedExitStack::new()).contains("SharedExitStack"));
     assert!(format!("{:?}", Handler::new(|| ()).named("n")).contains('n'));
-    assert!(format!("{:?}", HandlerList::<u8>::new()).contains('{'));
+    assert_eq!(format!("{list:?}"), format!("{{{listed:?}: \"value\"}}"));
+    assert_eq!(format!("{:?}", list.iter()), format!("{list:?}"));
+    assert!(format!("{id:?}").starts_with("HandlerId("));
 }

@@ -11,7 +11,7 @@ pub mod report;
 pub mod shared;
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Once;
 
@@ -231,6 +231,40 @@ impl Aligned {
     }
 }
 
+thread_local! {
+    /// How many zero-sized captures there are.
+    static ZERO_SIZED: Cell<i32> = const { Cell::new(0) };
+}
+
+/// The numbers under which the handlers with a capture without size write to the log.
+const ZEROS: [u32; 2] = [u32::MAX - 2, u32::MAX - 3];
+
+/// A capture without size, which is dropped like any other; `PANICS` says whether its drop panics.
+pub struct Zero<const PANICS: bool>(());
+
+impl<const PANICS: bool> Zero<PANICS> {
+    const SERIAL: u32 = ZEROS[PANICS as usize];
+
+    pub fn new() -> Self {
+        ZERO_SIZED.set(ZERO_SIZED.get() + 1);
+        Self(())
+    }
+
+    pub fn run(_captured: &Self) {
+        log(Event::Ran(Self::SERIAL));
+    }
+}
+
+impl<const PANICS: bool> Drop for Zero<PANICS> {
+    fn drop(&mut self) {
+        ZERO_SIZED.set(ZERO_SIZED.get() - 1);
+        log(Event::Dropped(Self::SERIAL));
+        if PANICS {
+            resume_unwind(Box::new("dropped"));
+        }
+    }
+}
+
 /// The numbers under which the handlers without captures write to the log.
 pub const FUNCTIONS: [u32; 2] = [u32::MAX, u32::MAX - 1];
 
@@ -254,6 +288,8 @@ pub enum Shape {
     Aligned,
     /// One of the two functions, which has no capture and a fate of its own.
     Function(usize),
+    /// A capture without size: one whose drop returns, and one whose drop panics.
+    ZeroSized(usize),
     Named,
     Keyed(u8),
     NamedAndKeyed(u8),
@@ -278,9 +314,19 @@ impl Shape {
     /// The fate of a handler of this shape that is to have `fate`.
     pub fn fate(self, fate: Fate) -> Fate {
         match self {
-            Self::Function(0) => Fate::Return,
+            Self::Function(0) | Self::ZeroSized(0) => Fate::Return,
             Self::Function(_) => Fate::Fail,
+            Self::ZeroSized(_) => Fate::DropPanics,
             _ => fate,
+        }
+    }
+
+    /// The number of a handler of this shape, if it has no room for one of its own.
+    pub fn serial(self) -> Option<u32> {
+        match self {
+            Self::Function(which) => Some(FUNCTIONS[which]),
+            Self::ZeroSized(which) => Some(ZEROS[which]),
+            _ => None,
         }
     }
 }
@@ -323,22 +369,33 @@ impl Bytes<'_> {
             4 => Shape::Named,
             5 => Shape::Keyed(byte / 8 % 3),
             6 => Shape::NamedAndKeyed(byte / 8 % 3),
+            7 => Shape::ZeroSized(usize::from(byte / 8 % 2)),
             _ => Shape::Small,
         }
     }
 }
 
-/// Checks that every capture of `0..made` was dropped exactly once and ran at most once, by the whole of a log.
+/// Before a run: whatever an earlier one left on this thread is forgotten.
+pub fn begin() {
+    install_hook();
+    take_log();
+    ZERO_SIZED.set(0);
+}
+
+/// Checks that every capture of `0..made` was dropped exactly once and ran at most once, by the whole of a log, and that
+/// no capture without size is left.
 pub fn check_consumed(events: &[Event], made: u32) {
     let mut dropped = vec![0; made as usize];
     let mut ran = vec![0; made as usize];
     for event in events {
         match *event {
+            Event::Dropped(serial) | Event::Ran(serial) if ZEROS.contains(&serial) || FUNCTIONS.contains(&serial) => {}
             Event::Dropped(serial) => dropped[serial as usize] += 1,
-            Event::Ran(serial) if !FUNCTIONS.contains(&serial) => ran[serial as usize] += 1,
+            Event::Ran(serial) => ran[serial as usize] += 1,
             _ => {}
         }
     }
     assert!(dropped.iter().all(|&times| times == 1), "captures dropped, by number: {dropped:?}");
     assert!(ran.iter().all(|&times| times <= 1), "handlers run, by number: {ran:?}");
+    assert_eq!(ZERO_SIZED.get(), 0, "captures without size, made and not dropped");
 }

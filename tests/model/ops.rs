@@ -1,12 +1,13 @@
 //! Two `ExitStack`s and a model of them: two vectors of what is pending.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use exitstack::{ExitStack, Handler, HandlerId, Outcome};
 
 use super::{
-    Aligned, Bomb, Bytes, Event, FUNCTIONS, Fate, Large, Shape, Verdict, check_consumed, described, expected_result,
-    function_0, function_1, install_hook, observe, result, take_log,
+    Aligned, Bomb, Bytes, Event, FUNCTIONS, Fate, Large, Shape, Verdict, Zero, begin, check_consumed, described,
+    expected_result, function_0, function_1, observe, result, take_log,
 };
 
 /// Handlers of one run at most: what a fuzzer gains by more is not worth the time.
@@ -34,7 +35,11 @@ pub enum Op {
     /// Of all ids there ever were, of both stacks.
     Unregister(u8),
     UnregisterFunction(usize),
-    UnregisterKey(u8),
+    UnregisterKey {
+        key: u8,
+        /// So many comparisons return, the next one panics.
+        fuse: Option<u8>,
+    },
     /// A key of a type that no handler has.
     UnregisterForeignKey(u8),
     RunNow(u8),
@@ -71,7 +76,10 @@ pub fn decode(bytes: &[u8]) -> Vec<Op> {
             13 | 14 => Op::Enter { fate: bytes.fate(), more: bytes.next() % 8 },
             15..=18 => Op::Unregister(bytes.next()),
             19 => Op::UnregisterFunction(usize::from(bytes.next() % 2)),
-            20 => Op::UnregisterKey(bytes.next() % 3),
+            20 => {
+                let byte = bytes.next();
+                Op::UnregisterKey { key: byte % 3, fuse: (byte >= 128).then_some(byte / 16 % 4) }
+            }
             21 => Op::UnregisterForeignKey(bytes.next()),
             22 | 23 => Op::RunNow(bytes.next()),
             24 => Op::PopAll,
@@ -86,6 +94,28 @@ pub fn decode(bytes: &[u8]) -> Vec<Op> {
         });
     }
     ops
+}
+
+/// A key. Comparing may use up the fuse of the one that is looked for.
+struct Key {
+    number: u8,
+    fuse: Cell<Option<u8>>,
+}
+
+impl Key {
+    fn new(number: u8) -> Self {
+        Self { number, fuse: Cell::new(None) }
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, wanted: &Self) -> bool {
+        match wanted.fuse.get() {
+            Some(0) => resume_unwind(Box::new("compared")),
+            left => wanted.fuse.set(left.map(|left| left - 1)),
+        }
+        self.number == wanted.number
+    }
 }
 
 /// A pending handler, as the model knows it.
@@ -194,7 +224,7 @@ impl Run<'_> {
             return;
         }
         let fate = shape.fate(fate);
-        let serial = if let Shape::Function(which) = shape { FUNCTIONS[which] } else { self.made };
+        let serial = shape.serial().unwrap_or(self.made);
         macro_rules! register {
             ($handler:expr) => {
                 match when {
@@ -207,6 +237,14 @@ impl Run<'_> {
         let id = match shape {
             Shape::Function(0) => register!(function_0),
             Shape::Function(_) => register!(function_1),
+            Shape::ZeroSized(0) => {
+                let zero = Zero::<false>::new();
+                register!(move || Zero::run(&zero))
+            }
+            Shape::ZeroSized(_) => {
+                let zero = Zero::<true>::new();
+                register!(move || Zero::run(&zero))
+            }
             Shape::Small => {
                 let bomb = self.bomb(fate);
                 register!(move || bomb.run())
@@ -225,11 +263,11 @@ impl Run<'_> {
             }
             Shape::Keyed(key) => {
                 let bomb = self.bomb(fate);
-                register!(Handler::new(move || bomb.run()).keyed(key))
+                register!(Handler::new(move || bomb.run()).keyed(Key::new(key)))
             }
             Shape::NamedAndKeyed(key) => {
                 let bomb = self.bomb(fate);
-                register!(Handler::new(move || bomb.run()).keyed(key).named(super::OWNED_NAME.to_owned()))
+                register!(Handler::new(move || bomb.run()).keyed(Key::new(key)).named(super::OWNED_NAME.to_owned()))
             }
         };
         self.ids.push(id);
@@ -293,8 +331,14 @@ impl Run<'_> {
                 let removed = self.models[0].take_if(|pending| pending.shape == Shape::Function(which));
                 Model::drop_all(&removed, &removed.len().to_string(), &mut expected);
             }
-            Op::UnregisterKey(key) => {
-                observe(|| self.stacks[0].unregister_key(&key).to_string());
+            Op::UnregisterKey { key, fuse } => {
+                let wanted = Key { number: key, fuse: Cell::new(fuse) };
+                observe(|| self.stacks[0].unregister_key(&wanted).to_string());
+                let keyed = self.models[0].pending.iter().filter(|pending| pending.shape.key().is_some()).count();
+                if fuse.is_some_and(|fuse| usize::from(fuse) < keyed) {
+                    expected.push(Event::Panicked("compared".into()));
+                    return expected;
+                }
                 let removed = self.models[0].take_if(|pending| pending.shape.key() == Some(key));
                 Model::drop_all(&removed, &removed.len().to_string(), &mut expected);
             }
@@ -425,8 +469,7 @@ impl From<exitstack::CloseError> for Ended {
 /// Does all that `bytes` say and compares each step with the model.
 pub fn run(bytes: &[u8]) {
     let ops = decode(bytes);
-    install_hook();
-    take_log();
+    begin();
     let mut run =
         Run { stacks: [ExitStack::new(), ExitStack::new()], models: Default::default(), ids: Vec::new(), made: 0 };
     let mut all = Vec::new();

@@ -2,13 +2,15 @@
 //! the same tree as vectors, drained by recursion.
 
 use std::cell::RefCell;
+use std::panic::resume_unwind;
 use std::rc::Rc;
+use std::sync::Mutex;
 
 use exitstack::{Handler, HandlerId, Interpreter, SharedExitStack};
 
 use super::{
-    Aligned, Bomb, Bytes, Event, FUNCTIONS, Fate, Large, Shape, Verdict, check_consumed, described, expected_result,
-    function_0, function_1, install_hook, observe, result, take_log,
+    Aligned, Bomb, Bytes, Event, FUNCTIONS, Fate, Large, Shape, Verdict, Zero, begin, check_consumed, described,
+    expected_result, function_0, function_1, observe, result, take_log,
 };
 
 /// Handlers of one run at most: handlers register handlers.
@@ -35,7 +37,7 @@ pub enum Deed {
     /// Of all ids there ever were, of whichever stack.
     Unregister(u8, u8),
     UnregisterFunction(u8, usize),
-    UnregisterKey(u8, u8),
+    UnregisterKey(u8, u8, Compared),
     RunNow(u8, u8),
     PopAll(u8, Then),
     Clear(u8),
@@ -49,6 +51,13 @@ pub enum Deed {
     Clone(u8),
     /// Does it while this interpreter is current.
     Within(u8, Box<Deed>),
+}
+
+/// What the first comparison with a key does.
+#[derive(Clone, Debug, Default)]
+pub struct Compared {
+    pub deed: Option<Box<Deed>>,
+    pub panics: bool,
 }
 
 /// What becomes of a stack that was popped.
@@ -76,7 +85,11 @@ fn deed(bytes: &mut Bytes<'_>, depth: u32) -> Deed {
         10 | 11 => Deed::RegisterCurrent(spec(bytes, depth)),
         12..=14 => Deed::Unregister(slot, bytes.next()),
         15 => Deed::UnregisterFunction(slot, usize::from(bytes.next() % 2)),
-        16 => Deed::UnregisterKey(slot, bytes.next() % 3),
+        16 => {
+            let byte = bytes.next();
+            let deed = (byte >= 128 && depth < 6).then(|| Box::new(deed(bytes, depth + 1)));
+            Deed::UnregisterKey(slot, byte % 3, Compared { deed, panics: byte >= 192 })
+        }
         17 | 18 => Deed::RunNow(slot, bytes.next()),
         19 => Deed::PopAll(slot, [Then::Drop, Then::Close, Then::Clear][usize::from(bytes.next() % 3)]),
         20 => Deed::Clear(slot),
@@ -94,7 +107,7 @@ fn spec(bytes: &mut Bytes<'_>, depth: u32) -> Spec {
     let shape = bytes.shape();
     let fate = shape.fate(bytes.fate());
     let more = bytes.next();
-    let plain = depth >= 6 || matches!(shape, Shape::Function(_));
+    let plain = depth >= 6 || shape.serial().is_some();
     let mut one = |wanted| (wanted && !plain).then(|| Box::new(deed(bytes, depth + 1)));
     let runs = one(more % 4 >= 2);
     let dropped = one(more % 16 >= 13);
@@ -188,7 +201,7 @@ fn perform(deed: &Deed) {
             drop(taken);
         }
         Deed::UnregisterFunction(slot, _)
-        | Deed::UnregisterKey(slot, _)
+        | Deed::UnregisterKey(slot, ..)
         | Deed::PopAll(slot, _)
         | Deed::Clear(slot)
         | Deed::Close(slot)
@@ -208,7 +221,10 @@ fn perform_on(handle: &Handle, deed: &Deed) {
     match (deed, handle) {
         (Deed::UnregisterFunction(_, 0), _) => observe(|| stack.unregister_fn(function_0).to_string()),
         (Deed::UnregisterFunction(..), _) => observe(|| stack.unregister_fn(function_1).to_string()),
-        (Deed::UnregisterKey(_, key), _) => observe(|| stack.unregister_key(key).to_string()),
+        (Deed::UnregisterKey(_, number, compared), _) => {
+            let wanted = Key { number: *number, compared: Mutex::new(Some(compared.clone())) };
+            observe(|| stack.unregister_key(&wanted).to_string());
+        }
         (Deed::PopAll(_, then), _) => {
             let popped = stack.pop_all();
             match then {
@@ -232,6 +248,31 @@ fn perform_on(handle: &Handle, deed: &Deed) {
         (Deed::Within(_, deed), Handle::Interpreter(interpreter)) => interpreter.enter(|| perform(deed)),
         (Deed::Within(_, deed), _) => perform(deed),
         (other, _) => unreachable!("{other:?} is not done to a handle"),
+    }
+}
+
+/// A key. The first comparison with the one that is looked for does what it says.
+struct Key {
+    number: u8,
+    compared: Mutex<Option<Compared>>,
+}
+
+impl Key {
+    fn new(number: u8) -> Self {
+        Self { number, compared: Mutex::new(None) }
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, wanted: &Self) -> bool {
+        let compared = wanted.compared.lock().expect("no panic under it").take().unwrap_or_default();
+        if let Some(deed) = &compared.deed {
+            perform(deed);
+        }
+        if compared.panics {
+            resume_unwind(Box::new("compared"));
+        }
+        self.number == wanted.number
     }
 }
 
@@ -270,17 +311,27 @@ impl<B> Load<B> {
 
 /// Whether it was taken.
 fn register(stack: &SharedExitStack, spec: &Spec) -> bool {
-    let id = if let Shape::Function(which) = spec.shape {
-        if which == 0 { stack.try_register(function_0).ok() } else { stack.try_register(function_1).ok() }
-    } else {
-        let serial = real(|real| {
-            real.made += u32::from(real.made <= MOST);
-            real.made
-        });
-        if serial > MOST {
-            return false;
+    let id = match spec.shape {
+        Shape::Function(0) => stack.try_register(function_0).ok(),
+        Shape::Function(_) => stack.try_register(function_1).ok(),
+        Shape::ZeroSized(0) => {
+            let zero = Zero::<false>::new();
+            stack.try_register(move || Zero::run(&zero)).ok()
         }
-        register_bomb(stack, spec, Bomb::new(serial - 1, spec.fate))
+        Shape::ZeroSized(_) => {
+            let zero = Zero::<true>::new();
+            stack.try_register(move || Zero::run(&zero)).ok()
+        }
+        _ => {
+            let serial = real(|real| {
+                real.made += u32::from(real.made <= MOST);
+                real.made
+            });
+            if serial > MOST {
+                return false;
+            }
+            register_bomb(stack, spec, Bomb::new(serial - 1, spec.fate))
+        }
     };
     real(|real| real.ids.extend(id));
     id.is_some()
@@ -303,8 +354,8 @@ fn register_bomb(stack: &SharedExitStack, spec: &Spec, bomb: Bomb) -> Option<Han
             match (shape.name(), shape.key()) {
                 (None, None) => stack.try_register(handler).ok(),
                 (Some(name), None) => stack.try_register(handler.named(name)).ok(),
-                (None, Some(key)) => stack.try_register(handler.keyed(key)).ok(),
-                (Some(name), Some(key)) => stack.try_register(handler.keyed(key).named(name.to_owned())).ok(),
+                (None, Some(key)) => stack.try_register(handler.keyed(Key::new(key))).ok(),
+                (Some(name), Some(key)) => stack.try_register(handler.keyed(Key::new(key)).named(name.to_owned())).ok(),
             }
         }
     }
@@ -334,6 +385,13 @@ impl Item {
         match self {
             Self::Handler(_) => None,
             Self::Nested(nested) => Some(*nested),
+        }
+    }
+
+    fn handler(&self) -> Option<&Pending> {
+        match self {
+            Self::Handler(pending) => Some(pending),
+            Self::Nested(_) => None,
         }
     }
 }
@@ -429,7 +487,7 @@ impl Model {
             Deed::Register(slot, _)
             | Deed::Unregister(slot, _)
             | Deed::UnregisterFunction(slot, _)
-            | Deed::UnregisterKey(slot, _)
+            | Deed::UnregisterKey(slot, ..)
             | Deed::RunNow(slot, _)
             | Deed::PopAll(slot, _)
             | Deed::Clear(slot)
@@ -461,8 +519,18 @@ impl Model {
                 let returned = found.len().to_string();
                 self.drop_all(&found, &returned);
             }
-            Deed::UnregisterKey(_, key) => {
-                let found = self.take_if(stack, |pending| pending.spec.shape.key() == Some(*key));
+            Deed::UnregisterKey(_, key, compared) => {
+                let handlers = self.stacks[stack].items.iter().filter_map(Item::handler);
+                let keyed: Vec<_> = handlers.filter_map(|own| Some((own.id, own.spec.shape.key()?))).collect();
+                if !keyed.is_empty() {
+                    if let Some(deed) = &compared.deed {
+                        self.perform(deed);
+                    }
+                    if compared.panics {
+                        return self.events.push(Event::Panicked("compared".into()));
+                    }
+                }
+                let found = self.take_if(stack, |pending| keyed.contains(&(pending.id, *key)));
                 let returned = found.len().to_string();
                 self.drop_all(&found, &returned);
             }
@@ -534,8 +602,8 @@ impl Model {
     }
 
     fn register(&mut self, stack: usize, spec: &Spec) {
-        let serial = if let Shape::Function(which) = spec.shape {
-            FUNCTIONS[which]
+        let serial = if let Some(serial) = spec.shape.serial() {
+            serial
         } else {
             self.made += u32::from(self.made <= MOST);
             if self.made > MOST {
@@ -707,10 +775,7 @@ impl Model {
                 continue;
             };
             let handle = handle.expect("the slot has a handle");
-            let handlers = self.stacks[stack].items.iter().rev().filter_map(|item| match item {
-                Item::Handler(pending) => Some(pending),
-                Item::Nested(_) => None,
-            });
+            let handlers = self.stacks[stack].items.iter().rev().filter_map(Item::handler);
             let expected: Vec<_> =
                 handlers.map(|p| (real(|real| real.ids[p.id]), p.spec.shape.name().map(str::to_owned))).collect();
             let pending = handle.stack().pending();
@@ -726,8 +791,7 @@ impl Model {
 /// Does all that `bytes` say and compares each step with the model.
 pub fn run(bytes: &[u8]) {
     let deeds = decode(bytes);
-    install_hook();
-    take_log();
+    begin();
     real(|real| *real = Real { slots: vec![Some(Handle::new_stack())], ..Real::default() });
     let mut model = Model::default();
     let first = model.new_stack(None, None);

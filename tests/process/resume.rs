@@ -43,29 +43,6 @@ fn leaves_in_another(order: [&'static str; 2]) -> Ended {
     OK
 }
 
-/// A handler's error whose drop panics.
-struct Grenade;
-
-impl std::fmt::Debug for Grenade {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Grenade")
-    }
-}
-
-impl std::fmt::Display for Grenade {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("pulled")
-    }
-}
-
-impl std::error::Error for Grenade {}
-
-impl Drop for Grenade {
-    fn drop(&mut self) {
-        panic!("an error's drop");
-    }
-}
-
 #[expect(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -187,30 +164,5 @@ pub(crate) fn cases() -> Vec<Case> {
             register(deeper);
             OK
         }),
-        case("an_error_whose_drop_panics_changes_no_status", Code(5), &["old"], || {
-            says_on(process_stack(), "old");
-            register(|| Err(Grenade));
-            register(|| Err(Exit(5)));
-            exit(3)
-        })
-        .err("failed: pulled"),
-        case("an_error_whose_drop_panics_does_not_leave_run", Code(0), &["after"], || {
-            let code = exitstack::run(|| {
-                register(|| Err(Grenade));
-                Ok::<_, String>(())
-            });
-            say("after");
-            Ok(code)
-        })
-        .err("failed: pulled"),
-        case("an_error_whose_drop_panics_does_not_abort_an_unwinding_drop", Code(101), &["old"], || {
-            says_on(process_stack(), "old");
-            let stack = SharedExitStack::new();
-            stack.register(|| Err(Grenade));
-            let interpreter = Interpreter::new("x");
-            interpreter.stack().register(|| Err(Grenade));
-            panic!("in main")
-        })
-        .err("process > x: exit handler"),
     ]
 }

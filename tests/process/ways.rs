@@ -27,6 +27,17 @@ fn on_a_thread(body: impl FnOnce() + Send + 'static) {
     let _ = thread::spawn(body).join();
 }
 
+/// An error whose drop panics.
+#[derive(Debug, thiserror::Error)]
+#[error("rude")]
+struct Rude;
+
+impl Drop for Rude {
+    fn drop(&mut self) {
+        panic!("an error's drop");
+    }
+}
+
 #[expect(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -146,6 +157,29 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             say("after");
             Ok(code)
+        }),
+        case("after_run_handlers_are_taken_again_though_one_closed_the_stack", Code(0), &["A", "after", "B"], || {
+            let code = run(|| {
+                says("A");
+                register(|| process_stack().close());
+                Ok::<_, String>(())
+            });
+            say("after");
+            says("B");
+            Ok(code)
+        }),
+        case("after_a_c_exit_inside_run_none_is_taken", Code(3), &["A", "refused"], || {
+            extern "C" fn later() {
+                let refused = process_stack().try_register(|| ()).is_err();
+                say(if refused { "refused" } else { "taken" });
+            }
+            // SAFETY: the handler is a function that does not unwind. Registered first, it runs last.
+            unsafe { libc::atexit(later) };
+            Ok(run(|| {
+                says("A");
+                register(|| c_exit(3));
+                Ok::<_, String>(())
+            }))
         }),
         case("run_err", Code(1), &["A", "after"], || {
             let code = run(|| {
@@ -545,6 +579,28 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         })
         .err("failed: failed"),
+        case("an_error_whose_drop_panics_stops_nothing", Code(8), &["A"], || {
+            says("A");
+            register(|| Err(Exit(8)));
+            register(|| Err(Rude));
+            OK
+        })
+        .err("failed: rude"),
+        case("an_error_whose_drop_panics_does_not_leave_exit", Code(8), &["A"], || {
+            says("A");
+            register(|| Err(Rude));
+            exitstack::exit(8)
+        })
+        .err("failed: rude"),
+        case("an_error_whose_drop_panics_does_not_leave_run", Code(8), &["A"], || {
+            Ok(exitstack::run(|| {
+                says("A");
+                register(|| Err(Exit(8)));
+                register(|| Err(Rude));
+                Ok::<(), String>(())
+            }))
+        })
+        .err("failed: rude"),
         case(
             "current_follows_the_drain_also_when_thread_locals_are_gone",
             Code(0),

@@ -1,0 +1,10 @@
+//! A key is found by its `==`.
+
+use exitstack::{ExitStack, Handler};
+
+struct Key;
+
+fn main() {
+    let stack = ExitStack::new();
+    stack.register(Handler::new(|| ()).keyed(Key));
+}
