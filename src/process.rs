@@ -270,6 +270,13 @@ struct Locks {
     _armed: MutexGuard<'static, Armed>,
 }
 
+impl Locks {
+    /// Releases all. What kept the stacks is left, to be dropped after that: it may be the last of an interpreter.
+    fn release(self) -> Vec<Arc<dyn Node>> {
+        self.stacks.into_iter().map(Held::release).collect()
+    }
+}
+
 thread_local! {
     /// The locks, while this thread forks. `ManuallyDrop`: without a destructor, the thread-local is there to the end.
     static LOCKS: RefCell<ManuallyDrop<Option<Locks>>> = const { RefCell::new(ManuallyDrop::new(None)) };
@@ -295,7 +302,8 @@ extern "C" fn before_fork() {
 }
 
 extern "C" fn after_fork() {
-    let _ = catch_unwind(|| LOCKS.with(|locks| drop(locks.borrow_mut().take()))).map_err(discard);
+    let take = || LOCKS.with(|locks| locks.borrow_mut().take());
+    let _ = catch_unwind(|| drop(take().map(Locks::release))).map_err(discard);
 }
 
 extern "C" fn in_child() {
