@@ -162,6 +162,15 @@ pub(crate) fn discard<T>(left: T) {
     }
 }
 
+/// The exit status that a result asks for which nobody is told. What it holds is dropped: errors of the users' own, whose
+/// drop may panic.
+pub(crate) fn status_of(result: Result<(), CloseError>) -> Option<i32> {
+    let error = result.err()?;
+    let code = error.exit_code();
+    discard(error);
+    code
+}
+
 /// Reports a failure, if there is one.
 pub(crate) fn report_if(error: Option<HandlerError>) {
     if let Some(error) = error {

@@ -29,7 +29,9 @@ pub enum Outcome {
 ///
 /// A handler that returns `Err(Exit(code))` has not failed: nothing is reported. `close()` returns a [`CloseError`]
 /// whose [`exit_code`](CloseError::exit_code) is the last one asked for; on the way out of the process the last one
-/// asked for becomes the exit status. A stack that is dropped has nobody to tell, and forgets it.
+/// asked for becomes the exit status, of which Unix keeps the low byte. A stack that is dropped has nobody to tell, and
+/// forgets it; so does the process stack of a shared library, whose unloading is no exit. It counts bare or in a box, not
+/// as the `source` of another error.
 ///
 /// Python's `atexit` has no such thing: a `SystemExit` in a handler is printed and changes nothing.
 ///
@@ -200,14 +202,39 @@ impl Gathered {
         this.map_or(Ok(()), |gathered| Err(CloseError(Arc::from(gathered))))
     }
 
-    /// Adds what a nested drain gathered.
-    pub(crate) fn absorb(&mut self, nested: &CloseError) {
-        self.errors.extend_from_slice(nested.errors());
-        self.exit_code = nested.exit_code().or(self.exit_code);
+    /// Adds the failures of a nested drain, and the exit status asked for in it.
+    pub(crate) fn absorb(this: &mut Option<Box<Self>>, errors: &[HandlerError], exit_code: Option<i32>) {
+        if !errors.is_empty() || exit_code.is_some() {
+            let this = this.get_or_insert_default();
+            this.errors.extend_from_slice(errors);
+            this.exit_code = exit_code.or(this.exit_code);
+        }
+    }
+
+    /// The failures that were not handed over before, and the exit status if it was not.
+    pub(crate) fn new_since(&self, handed: Handed) -> (&[HandlerError], Option<i32>) {
+        let exit_code = self.exit_code.filter(|_| self.exit_code != handed.exit_code);
+        (&self.errors[handed.errors..], exit_code)
+    }
+
+    /// All of it, to be noted as handed over.
+    pub(crate) fn all(&self) -> Handed {
+        Handed { errors: self.errors.len(), exit_code: self.exit_code }
     }
 }
 
+/// How much of what a drain gathered the drain around it has been given already.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Handed {
+    errors: usize,
+    exit_code: Option<i32>,
+}
+
 impl CloseError {
+    pub(crate) fn gathered(&self) -> &Gathered {
+        &self.0
+    }
+
     /// The failures, in the order they happened; empty if there were only exit requests.
     pub fn errors(&self) -> &[HandlerError] {
         &self.0.errors

@@ -15,7 +15,6 @@ use std::panic::Location;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, OnceLock, Weak};
 
-use crate::drain::discard;
 use crate::error::CloseError;
 use crate::handler::IntoHandler;
 use crate::list::HandlerId;
@@ -101,9 +100,8 @@ impl Interpreter {
             handles: AtomicUsize::new(1),
             stack: SharedExitStack::of_interpreter(inner.clone()),
         });
-        match inner.outer().nest(Arc::clone(&inner) as Arc<dyn Node>) {
-            Some(place) => inner.place.set(place).expect("the place is set once, here"),
-            None => inner.stack.refuse_all(),
+        if !inner.outer().nest(Arc::clone(&inner) as Arc<dyn Node>) {
+            inner.stack.refuse_all();
         }
         Self(inner)
     }
@@ -161,9 +159,10 @@ impl Interpreter {
 
     /// Runs its handlers, and those of the interpreters nested in it, for good: from then on it refuses registrations.
     ///
-    /// What is registered while it drains still runs, up to 65 536 registrations. If another thread drains it, waits for
-    /// that and returns the same result. From inside one of its own handlers returns `Ok(())` at once, and the drain
-    /// goes on. A second time: `Ok(())`.
+    /// What is registered while it drains still runs, up to 65 536 registrations (those with interpreters made meanwhile
+    /// included). If another thread drains it, waits for that and returns the same result. From inside one of its own
+    /// handlers returns `Ok(())` at once, and the drain goes on. From inside a handler of an interpreter nested in it, what
+    /// is left of that one runs at its place, before this returns. A second time: `Ok(())`.
     ///
     /// # Errors
     ///
@@ -181,16 +180,21 @@ impl Interpreter {
     }
 }
 
-impl Inner {
-    /// The stack it is nested in.
-    fn outer(&self) -> &SharedExitStack {
-        self.parent.as_ref().map_or_else(|| process_stack(), |parent| &parent.stack)
-    }
-}
-
 impl Node for Inner {
     fn stack(&self) -> &SharedExitStack {
         &self.stack
+    }
+
+    fn parent(&self) -> Option<Arc<dyn Node>> {
+        self.parent.clone().map(|parent| parent as _)
+    }
+
+    fn outer(&self) -> &SharedExitStack {
+        self.parent.as_ref().map_or_else(|| process_stack(), |parent| &parent.stack)
+    }
+
+    fn place(&self) -> &OnceLock<HandlerId> {
+        &self.place
     }
 
     fn path(&self) -> String {
@@ -205,10 +209,8 @@ impl Node for Inner {
         names.join(" > ")
     }
 
-    fn detach(&self) {
-        if let Some(place) = self.place.get() {
-            self.outer().unnest(*place);
-        }
+    fn count_refusals(self: Arc<Self>) {
+        process_stack().count_refusals_of(&(self as _));
     }
 
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
@@ -237,8 +239,7 @@ impl Drop for Interpreter {
     fn drop(&mut self) {
         if self.0.handles.fetch_sub(1, Ordering::Release) == 1 {
             fence(Ordering::Acquire);
-            // An error has nobody to return to: each was reported.
-            discard(self.0.stack.drain(Occasion::Abandon));
+            self.0.stack.drain_untold(Occasion::Abandon);
         }
     }
 }

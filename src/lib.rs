@@ -20,7 +20,7 @@
 //! A *handler* is any closure or function without arguments that returns `()` or a `Result<(), E>`: see [`IntoHandler`].
 //! A *stack* holds handlers and *drains*: it takes them out one by one, the last registered first, and runs each, once.
 //! A stack that is a value drains when it is closed or dropped. The [process stack](process_stack) drains when the
-//! process ends. On Unix:
+//! process ends. On Unix, and elsewhere with the exceptions under [Platforms](#platforms):
 //!
 //! | way out | handlers run |
 //! | --- | --- |
@@ -63,8 +63,11 @@
 //! # What is not promised
 //!
 //! - **`std::process::exit` inside a handler of the process stack aborts the process**: Rust forbids to enter it again.
-//!   Call [`exit`], or return [`Exit`].
+//!   In a handler of any drain that another thread's exit waits for, it never returns, nor does the process end. Call
+//!   [`exit`], or return [`Exit`].
 //! - **A panic with `panic = "abort"`** ends the process in the handler, or wherever it is; no handler runs after it.
+//!   An `Err` is what it is elsewhere, and so is [`Exit`]. [`exit`] inside a handler cannot unwind then: the handlers
+//!   below run within that call, each such call on the stack of the one before, and no local of the handler is dropped.
 //! - Nothing runs on SIGKILL, `_exit` and the other ways out that the table answers with no.
 //! - **Thread-locals that have destructors are gone** when the process leaves through `atexit`, that is on every way out
 //!   but [`run`] and [`exit`]. A handler that needs one (that logs through `tracing`, say) panics, and is contained and
@@ -72,18 +75,37 @@
 //! - Other threads go on running while the process drains: what a handler shares with them needs a lock. A handler that
 //!   never returns, or waits for a thread that is in `exit` itself, keeps the process from ending.
 //! - Other libraries' `atexit` handlers run at C's places: before ours if registered after our first, after ours if
-//!   before. When several threads are in C's `exit` at once, what happens to theirs is C's.
+//!   before (with [`run`] and [`exit`], which drain first, after ours). When several threads are in C's `exit` at once,
+//!   what happens to theirs, and to C's list before it comes to ours, is C's: glibc before 2.41 may crash there.
+//!   Ours are safe from any number of threads in `std::process::exit` and `exitstack::exit`, and from 16 that enter C's in
+//!   the same instant (more register hooks of their own as they come: 64 were tried).
 //! - The default report takes no lock. A report hook or panic hook of the program's own may, and wait for ever for a
 //!   thread that never lets go of it.
 //! - A stack that is forgotten ([`std::mem::forget`]) runs nothing, and one in a `static` is never dropped: of these only
 //!   the process stack drains at the end.
 //!
+//! # Platforms
+//!
+//! The README has a table of what was checked where. In short:
+//!
+//! - **On Windows `std::process::exit` runs no handler**: it ends every other thread, with whatever locks that held,
+//!   before it calls anybody, so there is no moment at which handlers could safely run. [`exit`] and [`run`] drain
+//!   before that; return from `main`, a panic in it, and C's `exit` reach the handlers as elsewhere.
+//! - **On musl C's `exit` inside a handler is trapped** by newer versions. [`Exit`] and [`exit`] do without; but `exit`
+//!   where it cannot unwind, in a process that is in C's `exit` already, leaves out other libraries' earlier `atexit`
+//!   handlers.
+//! - **On WASI** there is one thread, and a panic aborts.
+//! - **On `wasm32-unknown-unknown`** there is no way out that could be hooked: [`exit`] and [`run`] drain by
+//!   themselves. There is no standard error: without a [report hook](report), reports are lost.
+//! - `fork` concerns Unix alone; elsewhere [`adopt_after_fork`] does nothing.
+//! - macOS and other Unix than Linux are written from the documentation, and not tested.
+//!
 //! # Unsafe code
 //!
 //! It stands in `src/raw` alone; every other module is held to safe Rust by lint. `closure.rs` keeps small handlers in
-//! the stack without an allocation, `entered.rs` lends out what is entered, `atexit.rs` is the C boundary (`atexit`,
-//! `exit`, `write`), `fork.rs` and `held.rs` are for `fork`. Each file opens with the argument why it is sound; the README
-//! tells how that is checked.
+//! the stack without an allocation, `entered.rs` lends out what is entered; a file for each kind of system is the C
+//! boundary (`atexit`, `exit`, a raw write to standard error), `fork.rs` and `held.rs` are for `fork`. Each file opens
+//! with the argument why it is sound; the README tells how that is checked.
 //!
 //! # Features and Rust version
 //!

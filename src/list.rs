@@ -50,7 +50,7 @@ impl HandlerId {
 /// | [`push`](Self::push), [`pop`](Self::pop) | O(1), amortised |
 /// | [`get`](Self::get) | O(log n) |
 /// | [`remove`](Self::remove) | O(log n), amortised |
-/// | memory | in proportion to [`len`](Self::len); the first four stand in the value itself |
+/// | memory | the first four stand in the list itself; the others in proportion to the most that waited at once, until a `remove` or `clear` gives back what is too much |
 ///
 /// # Removing all that equal `x`, when comparing runs foreign code
 ///
@@ -149,9 +149,33 @@ impl<T> HandlerList<T> {
     /// ```
     #[inline]
     pub fn push(&mut self, value: T) -> HandlerId {
+        self.push_with(|| value)
+    }
+
+    /// Appends the value that `make` makes, when there is room for it: where nothing can unwind any more with the value at
+    /// hand, the compiler writes it to its place, and does not build it elsewhere to copy it.
+    #[inline]
+    pub(crate) fn push_with(&mut self, make: impl FnOnce() -> T) -> HandlerId {
         let id = self.next_id();
-        self.push_as(id, value);
+        match self.first.get_mut(self.held) {
+            Some(place) if self.rest.is_empty() => {
+                mem::forget(place.replace((id, make()))); // spares the look for something to drop
+                self.held += 1;
+            }
+            _ => {
+                if self.rest.len() == self.rest.capacity() {
+                    self.grow();
+                }
+                self.rest.push(Slot { id, value: Some(make()) });
+            }
+        }
         id
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn grow(&mut self) {
+        self.rest.reserve(1);
     }
 
     /// The id that a value pushed now would have; nothing else gets it.
@@ -198,6 +222,7 @@ impl<T> HandlerList<T> {
         if let Some(at) = self.find_first(id) {
             let (_, value) = self.first[at].take()?;
             self.close_gaps();
+            self.tidy();
             return Some(value);
         }
         let at = self.find_rest(id)?;
@@ -219,6 +244,14 @@ impl<T> HandlerList<T> {
             Some(at) => self.first[at].as_ref().map(|(_, value)| value),
             None => self.rest[self.find_rest(id)?].value.as_ref(),
         }
+    }
+
+    pub(crate) fn get_mut(&mut self, id: HandlerId) -> Option<&mut T> {
+        if let Some(at) = self.find_first(id) {
+            return self.first[at].as_mut().map(|(_, value)| value);
+        }
+        let at = self.find_rest(id)?;
+        self.rest[at].value.as_mut()
     }
 
     fn find_first(&self, id: HandlerId) -> Option<usize> {
@@ -252,7 +285,6 @@ impl<T> HandlerList<T> {
     }
 
     /// Lets the last slot be one with a value.
-    #[inline]
     fn trim(&mut self) {
         while self.removed > 0 && self.rest.last().is_some_and(|last| last.value.is_none()) {
             self.rest.pop();
@@ -271,11 +303,27 @@ impl<T> HandlerList<T> {
     #[inline]
     pub fn pop(&mut self) -> Option<(HandlerId, T)> {
         if let Some(slot) = self.rest.pop() {
-            self.trim();
+            if self.removed > 0 {
+                self.trim();
+            }
             return Some((slot.id, slot.value?));
         }
         self.held = self.held.checked_sub(1)?;
         self.first.get_mut(self.held)?.take()
+    }
+
+    /// Takes the newest value, or nothing, to this place; what stood there needs no drop.
+    #[inline]
+    pub(crate) fn pop_to(&mut self, place: &mut Option<T>) {
+        let Some(before) = self.rest.len().checked_sub(1) else {
+            mem::forget(mem::replace(place, self.pop().map(|(_, value)| value)));
+            return;
+        };
+        mem::forget(mem::replace(place, self.rest[before].value.take()));
+        self.rest.truncate(before);
+        if self.removed > 0 {
+            self.trim();
+        }
     }
 
     /// The values, newest first, where they stand.

@@ -3,8 +3,10 @@
 //! 1. `hook` is registered with C's `atexit` [`HOOKS`] times, when the first handler or interpreter comes. Threads that
 //!    race in C's `exit` each take one of them off C's list; the first to come drains, every other one waits in its own
 //!    until that is done, so that none of them ends the process under the drain. Each that waits registers another one.
+//!    Then one of them goes back to C's list, and the others stay where they are: C's list is not safe from several.
 //! 2. What a drain has gathered stands in the stack (invariant 4 of `shared`), so a hook that runs inside a handler (C
-//!    `exit` called there) goes on with the drain where it was.
+//!    `exit` called there) goes on with the drain where it was. A status that handlers decide is left to
+//!    `raw::end_with`: some C libraries let `exit` be entered again, some do not.
 //! 3. Nothing unwinds out of `hook`, `before_fork`, `after_fork` and `in_child`: C calls them.
 //! 4. Around a fork, the locks are taken in this order: `ARMED`, the report hook, the edges of waiting threads, then the
 //!    stacks from the root outwards. No other code of the crate holds two of these at a time, except the edges and a
@@ -18,12 +20,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crate::drain::discard;
-use crate::error::{CloseError, Exit};
+use crate::error::Exit;
 use crate::raw::{self, Held};
 use crate::report::{HOOK, Hook};
-use crate::shared::{Node, Occasion, SharedExitStack, State, forked, nested};
+use crate::shared::{Begun, Node, Occasion, SharedExitStack, State, forked, innermost, nested};
 use crate::sync::{Lock, MutexGuard, global};
 use crate::waits::{EDGES, Edge};
 
@@ -43,6 +46,35 @@ global! {
 /// | a signal's default action (SIGTERM, SIGINT, …), SIGKILL | no |
 /// | `_exit`, `quick_exit` | no |
 /// | `exec` | no |
+///
+/// That is so on Unix. On Windows `std::process::exit` runs no handler; what else differs elsewhere is told under
+/// [Platforms](crate#platforms).
+///
+/// What drains it is registered with C's `atexit` when the first handler or interpreter comes, so a program that does not
+/// use it pays nothing. If C refuses, so does the stack. Code that is part of a shared library has a process stack of the
+/// library's own, which drains when the library is unloaded, or when the process ends with the library loaded.
+///
+/// # On the way out
+///
+/// - Each handler runs once, in order, and none is cut short, whichever threads leave at the same time: any number in
+///   `std::process::exit`, and 16 that enter C's `exit` in the same instant (more register hooks of their own as they come:
+///   64 were tried). One of them drains and one goes back to C; the others wait for the end of the process. (C libraries
+///   themselves may crash where several threads run through their list before they come to the entries of this crate:
+///   glibc before 2.41.)
+/// - A handler that calls C's `exit`, or [`exit`], ends its own part only: the drains that its thread is in
+///   are resumed where they were, the innermost first, with what they had gathered. `std::process::exit` in a handler
+///   **aborts** the process where this thread is in `std::process::exit` or past the end of `main` already; where another
+///   thread is, and waits for this one's drain, it **never returns**, and the process never ends.
+/// - What is registered while it drains runs next, up to 65 536 registrations (those with interpreters made meanwhile
+///   included). Past that, and once it has been empty, registrations are [refused](SharedExitStack::try_register). So the
+///   process ends, whatever registers itself anew.
+/// - Handlers do not change the exit status, but for [`Exit`]. Nothing unwinds into C, and nothing is printed but
+///   [reports](crate::report).
+///
+/// ```no_run
+/// exitstack::process_stack().register(|| println!("goodbye")); // whichever interpreter is current
+/// ```
+#[doc(alias = "atexit")]
 pub fn process_stack() -> &'static SharedExitStack {
     &PROCESS
 }
@@ -76,50 +108,71 @@ fn register_hooks(count: usize) -> usize {
 extern "C" fn hook() {
     IN_C_EXIT.set(true);
     let called = CALLED.fetch_add(1, Ordering::Relaxed) + 1;
+    let mut status = None;
     if !OVER.load(Ordering::Acquire) {
         register_hooks(if called == 1 { MORE_HOOKS } else { 1 });
-        match catch_unwind(drain_for_good) {
-            Ok(Some(status)) if raw::in_main_program() => raw::c_exit(status),
-            Ok(_) => {}
-            Err(payload) => discard(payload),
-        }
+        status = catch_unwind(drain_for_good).unwrap_or_else(|payload| {
+            discard(payload);
+            None
+        });
     } else if called == REGISTERED.load(Ordering::Relaxed) {
         let _ = catch_unwind(|| PROCESS.report_refused()).map_err(discard);
     }
+    if raw::in_main_program() {
+        while !PROCESS.leaves_first() {
+            thread::sleep(Duration::MAX);
+        }
+        if let Some(status) = status {
+            raw::end_with(status);
+        }
+    }
 }
 
-/// Goes on with the drains that this thread was in the middle of, and drains the process stack; returns the exit status
-/// that handlers asked for.
+/// Goes on with the drains that this thread has begun, the innermost first, and drains the process stack; returns the exit
+/// status that handlers asked for.
 #[cfg_attr(not(loom), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
 pub fn drain_for_good() -> Option<i32> {
     let mut status = None;
-    if !PROCESS.drains_here() {
-        for node in PROCESS.descendants() {
-            if node.stack().drains_here() {
-                status = exit_code(node.stack().drain(Occasion::Exit)).or(status);
-            }
+    while let Some(begun) = innermost() {
+        let asked = match begun {
+            Begun::Process => PROCESS.drain_untold(Occasion::Exit),
+            Begun::Interpreter(node) => node.stack().drain_untold(Occasion::Exit),
+        };
+        if let Some(code) = asked {
+            status = asked;
+            ask_exit(code);
         }
     }
-    status = exit_code(PROCESS.drain(Occasion::Exit)).or(status);
-    OVER.store(true, Ordering::Release);
+    status = PROCESS.drain_untold(Occasion::Exit).or(status);
+    if PROCESS.is_over() {
+        OVER.store(true, Ordering::Release);
+    }
     status
 }
 
-fn exit_code(result: Result<(), CloseError>) -> Option<i32> {
-    let code = result.as_ref().err().and_then(CloseError::exit_code);
-    discard(result);
-    code
+/// Records an exit status with every drain that this thread has begun.
+fn ask_exit(code: i32) {
+    let mut begun = innermost();
+    while let Some(this) = begun {
+        begun = match this {
+            Begun::Process => PROCESS.ask_exit(code),
+            Begun::Interpreter(node) => node.stack().ask_exit(code),
+        };
+    }
 }
 
 /// Drains the process stack, then ends the process with this status.
 ///
 /// What `std::process::exit` does, with the handlers run first: while `std::process::exit` is still legal, and also
 /// where it reaches no `atexit` handler (Windows). Like it, it drops nothing that stands on the threads' stacks. An
-/// [`Exit`] that a handler returns replaces the status. If another thread drains already, waits until it is done.
+/// [`Exit`] that a handler returns replaces the status. If another thread drains already, waits until it is done. Of the
+/// status the system keeps what it can: on Unix the low byte.
 ///
 /// Inside a handler of the process stack, or of an interpreter that drains with it, it acts as [`Exit`]: the status is
-/// recorded at once, the handler is left by unwinding (or, where that cannot be, never returned to), and the drain goes
-/// on with the handlers below. `std::process::exit` there aborts the process: this is the call to use.
+/// recorded at once, the handler is left by unwinding (or, while it unwinds already and with `panic = "abort"`, never
+/// returned to), and the drain goes on with the handlers below. `std::process::exit` there aborts the process: this is the
+/// call to use. Two places have no way out but C's `exit`: a function that C called from a handler (unwinding out of an
+/// `extern "C"` function aborts), and another library's `atexit` handler.
 ///
 /// ```no_run
 /// exitstack::register(|| println!("saved"));
@@ -129,15 +182,13 @@ fn exit_code(result: Result<(), CloseError>) -> Option<i32> {
 /// }
 /// ```
 pub fn exit(code: i32) -> ! {
-    if PROCESS.drains_here() {
-        PROCESS.ask_exit(code);
-        if cfg!(panic = "unwind") && !thread::panicking() {
-            resume_unwind(Box::new(Exit(code)));
-        }
+    ask_exit(code);
+    if PROCESS.drains_here() && cfg!(panic = "unwind") && !thread::panicking() {
+        resume_unwind(Box::new(Exit(code)));
     }
     let code = drain_for_good().unwrap_or(code);
     if IN_C_EXIT.get() {
-        raw::c_exit(code)
+        raw::exit_inside_exit(code)
     }
     std::process::exit(code)
 }
@@ -174,7 +225,7 @@ pub fn run<T, E: Debug>(body: impl FnOnce() -> Result<T, E>) -> ExitCode {
         discard(payload);
         101
     });
-    let asked = exit_code(PROCESS.drain(Occasion::Run));
+    let asked = PROCESS.drain_untold(Occasion::Run);
     ExitCode::from(asked.map_or(status, low_byte))
 }
 
@@ -219,6 +270,13 @@ struct Locks {
     _armed: MutexGuard<'static, Armed>,
 }
 
+impl Locks {
+    /// Releases all. What kept the stacks is left, to be dropped after that: it may be the last of an interpreter.
+    fn release(self) -> Vec<Arc<dyn Node>> {
+        self.stacks.into_iter().map(Held::release).collect()
+    }
+}
+
 thread_local! {
     /// The locks, while this thread forks. `ManuallyDrop`: without a destructor, the thread-local is there to the end.
     static LOCKS: RefCell<ManuallyDrop<Option<Locks>>> = const { RefCell::new(ManuallyDrop::new(None)) };
@@ -244,7 +302,8 @@ extern "C" fn before_fork() {
 }
 
 extern "C" fn after_fork() {
-    let _ = catch_unwind(|| LOCKS.with(|locks| drop(locks.borrow_mut().take()))).map_err(discard);
+    let take = || LOCKS.with(|locks| locks.borrow_mut().take());
+    let _ = catch_unwind(|| drop(take().map(Locks::release))).map_err(discard);
 }
 
 extern "C" fn in_child() {
@@ -266,7 +325,7 @@ extern "C" fn in_child() {
 ///
 /// Without it, a child neither runs nor drops what it inherited, only what it registers itself: it would delete its
 /// parent's files. A daemon that forks and lets its parent leave by `_exit` is the one who wants the handlers. Call it in
-/// the child, once; elsewhere it does nothing. The parent keeps its handlers too.
+/// the child, once; elsewhere, and on systems without `fork`, it does nothing. The parent keeps its handlers too.
 ///
 /// CPython runs inherited handlers in every child that exits normally.
 ///

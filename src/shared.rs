@@ -2,33 +2,38 @@
 //!
 //! 1. No lock is held while user code runs: handlers, the drop of what they capture, `==`, the report hook. What is
 //!    taken out of a list is dropped after the lock was released.
-//! 2. At most one stack's lock is held at a time (but for a `fork`, which takes them all, outer ones first).
-//! 3. `State::drain` is `Some` while a drain of this stack runs; only its owner takes entries out to run them. It is
-//!    cleared in the same critical section that found the lists empty: what was registered before that ran, what is
-//!    registered after that waits for the next drain.
+//! 2. At most one stack's lock is held at a time, but for a `fork`, which takes them all, and for a stack that is nested
+//!    anew, which nobody else knows yet; outer ones first.
+//! 3. `State::drain` is `Some` while a drain of this stack runs. Its owner, or a thread for which the owner waits
+//!    (invariant 4 of `waits`), takes entries out to run them. Its owner ends it, in the same critical section that found
+//!    the lists empty: what was registered before that ran, what is registered after that waits for the next drain.
 //! 4. What a drain gathered is kept in `State::drain`, not in the owner's frame: a handler that calls C `exit` never
-//!    returns to that frame, and the drain is resumed from the hook.
-//! 5. A nested stack stays in its parent's `nested` until it is drained for good, for the same reason. Its place among
-//!    the parent's handlers is its id.
-//! 6. Once `State::phase` is `Over` it stays so, and both lists stay empty.
+//!    returns to that frame. The drains that a thread has begun in the tree of interpreters are linked, the innermost in
+//!    `INNERMOST`, each other one in the `outer` of the next: the way out goes on with them in this order.
+//! 5. A nested stack stays in its parent's `nested` until it is settled: over, without a drain, and with nothing nested
+//!    in it. Its place among the parent's handlers is its id.
+//! 6. Once `State::phase` is `Over` it stays so, and `handlers` stays empty.
 
 use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
 use std::mem::{self, ManuallyDrop};
-use std::panic::Location;
-use std::sync::{Arc, Weak};
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
-use crate::drain::{Note, Source, discard, drain, drop_all, drop_counted, report_if, run_one};
-use crate::error::{CloseError, Gathered, HandlerError, HandlerErrorKind, Outcome, Refused, Site};
+use crate::drain::{Note, Source, drain, drop_all, drop_counted, report_if, run_one, status_of};
+use crate::error::{CloseError, Gathered, Handed, HandlerError, HandlerErrorKind, Outcome, Refused, Site};
 use crate::handler::{IntoHandler, PendingHandler, SharedEntry, identity};
 use crate::list::{HandlerId, HandlerList};
 use crate::raw::{self, Bound, Closure};
 use crate::report::report;
-use crate::sync::{Latch, Lock, MutexGuard, const_fn, per_thread};
-use crate::waits::{Circle, Drained, ThreadKey, wait};
+use crate::sync::{Lock, MutexGuard, const_fn, per_thread};
+use crate::waits::{Drained, ThreadKey, Waited, Waiter, Who, wait};
 
-/// How many handlers a stack takes while it drains for the last time.
+/// How many handlers a stack, together with the interpreters made in it meanwhile, takes while it drains for the last
+/// time.
 pub(crate) const LATE: usize = 65_536;
 
 /// Handlers that any thread may register and any thread may run: the stack between threads.
@@ -61,7 +66,8 @@ pub(crate) const LATE: usize = 65_536;
 ///
 /// - One drain runs at a time. A second `close()` from another thread waits for it and returns the same result. From
 ///   inside a handler of the same drain it returns `Ok(())` at once; so does a close that would wait in a circle (of
-///   two handlers on two threads that close each other's stacks, the one that would close the circle).
+///   two handlers on two threads that close each other's stacks, one). Only waits for drains are seen: a handler that
+///   joins a thread which closes the handler's own stack waits for ever.
 /// - A handler registered meanwhile, by a handler or by another thread, runs next: as in C and `contextlib`, unlike
 ///   CPython's `atexit`, which accepts it and loses it. So handlers that register one another for ever keep `close()`
 ///   busy for ever.
@@ -72,7 +78,9 @@ pub(crate) const LATE: usize = 65_536;
 /// # Elsewhere
 ///
 /// A stack that is dropped drains, and hands its failures to the [report hook](crate::report). In a `static` it is
-/// never dropped: the [process stack](crate::process_stack) is the one that drains when the process ends. A forked
+/// never dropped: the [process stack](crate::process_stack) is the one that drains when the process ends. A handler that
+/// calls C's `exit` never returns to the drain it is in; of the stacks, only the process stack and the interpreters are
+/// gone on with. A forked
 /// child has its own copy, like any value's (the process stack and interpreters are the exception).
 #[doc(alias = "atexit")]
 #[doc(alias = "cleanup")]
@@ -93,26 +101,42 @@ enum Owner {
 }
 
 /// What is nested in a stack: an interpreter.
-pub(crate) trait Node: Any + Send + Sync {
+pub(crate) trait Node: Any + Send + Sync + UnwindSafe + RefUnwindSafe {
     fn stack(&self) -> &SharedExitStack;
+
+    /// The interpreter it is nested in, if it is not nested in the process stack.
+    fn parent(&self) -> Option<Arc<dyn Node>>;
+
+    /// The stack it is nested in.
+    fn outer(&self) -> &SharedExitStack;
+
+    /// Its place there, once it got one.
+    fn place(&self) -> &OnceLock<HandlerId>;
 
     /// Its names from the root, `process > plugin-a > db`.
     fn path(&self) -> String;
 
-    /// Takes it out of its parent's list.
-    fn detach(&self);
+    /// Has the number of its refusals reported at the process's end, if not before.
+    fn count_refusals(self: Arc<Self>);
 
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
 pub(crate) struct State {
     handlers: HandlerList<SharedEntry>,
-    nested: HandlerList<Arc<dyn Node>>,
+    nested: HandlerList<Nested>,
     drain: Option<Drain>,
     phase: Phase,
+    /// The epoch in which nothing stands in the way of a registration: the phase is `Open`, and `armed`. Zero if there is
+    /// anything to be looked at first.
+    ready: u64,
     /// What drains the stack at the process's end has been set up.
     armed: bool,
     refused: Option<Refusals>,
+    /// Interpreters that have refused more than one, to be reported with this stack's own refusals.
+    refusing: Vec<Weak<dyn Node>>,
+    /// The thread that is to leave the process, once the drain is over; the others are not to disturb it.
+    leaver: Option<ThreadKey>,
     /// In which process, counted by forks, this was last touched.
     epoch: u64,
     /// What this process's parent had registered: never run and never dropped here, hence leaked.
@@ -128,25 +152,94 @@ struct Refusals {
     more: usize,
 }
 
+/// An interpreter in its parent's list.
+struct Nested {
+    node: Arc<dyn Node>,
+    /// The parent's drain has run all that was in it; what is left is a handler of it that waits for that drain, as one
+    /// that finalizes its own parent.
+    passed: bool,
+}
+
 /// A drain that runs.
 struct Drain {
     owner: ThreadKey,
+    /// The drain in which its owner began this one.
+    outer: Option<Begun>,
     gathered: Option<Box<Gathered>>,
+    /// What of it the drain around this one has.
+    handed: Handed,
     /// Failures go to the report hook as they happen.
     reports: bool,
-    /// Where other closers wait for its end; made by the first of them.
-    latch: Option<Arc<Latch<Drained>>>,
+    /// Where others wait for its end.
+    waiters: Vec<Arc<Waiter>>,
+}
+
+impl Drain {
+    /// Lets failures go to the report hook from now on; returns those that have not.
+    fn report_all(&mut self) -> Vec<HandlerError> {
+        let reported = mem::replace(&mut self.reports, true);
+        let gathered = self.gathered.as_ref().filter(|_| !reported);
+        gathered.map_or(Vec::new(), |gathered| gathered.errors.clone())
+    }
+
+    /// A place to wait for its end.
+    fn waiter(&mut self) -> Arc<Waiter> {
+        self.waiters.retain(|waiter| Arc::strong_count(waiter) > 1);
+        let waiter = Arc::<Waiter>::default();
+        self.waiters.push(Arc::clone(&waiter));
+        waiter
+    }
 }
 
 enum Phase {
     Open,
     /// Draining for the last time, or asked to: so many were registered since.
     Last {
-        late: usize,
+        late: Late,
         reopen: bool,
     },
     /// Nothing is taken any more.
     Over,
+}
+
+/// How many registrations were taken in a last drain.
+enum Late {
+    Own(usize),
+    /// Together with the interpreters that were made in it meanwhile: they would be a way round the limit.
+    Shared(Arc<AtomicUsize>),
+}
+
+impl Late {
+    /// What a shared count is set to when there is no limit any more.
+    const NO_LIMIT: usize = usize::MAX / 2;
+
+    fn admits(&mut self) -> bool {
+        match self {
+            Self::Own(taken) => {
+                *taken += 1;
+                *taken <= LATE
+            }
+            Self::Shared(taken) => {
+                let before = taken.fetch_add(1, Ordering::Relaxed);
+                !(LATE..Self::NO_LIMIT).contains(&before)
+            }
+        }
+    }
+
+    fn share(&mut self) -> Self {
+        let shared = match self {
+            Self::Own(taken) => Arc::new(AtomicUsize::new(*taken)),
+            Self::Shared(taken) => Arc::clone(taken),
+        };
+        *self = Self::Shared(Arc::clone(&shared));
+        Self::Shared(shared)
+    }
+
+    fn lift(self) {
+        if let Self::Shared(taken) = self {
+            taken.store(Self::NO_LIMIT, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Why a stack drains, which says how.
@@ -192,21 +285,32 @@ impl Occasion {
 enum Claim {
     /// The drain is this thread's to run.
     Taken,
+    /// This thread is inside of it already.
+    Inside,
     /// Another thread runs it; wait there for its end.
-    Elsewhere(ThreadKey, Arc<Latch<Drained>>),
-    /// There is nothing to wait for: it is over, or this thread is inside of it.
-    Nothing,
+    Elsewhere(ThreadKey, Arc<Waiter>),
+    /// There is nothing to drain any more.
+    Over,
 }
 
 /// What [`SharedExitStack::step`] answers.
 enum Step {
-    Run(SharedEntry),
+    Run,
     Nested(HandlerId, Arc<dyn Node>),
-    /// The lists are empty, the drain is over; `closed` if it was the last one.
-    Done {
-        drain: Option<Drain>,
-        closed: bool,
-    },
+    /// The lists are empty.
+    Done(Done),
+}
+
+/// What is to be done when a stack's lists are empty.
+struct Done {
+    drained: Drained,
+    /// What of it the drain around this one has.
+    handed: Handed,
+    /// Who waits for the end of the drain; none if it has not come to its end, for a handler still runs in it.
+    waiters: Vec<Arc<Waiter>>,
+    /// The drain that ended, to be dropped where no lock is held.
+    ended: Option<Begun>,
+    settled: bool,
 }
 
 impl State {
@@ -216,8 +320,11 @@ impl State {
             nested: HandlerList::new(),
             drain: None,
             phase: Phase::Open,
+            ready: 0,
             armed,
             refused: None,
+            refusing: Vec::new(),
+            leaver: None,
             epoch: 0,
             inherited: None,
         }
@@ -228,12 +335,14 @@ impl State {
     fn admits(&mut self) -> bool {
         match &mut self.phase {
             Phase::Open => true,
-            Phase::Last { late, .. } => {
-                *late += 1;
-                *late <= LATE
-            }
+            Phase::Last { late, .. } => late.admits(),
             Phase::Over => false,
         }
+    }
+
+    /// Whether nothing is left of it, nor will be.
+    fn is_settled(&self) -> bool {
+        matches!(self.phase, Phase::Over) && self.drain.is_none() && self.nested.is_empty()
     }
 
     /// Brings the state up to date with a fork: in the child, what the parent registered steps aside, and a drain that
@@ -251,11 +360,12 @@ impl State {
             None => self.inherited = Some(Box::leak(Box::new(parents))),
         }
         self.refused = None;
-        if self.drain.as_ref().is_some_and(|drain| drain.owner != ThreadKey::current()) {
-            self.drain = None;
-        }
+        self.refusing.clear();
+        self.leaver = None;
+        mem::forget(self.drain.take_if(|drain| drain.owner != ThreadKey::current()));
         if let Some(drain) = &mut self.drain {
-            drain.latch = None;
+            drain.waiters.clear();
+            drain.gathered = None; // the parent's to be told
         }
     }
 
@@ -302,13 +412,33 @@ impl SharedExitStack {
         state
     }
 
+    /// The number of this process, as far as it matters to this stack.
+    #[inline]
+    fn epoch(&self) -> u64 {
+        if matches!(self.owner, Owner::User) { 1 } else { raw::epoch() }
+    }
+
     /// Locks the state for a registration, if the stack takes one.
     #[inline]
     fn lock_to_admit(&self) -> Option<MutexGuard<'_, State>> {
+        let state = self.state.lock();
+        if state.ready == self.epoch() {
+            return Some(state);
+        }
+        drop(state);
+        self.lock_and_ask()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn lock_and_ask(&self) -> Option<MutexGuard<'_, State>> {
         let mut state = self.lock();
         if !state.armed {
             drop(state);
             state = self.arm()?;
+        }
+        if matches!(state.phase, Phase::Open) {
+            state.ready = self.epoch();
         }
         state.admits().then_some(state)
     }
@@ -332,8 +462,9 @@ impl SharedExitStack {
         location: &'static Location<'static>,
     ) -> Result<HandlerId, H> {
         let Some(mut state) = self.lock_to_admit() else { return Err(handler) };
-        let closure = Closure::<dyn Bound + Send>::new_send(handler);
-        Ok(state.handlers.push(SharedEntry { closure, location }))
+        Ok(state
+            .handlers
+            .push_with(|| SharedEntry { closure: Closure::<dyn Bound + Send>::new_send(handler), location }))
     }
 
     /// Registers a handler, to run before all that are there already.
@@ -367,27 +498,46 @@ impl SharedExitStack {
 
     #[cold]
     fn refuse<H: IntoHandler>(&self, mut handler: H, location: &'static Location<'static>) -> HandlerId {
-        let is_first = {
+        let before = {
             let mut state = self.lock();
-            let more = state.refused.as_mut().map(|refused| refused.more += 1);
-            more.is_none() && state.refused.insert(Refusals { first: location, path: None, more: 0 }).more == 0
+            let before = state.refused.as_ref().map(|refused| refused.more);
+            let none = Refusals { first: location, path: None, more: 0 };
+            state.refused.get_or_insert(none).more = before.map_or(0, |more| more + 1);
+            before
         };
-        if is_first {
-            let path = self.path();
-            if let Some(refused) = &mut self.lock().refused {
-                refused.path.clone_from(&path);
+        match before {
+            None => {
+                let path = self.path();
+                if let Some(refused) = &mut self.lock().refused {
+                    refused.path.clone_from(&path);
+                }
+                let site = Site { name: handler.take_name(), location };
+                report(&HandlerError::new(path, site, HandlerErrorKind::Refused));
             }
-            let site = Site { name: handler.take_name(), location };
-            report(&HandlerError::new(path, site, HandlerErrorKind::Refused));
+            Some(0) => self.node().into_iter().for_each(Node::count_refusals),
+            Some(_) => {}
         }
         HandlerId::unknown()
     }
 
+    /// Has the refusals of this interpreter reported with the stack's own.
+    pub(crate) fn count_refusals_of(&self, node: &Arc<dyn Node>) {
+        let mut state = self.lock();
+        state.refusing.retain(|node| node.strong_count() > 0);
+        state.refusing.push(Arc::downgrade(node));
+    }
+
     /// Reports the refusals that were only counted.
     pub(crate) fn report_refused(&self) {
-        let refused = self.lock().refused.take();
+        let (refused, refusing) = {
+            let mut state = self.lock();
+            (state.refused.take(), mem::take(&mut state.refusing))
+        };
         if let Some(Refusals { first, path, more: more @ 1.. }) = refused {
             report(&HandlerError::more_refused(path, first, more));
+        }
+        for node in refusing.iter().filter_map(Weak::upgrade) {
+            node.stack().report_refused();
         }
     }
 
@@ -556,7 +706,8 @@ impl SharedExitStack {
         self.lock().handlers.iter().rev().map(|(id, entry)| entry.pending(id)).collect()
     }
 
-    /// Makes room for this many more handlers, so that registering small ones allocates nothing.
+    /// Makes room for this many more handlers, so that registering small ones allocates nothing, until the next drain or
+    /// removal.
     ///
     /// # Panics
     ///
@@ -579,7 +730,8 @@ impl SharedExitStack {
     /// # Errors
     ///
     /// If any handler failed or panicked (all run all the same), or asked for an exit status with
-    /// [`Exit`](crate::Exit). Nothing is printed.
+    /// [`Exit`](crate::Exit). Nothing is printed, unless the process exits before this could return: then what failed is
+    /// reported as well.
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();
@@ -612,71 +764,106 @@ impl SharedExitStack {
     /// Drains the stack and what is nested in it.
     pub(crate) fn drain(&self, occasion: Occasion) -> Result<(), CloseError> {
         match self.claim(occasion) {
-            Claim::Taken => {
-                let _restored = self.make_current();
-                let mut descent = Descent { root: self, below: Vec::new(), running: None, occasion, result: Ok(()) };
-                drain(&mut descent, Outcome::Success);
-                descent.result
+            Claim::Taken => self.descend(occasion),
+            Claim::Elsewhere(owner, waiter) => {
+                let who = if occasion == Occasion::Exit { Who::Drain } else { Who::Closer };
+                match wait(owner, &waiter, who) {
+                    Waited::Drained(drained) => drained.result,
+                    Waited::NotNeeded => Ok(()),
+                    Waited::Inside => self.descend(occasion),
+                }
             }
-            Claim::Elsewhere(owner, latch) => {
-                wait_for(owner, &latch, occasion).map_or(Ok(()), |drained| drained.result)
-            }
-            Claim::Nothing => Ok(()),
+            Claim::Inside | Claim::Over => Ok(()),
         }
+    }
+
+    fn descend(&self, occasion: Occasion) -> Result<(), CloseError> {
+        let _restored = self.make_current();
+        let mut descent = Descent { root: self, depth: 0, top: None, running: None, occasion, result: Ok(()) };
+        drain(&mut descent, Outcome::Success);
+        descent.result
+    }
+
+    /// [`drain`](Self::drain) where nobody is told: what failed was reported. The exit status asked for.
+    pub(crate) fn drain_untold(&self, occasion: Occasion) -> Option<i32> {
+        status_of(self.drain(occasion))
     }
 
     /// Makes the drain of this stack this thread's, or says whose it is.
     fn claim(&self, occasion: Occasion) -> Claim {
         let me = ThreadKey::current();
         let mut state = self.lock();
+        if state.is_settled() {
+            return Claim::Over;
+        }
         match &mut state.phase {
-            Phase::Over => return Claim::Nothing,
             Phase::Last { reopen, .. } => *reopen &= !occasion.is_last() || occasion == Occasion::Run,
             open @ Phase::Open if occasion.is_last() => {
-                *open = Phase::Last { late: 0, reopen: occasion == Occasion::Run };
+                *open = Phase::Last { late: Late::Own(0), reopen: occasion == Occasion::Run };
+                state.ready = 0;
             }
-            Phase::Open => {}
-        }
-        let unreported = match &mut state.drain {
-            None => {
-                state.drain = Some(Drain { owner: me, gathered: None, reports: occasion.reports(), latch: None });
-                return Claim::Taken;
-            }
-            Some(drain) if drain.owner != me => {
-                return Claim::Elsewhere(drain.owner, Arc::clone(drain.latch.get_or_insert_default()));
-            }
-            Some(_) if occasion != Occasion::Exit => return Claim::Nothing,
-            Some(drain) => {
-                let reported = mem::replace(&mut drain.reports, true);
-                let gathered = drain.gathered.as_ref().filter(|_| !reported);
-                gathered.map_or(Vec::new(), |gathered| gathered.errors.clone())
-            }
-        };
-        drop(state);
-        unreported.iter().for_each(report);
-        Claim::Taken
-    }
-
-    /// What is next in the drain that this thread runs.
-    #[inline]
-    fn step(&self) -> Step {
-        let mut state = self.lock();
-        if !state.nested.is_empty() {
-            let newest = state.nested.iter().next_back();
-            if let Some((id, node)) = newest.filter(|(id, _)| Some(*id) > state.handlers.last_id()) {
-                return Step::Nested(id, Arc::clone(node));
-            }
-        }
-        if let Some((_, entry)) = state.handlers.pop() {
-            return Step::Run(entry);
-        }
-        match state.phase {
-            Phase::Last { reopen: false, .. } => state.phase = Phase::Over,
-            Phase::Last { reopen: true, .. } => state.phase = Phase::Open,
             Phase::Open | Phase::Over => {}
         }
+        let Some(drain) = &mut state.drain else {
+            let outer = self.begun().and_then(|this| set_innermost(Some(this)));
+            let (handed, reports) = (Handed::default(), occasion.reports());
+            state.drain = Some(Drain { owner: me, outer, gathered: None, handed, reports, waiters: Vec::new() });
+            state.nested.newest_first().for_each(|nested| nested.passed = false);
+            return Claim::Taken;
+        };
+        let claim = match occasion {
+            _ if drain.owner != me => Claim::Elsewhere(drain.owner, drain.waiter()),
+            Occasion::Exit => Claim::Taken,
+            _ => Claim::Inside,
+        };
+        // Whoever is told what has failed may not live to tell it.
+        let unreported = if occasion == Occasion::Exit { drain.report_all() } else { Vec::new() };
+        drop(state);
+        unreported.iter().for_each(report);
+        claim
+    }
+
+    /// What is next in the drain that this thread runs; a handler is put in the place of the one before, which has run.
+    #[inline]
+    fn step(&self, running: &mut Option<SharedEntry>) -> Step {
+        let mut state = self.lock();
+        if !state.nested.is_empty() {
+            let newest = state.nested.iter().rev().find(|(_, nested)| !nested.passed);
+            if let Some((id, nested)) = newest.filter(|(id, _)| Some(*id) > state.handlers.last_id()) {
+                return Step::Nested(id, Arc::clone(&nested.node));
+            }
+        }
+        state.handlers.pop_to(running);
+        if running.is_some() { Step::Run } else { Step::Done(self.done(state)) }
+    }
+
+    /// The lists are empty.
+    fn done(&self, mut state: MutexGuard<'_, State>) -> Done {
         state.handlers.release();
-        Step::Done { drain: state.drain.take(), closed: matches!(state.phase, Phase::Over) }
+        match mem::replace(&mut state.phase, Phase::Over) {
+            Phase::Last { reopen: false, .. } | Phase::Over => {}
+            Phase::Last { late, reopen: true } if matches!(self.owner, Owner::Process { .. }) => {
+                late.lift();
+                state.phase = Phase::Open;
+            }
+            goes_on @ (Phase::Open | Phase::Last { .. }) => state.phase = goes_on,
+        }
+        let in_tree = !matches!(self.owner, Owner::User);
+        let ends = |drain: &mut Drain| drain.owner == ThreadKey::current() && (!in_tree || is_innermost(self));
+        if let Some(drain) = state.drain.take_if(ends) {
+            let ended = if in_tree { set_innermost(drain.outer) } else { None };
+            let drained = Drained { result: Gathered::into_result(drain.gathered), reported: drain.reports };
+            let settled = state.is_settled();
+            return Done { drained, handed: drain.handed, waiters: drain.waiters, ended, settled };
+        }
+        // A handler still runs in it, or a fork took the drain away under its owner.
+        let (mut drained, mut handed) = (Drained { result: Ok(()), reported: true }, Handed::default());
+        if let Some(drain) = &mut state.drain {
+            drained = Drained { result: Gathered::into_result(drain.gathered.clone()), reported: drain.reports };
+            let all = drain.gathered.as_ref().map_or(Handed::default(), |gathered| gathered.all());
+            handed = mem::replace(&mut drain.handed, all);
+        }
+        Done { drained, handed, waiters: Vec::new(), ended: None, settled: state.is_settled() }
     }
 
     /// Adds to what the drain of this stack has gathered; true if it reports.
@@ -700,6 +887,23 @@ impl SharedExitStack {
         }
     }
 
+    /// The interpreter whose stack this is.
+    fn node(&self) -> Option<Arc<dyn Node>> {
+        match &self.owner {
+            Owner::User | Owner::Process { .. } => None,
+            Owner::Interpreter(node) => node.upgrade(),
+        }
+    }
+
+    /// This stack, as a drain that a thread has begun; none for a value, which the way out does not go on with.
+    fn begun(&self) -> Option<Begun> {
+        match &self.owner {
+            Owner::User => None,
+            Owner::Process { .. } => Some(Begun::Process),
+            Owner::Interpreter(node) => node.upgrade().map(Begun::Interpreter),
+        }
+    }
+
     /// Makes the interpreter whose stack this is the current one on this thread; for the process stack, none. What was
     /// current before is restored when the guard is dropped.
     fn make_current(&self) -> Option<impl Drop> {
@@ -711,18 +915,33 @@ impl SharedExitStack {
         Some(enter(node))
     }
 
-    /// Puts an interpreter in at the place that a handler registered now would have; `None` if that is refused.
-    pub(crate) fn nest(&self, node: Arc<dyn Node>) -> Option<HandlerId> {
-        let mut state = self.lock_to_admit()?;
+    /// Puts an interpreter in at the place that a handler registered now would have; false if that is refused.
+    pub(crate) fn nest(&self, node: Arc<dyn Node>) -> bool {
+        let Some(mut state) = self.lock_to_admit() else { return false };
         let id = state.handlers.next_id();
-        state.nested.push_as(id, node);
-        Some(id)
+        node.place().get_or_init(|| id);
+        if let Phase::Last { late, .. } = &mut state.phase {
+            node.stack().lock().phase = Phase::Last { late: late.share(), reopen: true };
+        }
+        state.nested.push_as(id, Nested { node, passed: false });
+        true
     }
 
-    /// Takes an interpreter out.
-    pub(crate) fn unnest(&self, id: HandlerId) {
-        let node = self.lock().nested.remove(id);
+    /// Takes an interpreter out; true if the stack is settled now.
+    fn unnest(&self, id: HandlerId) -> bool {
+        let mut state = self.lock();
+        let node = state.nested.remove(id);
+        let settled = node.is_some() && state.is_settled();
+        drop(state);
         drop(node);
+        settled
+    }
+
+    /// Notes that a drain of this stack has passed an interpreter that is not settled.
+    fn pass(&self, id: HandlerId) {
+        if let Some(nested) = self.lock().nested.get_mut(id) {
+            nested.passed = true;
+        }
     }
 
     /// Refuses all registrations from now on; for a stack that nobody else knows yet.
@@ -735,14 +954,27 @@ impl SharedExitStack {
         self.lock().drain.as_ref().is_some_and(|drain| drain.owner == ThreadKey::current())
     }
 
-    /// Records an exit status with the drain that runs.
-    pub(crate) fn ask_exit(&self, code: i32) {
+    /// Whether it was drained for good.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.lock().phase, Phase::Over)
+    }
+
+    /// Records an exit status with the drain that runs, and returns the one in which it was begun.
+    pub(crate) fn ask_exit(&self, code: i32) -> Option<Begun> {
         self.gather(|gathered| gathered.get_or_insert_default().exit_code = Some(code));
+        self.lock().drain.as_ref()?.outer.clone()
+    }
+
+    /// Whether this thread is the first to ask: that is the one to leave the process.
+    pub(crate) fn leaves_first(&self) -> bool {
+        let me = ThreadKey::current();
+        *self.lock().leaver.get_or_insert(me) == me
     }
 
     /// All interpreters nested in it, at any depth, outer ones first.
     pub(crate) fn descendants(&self) -> Vec<Arc<dyn Node>> {
-        let children = |stack: &Self| stack.lock().nested.iter().map(|(_, node)| Arc::clone(node)).collect::<Vec<_>>();
+        let children =
+            |stack: &Self| stack.lock().nested.iter().map(|(_, nested)| Arc::clone(&nested.node)).collect::<Vec<_>>();
         let mut found = children(self);
         let mut at = 0;
         while at < found.len() {
@@ -761,7 +993,7 @@ impl SharedExitStack {
 
 /// The children of a stack whose lock a fork holds.
 pub(crate) fn nested(state: &State) -> impl Iterator<Item = &Arc<dyn Node>> {
-    state.nested.iter().map(|(_, node)| node)
+    state.nested.iter().map(|(_, nested)| &nested.node)
 }
 
 /// Brings a stack whose lock a fork holds up to date, in the child.
@@ -769,15 +1001,22 @@ pub(crate) fn forked(state: &mut State) {
     state.forked(raw::epoch());
 }
 
-fn wait_for(owner: ThreadKey, latch: &Arc<Latch<Drained>>, occasion: Occasion) -> Option<Drained> {
-    wait(owner, latch, if occasion == Occasion::Exit { Circle::Break } else { Circle::GiveUp })
+/// Takes an interpreter that is settled out of its parent's list; and that one out of its own, if it is settled now; and so
+/// on.
+fn detach(node: Arc<dyn Node>) {
+    let mut settled = Some(node);
+    while let Some(node) = settled {
+        let outer_settled = node.place().get().is_some_and(|place| node.outer().unnest(*place));
+        settled = node.parent().filter(|_| outer_settled);
+    }
 }
 
-/// A drain of a stack and of all that is nested in it, at any depth, in one loop: `below` is the way down from `root`
-/// to the stack that drains now.
+/// A drain of a stack and of all that is nested in it, at any depth, in one loop.
 struct Descent<'s> {
     root: &'s SharedExitStack,
-    below: Vec<Arc<dyn Node>>,
+    /// How far below the root the stack is that drains now; and which one it is, if not the root.
+    depth: usize,
+    top: Option<Arc<dyn Node>>,
     /// What runs.
     running: Option<SharedEntry>,
     occasion: Occasion,
@@ -786,62 +1025,63 @@ struct Descent<'s> {
 
 impl Descent<'_> {
     fn top(&self) -> &SharedExitStack {
-        self.below.last().map_or(self.root, |node| node.stack())
+        self.top.as_ref().map_or(self.root, |node| node.stack())
     }
 
-    /// Begins to drain what is nested in the top, or sees to its end.
+    /// Begins to drain what is nested in the top, or waits for its end.
     #[cold]
     fn descend(&mut self, id: HandlerId, node: Arc<dyn Node>) {
-        let claim = node.stack().claim(self.occasion.for_nested());
-        match claim {
-            Claim::Taken => {
-                set_current(Some(Arc::clone(&node)));
-                self.below.push(node);
-                return;
-            }
-            Claim::Elsewhere(owner, latch) => {
-                if let Some(drained) = wait_for(owner, &latch, self.occasion) {
-                    self.absorb(&drained);
-                }
-            }
-            Claim::Nothing => {}
+        match node.stack().claim(self.occasion.for_nested()) {
+            Claim::Taken | Claim::Inside => self.enter(node),
+            Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, Who::Drain) {
+                Waited::Drained(drained) => self.absorb(&drained, Handed::default()),
+                Waited::NotNeeded => {}
+                Waited::Inside => self.enter(node),
+            },
+            Claim::Over => drop(self.top().unnest(id)),
         }
-        self.top().unnest(id);
+    }
+
+    fn enter(&mut self, node: Arc<dyn Node>) {
+        set_current(Some(Arc::clone(&node)));
+        self.depth += 1;
+        self.top = Some(node);
     }
 
     /// The top is drained: hands on what it gathered. False if it was the root.
     #[cold]
-    fn ascend(&mut self, drain: Option<Drain>, closed: bool) -> bool {
-        let drain = drain.unwrap_or(Drain { owner: ThreadKey::current(), gathered: None, reports: true, latch: None });
-        let drained = Drained { result: Gathered::into_result(drain.gathered), reported: drain.reports };
-        let node = self.below.pop();
-        match (&node, &self.root.owner) {
-            (Some(node), _) => node.detach(),
-            (None, Owner::Interpreter(root)) if closed => root.upgrade().iter().for_each(|root| root.detach()),
-            _ => {}
+    fn ascend(&mut self, done: Done) -> bool {
+        let node = self.top.take();
+        let drained = done.drained;
+        let own = node.clone().or_else(|| self.root.node());
+        match &node {
+            _ if done.settled => own.into_iter().for_each(detach),
+            Some(node) => node.place().get().into_iter().for_each(|place| node.outer().pass(*place)),
+            None => {}
         }
-        if let Some(latch) = drain.latch {
-            latch.set(drained.clone());
+        for waiter in done.waiters {
+            waiter.set(Some(drained.clone()));
         }
-        if node.is_none() {
+        drop(done.ended);
+        let Some(node) = node else {
             self.result = drained.result;
             return false;
+        };
+        self.depth -= 1;
+        if self.depth > 0 {
+            self.top = node.parent();
         }
-        set_current(match (self.below.last(), &self.root.owner) {
-            (Some(node), _) => Some(Arc::clone(node)),
-            (None, Owner::Interpreter(root)) => root.upgrade(),
-            (None, _) => None,
-        });
-        self.absorb(&drained);
+        set_current(self.top.clone().or_else(|| self.root.node()));
+        self.absorb(&drained, done.handed);
         true
     }
 
     /// Adds what a nested drain gathered to what the top has gathered.
-    fn absorb(&self, nested: &Drained) {
+    fn absorb(&self, nested: &Drained, handed: Handed) {
         if let Err(error) = &nested.result {
-            let reports = self.top().gather(|gathered| gathered.get_or_insert_default().absorb(error));
-            if reports && !nested.reported {
-                error.iter().for_each(report);
+            let (errors, exit_code) = error.gathered().new_since(handed);
+            if self.top().gather(|gathered| Gathered::absorb(gathered, errors, exit_code)) && !nested.reported {
+                errors.iter().for_each(report);
             }
         }
     }
@@ -851,11 +1091,12 @@ impl Source<dyn Bound + Send> for Descent<'_> {
     #[inline]
     fn next(&mut self) -> Option<&mut SharedEntry> {
         loop {
-            match self.top().step() {
-                Step::Run(entry) => return Some(self.running.insert(entry)),
+            let top = self.top.as_ref().map_or(self.root, |node| node.stack());
+            match top.step(&mut self.running) {
+                Step::Run => return self.running.as_mut(),
                 Step::Nested(id, node) => self.descend(id, node),
-                Step::Done { drain, closed } => {
-                    if !self.ascend(drain, closed) {
+                Step::Done(done) => {
+                    if !self.ascend(done) {
                         return None;
                     }
                 }
@@ -874,10 +1115,42 @@ impl Source<dyn Bound + Send> for Descent<'_> {
     }
 }
 
+/// A drain in the tree of interpreters that a thread has begun.
+#[derive(Clone)]
+pub(crate) enum Begun {
+    Process,
+    Interpreter(Arc<dyn Node>),
+}
+
+// `ManuallyDrop` leaves the thread-locals without a destructor, so that they can be asked also when those are over, as on
+// the way out of the process; they are emptied by what filled them.
 per_thread! {
-    /// The interpreter that is current on this thread. `ManuallyDrop` leaves the thread-local without a destructor, so
-    /// that it can be asked also when those are over, as on the way out of the process; it is emptied by what filled it.
+    /// The interpreter that is current on this thread.
     static CURRENT: Cell<ManuallyDrop<Option<Arc<dyn Node>>>> = Cell::new(ManuallyDrop::new(None));
+}
+
+per_thread! {
+    /// The drain that this thread has begun last.
+    static INNERMOST: Cell<ManuallyDrop<Option<Begun>>> = Cell::new(ManuallyDrop::new(None));
+}
+
+fn set_innermost(begun: Option<Begun>) -> Option<Begun> {
+    INNERMOST.with(|innermost| ManuallyDrop::into_inner(innermost.replace(ManuallyDrop::new(begun))))
+}
+
+/// The drain that this thread has begun last, of those that have not ended.
+pub(crate) fn innermost() -> Option<Begun> {
+    let begun = set_innermost(None);
+    set_innermost(begun.clone());
+    begun
+}
+
+fn is_innermost(stack: &SharedExitStack) -> bool {
+    match innermost() {
+        None => false,
+        Some(Begun::Process) => matches!(stack.owner, Owner::Process { .. }),
+        Some(Begun::Interpreter(node)) => ptr::eq(node.stack(), stack),
+    }
 }
 
 /// Makes this interpreter, or none, the current one on this thread.
@@ -899,8 +1172,7 @@ pub(crate) fn enter(node: Option<Arc<dyn Node>>) -> impl Drop {
 
 impl Drop for SharedExitStack {
     fn drop(&mut self) {
-        // An error has nobody to return to: each was reported.
-        discard(self.drain(Occasion::Drop));
+        self.drain_untold(Occasion::Drop);
         self.report_refused();
     }
 }

@@ -1,13 +1,15 @@
 //! Threads that wait for one another's drains, and the circle that must not close.
 //!
-//! One drain of a stack runs at a time; a second closer waits for its end. Handlers may close other stacks, so such
-//! waits can form a circle: a handler on thread 1 closes the stack that thread 2 drains, and the other way round.
+//! One drain of a stack runs at a time; who else wants it drained waits for its end. Handlers may close other stacks, so
+//! such waits can form a circle: a handler on thread 1 closes the stack that thread 2 drains, and the other way round.
 //!
-//! 1. An edge says: `waiter` waits, on `latch`, for a drain that `owner` runs. A thread has one edge at most.
+//! 1. An edge says: `waiter` waits, on a latch of its own, for a drain that `owner` runs. A thread has one edge at most.
 //! 2. An edge whose latch is set is over, whether or not its thread has woken and taken it out.
 //! 3. Whether an edge would close a circle is decided, and the edge added, under one lock: of the threads of a circle
-//!    the last one sees it.
-//! 4. Order of locks: the edges, then a latch. No stack's lock is held here.
+//!    the last one sees it. As a thread has one edge, it closes one circle at most.
+//! 4. A circle is opened where a closer waits: its `close()` returns at once. Only where none does, the thread that sees
+//!    the circle goes on with the other's drain: the handler that runs there waits for this thread, as if it had called it.
+//! 5. Order of locks: the edges, then a latch. No stack's lock is held here.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -45,55 +47,70 @@ pub(crate) struct Drained {
     pub(crate) reported: bool,
 }
 
+/// Where one thread waits for a drain; set to nothing if it is to wait no longer.
+pub(crate) type Waiter = Latch<Option<Drained>>;
+
+/// Who waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// One who called `close()` or `finalize()`, and may be told that the drain goes on below.
+    Closer,
+    /// A drain that has come to an interpreter which another thread drains, or a thread on its way out of the process:
+    /// it cannot go on before.
+    Drain,
+}
+
+/// What came of a wait.
+pub(crate) enum Waited {
+    Drained(Drained),
+    /// A closer need not wait: what it waits for waits for it.
+    NotNeeded,
+    /// What this drain waits for waits for it: it is to go on with that itself.
+    Inside,
+}
+
 #[derive(Debug)]
 pub(crate) struct Edge {
     waiter: ThreadKey,
+    who: Who,
     owner: ThreadKey,
-    latch: Arc<Latch<Drained>>,
+    latch: Arc<Waiter>,
 }
 
 global! {
     pub(crate) static EDGES: Lock<Vec<Edge>> = Lock::new(Vec::new());
 }
 
-/// What to do when the wait would close a circle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Circle {
-    /// Not to wait: the handlers below this thread's own frames go on first.
-    GiveUp,
-    /// To end the wait of the thread that waits for this one, and then to wait: this thread is on its way out of the
-    /// process, what it was draining will never go on.
-    Break,
-}
-
-/// Waits for the drain that `owner` runs; `None` if that would close a circle.
-pub(crate) fn wait(owner: ThreadKey, latch: &Arc<Latch<Drained>>, circle: Circle) -> Option<Drained> {
+/// Waits for the drain that `owner` runs, and at whose end `latch` is set.
+pub(crate) fn wait(owner: ThreadKey, latch: &Arc<Waiter>, who: Who) -> Waited {
     let waiter = ThreadKey::current();
     {
         let mut edges = EDGES.lock();
-        if let Some(last) = closes_circle(&edges, waiter, owner) {
-            match circle {
-                Circle::GiveUp => return None,
-                Circle::Break => edges[last].latch.set(Drained { result: Ok(()), reported: true }),
+        if let Some(circle) = circle(&edges, waiter, owner) {
+            if who == Who::Closer {
+                return Waited::NotNeeded;
+            }
+            match circle.into_iter().find(|&edge| edges[edge].who == Who::Closer) {
+                Some(closer) => edges[closer].latch.set(None),
+                None => return Waited::Inside,
             }
         }
-        edges.push(Edge { waiter, owner, latch: Arc::clone(latch) });
+        edges.push(Edge { waiter, who, owner, latch: Arc::clone(latch) });
     }
     let drained = latch.wait();
     EDGES.lock().retain(|edge| edge.waiter != waiter);
-    Some(drained)
+    drained.map_or(Waited::NotNeeded, Waited::Drained)
 }
 
-/// The edge that ends at `waiter`, if following the edges from `owner` leads there.
-fn closes_circle(edges: &[Edge], waiter: ThreadKey, owner: ThreadKey) -> Option<usize> {
-    let mut at = owner;
-    loop {
+/// The edges that lead from `owner` to `waiter`, if they do.
+fn circle(edges: &[Edge], waiter: ThreadKey, owner: ThreadKey) -> Option<Vec<usize>> {
+    let (mut at, mut path) = (owner, Vec::new());
+    while at != waiter {
         let next = edges.iter().position(|edge| edge.waiter == at && !edge.latch.is_set())?;
+        path.push(next);
         at = edges[next].owner;
-        if at == waiter {
-            return Some(next);
-        }
     }
+    Some(path)
 }
 
 #[cfg(all(test, not(loom)))]

@@ -30,6 +30,11 @@ impl<N: ?Sized + 'static, T: 'static> Held<N, T> {
         Self { guard: ManuallyDrop::new(guard), keeper }
     }
 
+    /// Releases the lock, and hands over what kept it.
+    pub(crate) fn release(self) -> Arc<N> {
+        Arc::clone(&self.keeper)
+    }
+
     /// What the lock guards.
     pub(crate) fn get(&self) -> &T {
         &self.guard

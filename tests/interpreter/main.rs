@@ -1,7 +1,8 @@
 //! What interpreters promise: isolation, their place in their parent, the current one, refusals and paths.
 //!
 //! A binary of its own: the report hook is the process's. It is set once here and files every report; each test looks
-//! for those under its own interpreter's name. `EXITSTACK_SEED` sets the seed of what is random.
+//! for those under its own interpreter's name. `EXITSTACK_SEED` sets the seed of what is random, `EXITSTACK_MINUTES` after
+//! how many of them something hangs, for slow machines.
 
 #![allow(missing_docs, reason = "a test")]
 
@@ -65,12 +66,18 @@ fn messages(result: &Result<(), CloseError>) -> Vec<String> {
     errors.iter().map(last_word).collect()
 }
 
+/// A number from the environment.
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
 /// Runs `body` on a thread with the stack of an ordinary one, 2 MB; a body that hangs fails the test.
 fn within_a_minute<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, wait) = channel();
     let thread = thread::Builder::new().stack_size(2 << 20);
     let thread = thread.spawn(move || done.send(body())).expect("a thread");
-    match wait.recv_timeout(Duration::from_secs(60)) {
+    let minutes = setting("EXITSTACK_MINUTES").unwrap_or(1);
+    match wait.recv_timeout(Duration::from_secs(60 * minutes)) {
         Ok(value) => value,
         Err(RecvTimeoutError::Timeout) => panic!("it hangs"),
         Err(RecvTimeoutError::Disconnected) => std::panic::resume_unwind(thread.join().expect_err("it panicked")),
@@ -82,7 +89,7 @@ struct Random(u64);
 
 impl Random {
     fn seeded(stream: u64) -> Self {
-        let seed = std::env::var("EXITSTACK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x5eed);
+        let seed = setting("EXITSTACK_SEED").unwrap_or(0x5eed);
         Self(stream.wrapping_mul(0xd134_2543_de82_ef95) ^ seed)
     }
 

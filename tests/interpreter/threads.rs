@@ -205,6 +205,63 @@ fn the_last_handles_dropped_by_several_threads_finalize_once() {
     });
 }
 
+/// The parent's drain comes to the child while a handler of the child, on another thread, waits for it: that handler is
+/// told to go on, and the parent's older handlers wait for all of the child's.
+#[test]
+fn a_parent_waits_for_a_child_whose_handler_finalizes_it() {
+    within_a_minute(|| {
+        let log = Log::default();
+        let parent = Interpreter::new("parent");
+        parent.stack().register(log.handler("parent, old"));
+        let child = parent.subinterpreter("child");
+        child.stack().register(log.handler("child, old"));
+        let (runs, wait_runs) = channel();
+        let (drains, wait_drains) = channel();
+        let (outer, inner_log) = (parent.clone(), log.clone());
+        child.stack().register(move || {
+            runs.send(()).unwrap();
+            wait_drains.recv().unwrap();
+            outer.finalize().unwrap();
+            inner_log.push("child, new");
+        });
+        let thread = thread::spawn(move || child.finalize().unwrap());
+        wait_runs.recv().unwrap();
+        parent.stack().register(move || drains.send(()));
+        parent.finalize().unwrap();
+        assert_eq!(log.take(), ["child, new", "child, old", "parent, old"]);
+        thread.join().unwrap();
+    });
+}
+
+/// Each of two threads drains an interpreter, a handler of which finalizes what the other's is nested in: no closer waits
+/// that could be told to go on, so one of them runs what is left of the other's.
+#[test]
+fn drains_that_come_to_each_others_interpreters_end() {
+    within_a_minute(|| {
+        for _ in rounds() {
+            let counts = [(); 2].map(|()| Count::default());
+            let parents = ["a", "b"].map(Interpreter::new);
+            let children = parents.each_ref().map(|parent| parent.subinterpreter("child"));
+            let barrier = Arc::new(Barrier::new(2));
+            for n in 0..2 {
+                parents[n].stack().register(counts[n].handler());
+                // A handle that its own interpreter's parent does not hold would be a circle of `Arc`s: none here.
+                children[n].stack().register(counts[n].handler());
+                let (other, barrier) = (parents[1 - n].clone(), Arc::clone(&barrier));
+                children[n].stack().register(move || {
+                    barrier.wait();
+                    other.finalize()
+                });
+            }
+            at_once([&|| children[0].finalize().unwrap(), &|| children[1].finalize().unwrap()]);
+            for parent in &parents {
+                parent.finalize().unwrap();
+            }
+            assert_eq!(counts.each_ref().map(Count::get), [2, 2]);
+        }
+    });
+}
+
 #[test]
 fn handlers_that_close_each_others_stacks_do_not_wait_in_a_circle() {
     within_a_minute(|| {

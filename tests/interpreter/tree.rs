@@ -275,6 +275,27 @@ fn a_handler_of_the_child_may_finalize_a_sibling_and_the_parent() {
 }
 
 #[test]
+fn a_handler_that_finalizes_what_its_interpreter_is_nested_in_runs_what_is_left_at_its_place() {
+    let log = Log::default();
+    let root = Interpreter::new("root");
+    root.stack().register(log.handler("root, old"));
+    let parent = root.subinterpreter("parent");
+    parent.stack().register(log.handler("parent, old"));
+    let child = parent.subinterpreter("child");
+    child.stack().register(|| Err("child's"));
+    child.stack().register(log.handler("child, old"));
+    let (outer, then) = (root.clone(), log.clone());
+    child.stack().register(move || {
+        assert_eq!(messages(&outer.finalize()), ["child's"]);
+        then.push("child, new");
+    });
+    root.stack().register(log.handler("root, new"));
+    assert_eq!(messages(&child.finalize()), ["child's"]);
+    assert_eq!(log.take(), ["root, new", "child, old", "parent, old", "root, old", "child, new"]);
+    assert!([&root, &parent, &child].iter().all(|done| done.stack().try_register(|| ()).is_err()));
+}
+
+#[test]
 fn finalize_inside_its_own_handler_is_ok_at_once_and_the_drain_goes_on() {
     let log = Log::default();
     let interpreter = Interpreter::new("own");

@@ -39,6 +39,8 @@ facts! {
     shared_exit_stack_is_send: implements!(SharedExitStack: Send);
     shared_exit_stack_is_sync: implements!(SharedExitStack: Sync);
     interpreter_is_send_and_sync: implements!(Interpreter: Send) && implements!(Interpreter: Sync);
+    shared_stacks_may_cross_a_catch_unwind: implements!(SharedExitStack: std::panic::UnwindSafe + std::panic::RefUnwindSafe)
+        && implements!(Interpreter: std::panic::UnwindSafe + std::panic::RefUnwindSafe);
     interpreter_is_clone: implements!(Interpreter: Clone);
     close_error_is_an_error_that_may_be_sent: implements!(CloseError: std::error::Error + Send + Sync + 'static);
     close_error_is_clone: implements!(CloseError: Clone);

@@ -381,6 +381,13 @@ enum Item {
 }
 
 impl Item {
+    fn nested(&self) -> Option<usize> {
+        match self {
+            Self::Handler(_) => None,
+            Self::Nested(nested) => Some(*nested),
+        }
+    }
+
     fn handler(&self) -> Option<&Pending> {
         match self {
             Self::Handler(pending) => Some(pending),
@@ -390,6 +397,7 @@ impl Item {
 }
 
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Stack {
     /// An interpreter's; `None` for a stack that is a value.
     path: Option<String>,
@@ -400,9 +408,21 @@ struct Stack {
     /// The drain that runs, or is to come, is the last one.
     last: bool,
     over: bool,
+    /// What fails is reported in the drain that runs.
+    reports: bool,
+    /// How much the drain around has of what was gathered.
+    handed: (usize, Option<i32>),
+    /// The parent's drain went on, although a handler still runs here.
+    passed: bool,
 }
 
-#[derive(Default)]
+impl Stack {
+    fn is_settled(&self) -> bool {
+        self.over && self.drain.is_none() && self.items.is_empty()
+    }
+}
+
+#[derive(Clone, Default)]
 struct Gathered {
     errors: Vec<String>,
     exit_code: Option<i32>,
@@ -658,64 +678,91 @@ impl Model {
 
     /// What the drain, or the waiting for none, returns.
     fn drain(&mut self, stack: usize, occasion: Occasion) -> String {
-        let gathered = self.drain_gathering(stack, occasion);
+        let gathered = self.drain_gathering(stack, occasion, false).unwrap_or_default();
         expected_result(&gathered.errors, gathered.exit_code)
     }
 
-    fn drain_gathering(&mut self, stack: usize, occasion: Occasion) -> Gathered {
+    /// Nothing if there is nothing to drain, or a handler of the drain asks for it. But a drain of what the stack is
+    /// nested in runs what is left: `around`.
+    fn drain_gathering(&mut self, stack: usize, occasion: Occasion, around: bool) -> Option<Gathered> {
+        let reports = matches!(occasion, Occasion::DropValue | Occasion::Abandon);
         let this = &mut self.stacks[stack];
-        if this.over {
-            return Gathered::default();
+        if this.is_settled() {
+            return None;
         }
         this.last |= matches!(occasion, Occasion::Finalize | Occasion::Abandon);
-        if this.drain.is_some() {
-            return Gathered::default();
+        let begins = this.drain.is_none();
+        if !begins && !around {
+            return None;
         }
-        let reports = matches!(occasion, Occasion::DropValue | Occasion::Abandon);
-        this.drain = Some(Gathered::default());
+        if begins {
+            this.drain = Some(Gathered::default());
+            (this.reports, this.handed) = (reports, (0, None));
+            let nested = this.items.iter().filter_map(Item::nested).collect::<Vec<_>>();
+            for nested in nested {
+                self.stacks[nested].passed = false;
+            }
+        }
         let before = self.current;
         if self.stacks[stack].path.is_some() {
             self.current = Some(stack);
         }
-        while let Some(item) = self.stacks[stack].items.pop() {
-            match item {
-                Item::Handler(handler) => {
-                    let verdict = self.run(&handler);
-                    let error = verdict.failure.map(|what| self.described(stack, &handler, &what));
-                    if let Some(error) = error.clone().filter(|_| reports) {
-                        self.events.push(Event::Reported(error));
-                    }
-                    self.gather(stack, error, verdict.exit_code);
+        while let Some(at) = self.newest(stack) {
+            if let Some(nested) = self.stacks[stack].items[at].nested() {
+                let inner = if reports { Occasion::Abandon } else { Occasion::Finalize };
+                // It stays in its place until it is drained: what registers here meanwhile goes above it.
+                if let Some(gathered) = self.drain_gathering(nested, inner, true) {
+                    self.absorb(stack, nested, &gathered);
                 }
-                Item::Nested(nested) => {
-                    let inner = if reports { Occasion::Abandon } else { Occasion::Finalize };
-                    // It stays in its place until it is drained: what registers here meanwhile goes above it.
-                    self.stacks[stack].items.push(Item::Nested(nested));
-                    let gathered = self.drain_gathering(nested, inner);
-                    self.stacks[stack].items.retain(|item| !matches!(item, Item::Nested(other) if *other == nested));
-                    for error in gathered.errors {
-                        self.gather(stack, Some(error), None);
-                    }
-                    self.gather(stack, None, gathered.exit_code);
-                }
+                self.stacks[nested].passed = true;
+            } else if let Item::Handler(handler) = self.stacks[stack].items.remove(at) {
+                let verdict = self.run(&handler);
+                let error = verdict.failure.map(|what| self.described(stack, &handler, &what));
+                self.gather(stack, error.into_iter().collect(), verdict.exit_code, false);
             }
         }
         self.current = before;
         let this = &mut self.stacks[stack];
-        let gathered = this.drain.take().unwrap_or_default();
-        if this.last {
-            this.over = true;
-            if let Some(parent) = this.parent {
-                let items = &mut self.stacks[parent].items;
-                items.retain(|item| !matches!(item, Item::Nested(other) if *other == stack));
-            }
+        this.over |= this.last;
+        let gathered = this.drain.clone()?;
+        if begins {
+            this.drain = None;
         }
-        gathered
+        self.detach(stack);
+        Some(gathered)
     }
 
-    fn gather(&mut self, stack: usize, error: Option<String>, exit_code: Option<i32>) {
-        if let Some(drain) = &mut self.stacks[stack].drain {
-            drain.errors.extend(error);
+    /// The newest that was not passed.
+    fn newest(&self, stack: usize) -> Option<usize> {
+        let passed = |item: &Item| item.nested().is_some_and(|nested| self.stacks[nested].passed);
+        self.stacks[stack].items.iter().rposition(|item| !passed(item))
+    }
+
+    /// Takes it out of its parent's list if it is settled, and that one likewise.
+    fn detach(&mut self, mut stack: usize) {
+        while self.stacks[stack].is_settled() {
+            let Some(parent) = self.stacks[stack].parent else { return };
+            self.stacks[parent].items.retain(|item| item.nested() != Some(stack));
+            stack = parent;
+        }
+    }
+
+    /// Adds what is new in what a nested drain gathered.
+    fn absorb(&mut self, stack: usize, nested: usize, gathered: &Gathered) {
+        let child = &mut self.stacks[nested];
+        let (errors, exit_code) = std::mem::replace(&mut child.handed, (gathered.errors.len(), gathered.exit_code));
+        let reported = child.reports;
+        let new_code = gathered.exit_code.filter(|_| gathered.exit_code != exit_code);
+        self.gather(stack, gathered.errors[errors..].to_vec(), new_code, reported);
+    }
+
+    fn gather(&mut self, stack: usize, errors: Vec<String>, exit_code: Option<i32>, reported: bool) {
+        let this = &mut self.stacks[stack];
+        if this.reports && !reported {
+            self.events.extend(errors.iter().cloned().map(Event::Reported));
+        }
+        if let Some(drain) = &mut this.drain {
+            drain.errors.extend(errors);
             drain.exit_code = exit_code.or(drain.exit_code);
         }
     }

@@ -71,6 +71,15 @@ fn after(forked: Result<i32, Ended>, then: impl FnOnce(i32)) -> Ended {
 #[expect(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn cases() -> Vec<Case> {
     vec![
+        case("a_child_does_not_take_over_what_its_parents_drain_gathered", Code(5), &["child: 0"], || {
+            register(|| {
+                if let Ok(status) = fork(|| exit(0)) {
+                    say(&format!("child: {status}"));
+                }
+            });
+            register(|| Err(exitstack::Exit(5)));
+            OK
+        }),
         case("a_forked_child_that_returns_runs_nothing_of_its_parents", Code(0), &["child 0", "A"], || {
             says("A");
             after(fork(|| OK), |status| say(&format!("child {status}")))

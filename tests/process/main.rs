@@ -1,7 +1,8 @@
 //! Every way out of a process, each in a child process: this binary runs itself with the case's name, and compares
 //! what the child wrote and how it ended. `harness = false`, because the cases need `main` for themselves.
 //!
-//! `EXITSTACK_RUNS` says how often the racing cases run (20 if unset).
+//! `EXITSTACK_RUNS` says how often the racing cases run (20 if unset), `EXITSTACK_RUNNER` by which command the children
+//! are run, if this binary is none that the system runs by itself.
 
 #![allow(missing_docs, reason = "a test")]
 #![allow(unsafe_code, reason = "C's exit, fork and signals are what is tested")]
@@ -11,6 +12,7 @@ mod child;
 mod fork;
 mod loaded;
 mod race;
+mod resume;
 mod ways;
 
 use std::process::{Command, ExitCode, Output, Stdio};
@@ -76,8 +78,15 @@ fn status_of(output: &Output) -> Status {
 fn run_child(name: &str, arguments: &[String]) -> Output {
     let me = std::env::current_exe().expect("a test has a path");
     let mut command = Command::new("timeout");
-    command.args(["--signal=KILL", "60"]).arg(me).env("EXITSTACK_CASE", name).env("RUST_BACKTRACE", "0");
-    command.args(arguments).stdin(Stdio::null()).output().expect("the child starts")
+    let runner = std::env::var("EXITSTACK_RUNNER").unwrap_or_default();
+    command.args(["--signal=KILL", "60"]).args(runner.split_whitespace()).arg(me);
+    command
+        .env("EXITSTACK_CASE", name)
+        .env("RUST_BACKTRACE", "0")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the child starts")
 }
 
 fn runs() -> usize {
@@ -85,7 +94,7 @@ fn runs() -> usize {
 }
 
 fn main() -> Ended {
-    let cases: Vec<Case> = [ways::cases(), fork::cases()].into_iter().flatten().collect();
+    let cases: Vec<Case> = [ways::cases(), resume::cases(), fork::cases()].into_iter().flatten().collect();
     if let Ok(name) = std::env::var("EXITSTACK_CASE") {
         if name == "race" {
             return race::child();

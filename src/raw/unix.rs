@@ -1,13 +1,12 @@
-//! The C boundary: `atexit`, `exit`, `pthread_atfork`, `write`.
+//! The C boundary on Unix: `atexit` and `write`.
 //!
 //! Every function called here is one of C's or POSIX's, called with arguments that are valid by their types: functions
-//! that live as long as this library is loaded, and slices. `atexit` and `pthread_atfork` are the ones that a shared
-//! library gets its own copy of: what they register is bound to the library and runs, or is removed, when it is
-//! unloaded. So no function of ours is called after its code is gone.
+//! that live as long as this library is loaded, and slices. `atexit` is one of those that a shared library gets its own
+//! copy of: what it registers is bound to the library and runs when that is unloaded. So no function of ours is called
+//! after its code is gone.
 //!
 //! The functions handed to C are `extern "C" fn`: a panic that reached their edge would abort. They let none through.
 
-use std::ffi::c_int;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use std::ffi::c_void;
 
@@ -15,14 +14,6 @@ use std::ffi::c_void;
 pub(crate) fn at_exit(hook: extern "C" fn()) -> bool {
     // SAFETY: `hook` is a function of this library, to which C binds the registration.
     unsafe { libc::atexit(hook) == 0 }
-}
-
-/// Ends the process by C's `exit`: what is registered with C still runs. In a function that C's `exit` calls, this goes
-/// on with the rest of it, under the new status.
-pub(crate) fn c_exit(status: c_int) -> ! {
-    // SAFETY: `exit` may be called at any time; a second call from within the first is undefined in the standard, and
-    // defined by the C libraries this is compiled for as said above.
-    unsafe { libc::exit(status) }
 }
 
 /// Writes to standard error, without a lock and without a buffer; what cannot be written is lost.

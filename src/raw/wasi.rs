@@ -1,0 +1,34 @@
+//! The C boundary on WASI: `atexit` and `write` of its C library, which Rust's std is linked with in any case.
+//!
+//! They are declared here rather than taken from a crate, two functions as C and POSIX have them, and called with
+//! arguments that are valid by their types: a function of this program, which is never unloaded, and slices.
+
+use std::ffi::{c_int, c_void};
+
+unsafe extern "C" {
+    fn atexit(hook: extern "C" fn()) -> c_int;
+    fn write(file: c_int, bytes: *const c_void, length: usize) -> isize;
+}
+
+/// Lets C call `hook` when the process ends. False if C refuses.
+pub(crate) fn at_exit(hook: extern "C" fn()) -> bool {
+    // SAFETY: `hook` is a function of this program.
+    unsafe { atexit(hook) == 0 }
+}
+
+/// Writes to standard error, without a lock and without a buffer; what cannot be written is lost.
+pub(crate) fn write_stderr(mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        // SAFETY: pointer and length are those of a live slice.
+        let written = unsafe { write(2, bytes.as_ptr().cast(), bytes.len()) };
+        match usize::try_from(written) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(_) => return,
+        }
+    }
+}
+
+/// Whether this code is part of the program itself: there is nothing else.
+pub(crate) fn in_main_program() -> bool {
+    true
+}

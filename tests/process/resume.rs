@@ -1,0 +1,168 @@
+//! Ways out from inside drains that stand in one another, and beside drains of other threads.
+
+use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{LazyLock, Mutex};
+use std::thread;
+
+use exitstack::{Exit, ExitStack, Interpreter, SharedExitStack, exit, process_stack, register};
+
+use crate::Status::Code;
+use crate::child::{c_exit, say};
+use crate::{Case, Ended, case};
+
+const OK: Ended = Ok(ExitCode::SUCCESS);
+
+fn says_on(stack: &SharedExitStack, line: &'static str) {
+    stack.register(move || say(line));
+}
+
+/// Finalizes from inside a handler what the handler's interpreter is nested in; the next handler leaves by `leave`.
+fn leaves_below(leave: fn()) -> Ended {
+    says_on(process_stack(), "process");
+    let outer = Interpreter::new("outer");
+    says_on(outer.stack(), "outer");
+    let inner = outer.subinterpreter("inner");
+    says_on(inner.stack(), "inner");
+    inner.stack().register(leave);
+    inner.stack().register(move || outer.finalize());
+    let _ = inner.finalize();
+    OK
+}
+
+/// Two interpreters beside one another, a handler of the one finalizes the other, a handler of which leaves.
+fn leaves_in_another(order: [&'static str; 2]) -> Ended {
+    let [first, second] = order.map(Interpreter::new);
+    let (x, y) = if order[0] == "x" { (first, second) } else { (second, first) };
+    says_on(process_stack(), "process");
+    says_on(x.stack(), "x");
+    says_on(y.stack(), "y");
+    y.stack().register(|| c_exit(3));
+    x.stack().register(move || y.finalize());
+    let _ = x.finalize();
+    OK
+}
+
+#[expect(clippy::too_many_lines, reason = "a table")]
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("c_exit_below_a_finalized_parent_loses_nothing", Code(3), &["inner", "outer", "process"], || {
+            leaves_below(|| c_exit(3))
+        }),
+        case("std_exit_below_a_finalized_parent_loses_nothing", Code(3), &["inner", "outer", "process"], || {
+            leaves_below(|| std::process::exit(3))
+        }),
+        case("exit_below_a_finalized_parent_loses_nothing", Code(3), &["inner", "outer", "process"], || {
+            leaves_below(|| exit(3))
+        }),
+        case("the_innermost_drain_is_resumed_first", Code(3), &["y", "x", "process"], || leaves_in_another(["x", "y"])),
+        case("the_innermost_drain_is_resumed_first_whichever_is_older", Code(3), &["y", "x", "process"], || {
+            leaves_in_another(["y", "x"])
+        }),
+        case("a_drain_inside_the_process_stacks_is_resumed_before_it", Code(3), &["y", "middle", "old"], || {
+            says_on(process_stack(), "old");
+            says_on(process_stack(), "middle");
+            let y = Interpreter::new("y");
+            says_on(y.stack(), "y");
+            y.stack().register(|| c_exit(3));
+            register(move || y.finalize());
+            OK
+        }),
+        case("exit_in_a_handler_decides_after_an_older_request_of_its_interpreter", Code(7), &[], || {
+            let x = Interpreter::new("x");
+            x.stack().register(|| assert!(std::panic::catch_unwind(|| exit(7)).is_err()));
+            x.stack().register(|| Err(Exit(5)));
+            std::mem::forget(x);
+            OK
+        }),
+        case("exit_in_a_local_stack_decides_after_an_older_request", Code(7), &[], || {
+            let x = Interpreter::new("x");
+            x.stack().register(|| {
+                let local = ExitStack::new();
+                local.register(|| exit(7));
+            });
+            x.stack().register(|| Err(Exit(5)));
+            std::mem::forget(x);
+            OK
+        }),
+        case("exit_in_a_finalize_decides_after_an_older_request", Code(7), &[], || {
+            let x = Interpreter::new("x");
+            x.stack().register(|| exit(7));
+            x.stack().register(|| Err(Exit(5)));
+            let _ = x.finalize();
+            OK
+        }),
+        case("a_request_of_a_nested_drain_decides_after_an_older_one_around_it", Code(6), &["x"], || {
+            let x = Interpreter::new("x");
+            says_on(x.stack(), "x");
+            x.stack().register(|| c_exit(0));
+            x.stack().register(|| Err(Exit(6)));
+            register(move || drop(x));
+            register(|| Err(Exit(5)));
+            OK
+        }),
+        case("a_thread_in_c_exit_waits_though_a_circle_is_opened", Code(9), &["x new", "x old", "old"], || {
+            // The main thread drains the process stack and comes to `x`; a handler of `x` on a second thread closes the
+            // process stack; a third is in C's exit and waits too.
+            static DRAINS: LazyLock<(Sender<()>, Mutex<Receiver<()>>)> = LazyLock::new(|| {
+                let (sender, receiver) = channel();
+                (sender, Mutex::new(receiver))
+            });
+            says_on(process_stack(), "old");
+            let x = Interpreter::new("x");
+            says_on(x.stack(), "x old");
+            let (runs, wait_runs) = channel();
+            x.stack().register(move || {
+                runs.send(()).unwrap();
+                DRAINS.1.lock().unwrap().recv().unwrap();
+                let _ = process_stack().close();
+                say("x new");
+            });
+            thread::spawn(move || x.finalize());
+            wait_runs.recv().unwrap();
+            register(|| {
+                thread::spawn(|| c_exit(9));
+                DRAINS.0.send(()).unwrap();
+            });
+            // Whichever of the three leaves: none before all has run. The status is that of the first in C's exit.
+            let _ = process_stack().close();
+            thread::park();
+            OK
+        }),
+        case("a_failure_of_a_close_that_may_not_return_is_reported", Code(4), &["old"], || {
+            let (fails, wait_fails) = channel();
+            let (go, wait_go) = channel();
+            says_on(process_stack(), "old");
+            register(move || {
+                fails.send(()).unwrap();
+                wait_go.recv().unwrap();
+            });
+            register(|| Err("disk full"));
+            thread::spawn(|| process_stack().close());
+            wait_fails.recv().unwrap();
+            thread::spawn(move || go.send(()));
+            c_exit(4)
+        })
+        .err("failed: disk full"),
+        case("refusals_of_an_interpreter_that_is_never_dropped_are_counted", Code(0), &[], || {
+            static PLUGIN: LazyLock<Interpreter> = LazyLock::new(|| Interpreter::new("plugin"));
+            PLUGIN.finalize().unwrap();
+            for _ in 0..1000 {
+                PLUGIN.stack().register(|| ());
+            }
+            OK
+        })
+        .err("process > plugin: 999 more exit handlers refused"),
+        case("interpreters_that_make_interpreters_for_ever_end_and_starve_none", Code(0), &["old"], || {
+            fn deeper() {
+                let child = Interpreter::current().map_or_else(|| Interpreter::new("d"), |d| d.subinterpreter("d"));
+                child.stack().register(deeper);
+                std::mem::forget(child);
+            }
+            exitstack::report::set_hook(Box::new(|_| ())); // the path alone is half a megabyte
+            says_on(process_stack(), "old");
+            register(deeper);
+            OK
+        }),
+    ]
+}
