@@ -112,3 +112,17 @@ fn circle(edges: &[Edge], waiter: ThreadKey, owner: ThreadKey) -> Option<Vec<usi
     }
     Some(path)
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_that_is_over_leaves_no_edge_behind() {
+        let latch = Arc::new(Latch::default());
+        latch.set(Drained { result: Ok(()), reported: true });
+        let owner = ThreadKey(u64::MAX);
+        assert!(wait(owner, &latch, Circle::GiveUp).is_some());
+        assert!(EDGES.lock().iter().all(|edge| edge.waiter != ThreadKey::current()));
+    }
+}

@@ -340,6 +340,10 @@ fn register(stack: &SharedExitStack, spec: &Spec) -> bool {
 fn register_bomb(stack: &SharedExitStack, spec: &Spec, bomb: Bomb) -> Option<HandlerId> {
     match spec.shape {
         Shape::Small if spec.runs.is_none() && spec.dropped.is_none() => stack.try_register(move || bomb.run()).ok(),
+        Shape::Aligned if spec.runs.is_none() && spec.dropped.is_none() => {
+            let aligned = Aligned(bomb);
+            stack.try_register(move || aligned.run()).ok()
+        }
         Shape::Large => {
             let load = Load::new(Large::new(bomb), spec);
             stack.try_register(move || load.run(Large::run)).ok()
