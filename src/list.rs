@@ -149,9 +149,33 @@ impl<T> HandlerList<T> {
     /// ```
     #[inline]
     pub fn push(&mut self, value: T) -> HandlerId {
+        self.push_with(|| value)
+    }
+
+    /// Appends the value that `make` makes, when there is room for it: where nothing can unwind any more with the value at
+    /// hand, the compiler writes it to its place, and does not build it elsewhere to copy it.
+    #[inline]
+    pub(crate) fn push_with(&mut self, make: impl FnOnce() -> T) -> HandlerId {
         let id = self.next_id();
-        self.push_as(id, value);
+        match self.first.get_mut(self.held) {
+            Some(place) if self.rest.is_empty() => {
+                mem::forget(place.replace((id, make()))); // spares the look for something to drop
+                self.held += 1;
+            }
+            _ => {
+                if self.rest.len() == self.rest.capacity() {
+                    self.grow();
+                }
+                self.rest.push(Slot { id, value: Some(make()) });
+            }
+        }
         id
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn grow(&mut self) {
+        self.rest.reserve(1);
     }
 
     /// The id that a value pushed now would have; nothing else gets it.
@@ -168,7 +192,7 @@ impl<T> HandlerList<T> {
     #[cold]
     #[inline(never)]
     fn more_ids(&mut self) {
-        let block = (self.rest.len() as u64).clamp(LEAST_BLOCK, LARGEST_BLOCK);
+        let block = (self.rest.len() as u64 + LEAST_BLOCK).min(LARGEST_BLOCK);
         self.next = NEXT.fetch_add(block, Ordering::Relaxed);
         self.end = self.next + block;
     }
@@ -330,7 +354,7 @@ impl<T> HandlerList<T> {
     /// Whether none does.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.held == 0 && self.rest.is_empty()
+        self.held | self.rest.len() == 0 // one test, not two: each empty stack makes it
     }
 
     /// Empties the list and returns the values, oldest first, for the caller to drop where it may.
@@ -409,7 +433,7 @@ impl<T> HandlerList<T> {
 impl<T> Drop for HandlerList<T> {
     #[inline]
     fn drop(&mut self) {
-        if self.held > 0 || self.rest.capacity() > 0 {
+        if self.held | self.rest.capacity() != 0 {
             self.drop_all();
         }
     }

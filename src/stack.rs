@@ -95,8 +95,7 @@ impl<'a> ExitStack<'a> {
 
     #[inline]
     pub(crate) fn push<T: Task + 'a>(&self, task: T, location: &'static Location<'static>) -> HandlerId {
-        let closure = Closure::<dyn Bound + 'a>::new(task);
-        self.list.borrow_mut().push(LocalEntry { closure, location })
+        self.list.borrow_mut().push_with(|| LocalEntry { closure: Closure::<dyn Bound + 'a>::new(task), location })
     }
 
     /// Registers a handler, to run before all that are there already.
