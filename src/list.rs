@@ -192,7 +192,7 @@ impl<T> HandlerList<T> {
     #[cold]
     #[inline(never)]
     fn more_ids(&mut self) {
-        let block = (self.rest.len() as u64).clamp(LEAST_BLOCK, LARGEST_BLOCK);
+        let block = (self.rest.len() as u64 + LEAST_BLOCK).min(LARGEST_BLOCK);
         self.next = NEXT.fetch_add(block, Ordering::Relaxed);
         self.end = self.next + block;
     }
@@ -378,7 +378,7 @@ impl<T> HandlerList<T> {
     /// Whether none does.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.held == 0 && self.rest.is_empty()
+        self.held | self.rest.len() == 0 // one test, not two: each empty stack makes it
     }
 
     /// Empties the list and returns the values, oldest first, for the caller to drop where it may.
@@ -457,7 +457,7 @@ impl<T> HandlerList<T> {
 impl<T> Drop for HandlerList<T> {
     #[inline]
     fn drop(&mut self) {
-        if self.held > 0 || self.rest.capacity() > 0 {
+        if self.held | self.rest.capacity() != 0 {
             self.drop_all();
         }
     }
