@@ -412,22 +412,24 @@ impl<T> HandlerList<T> {
 
     /// Takes every value for which `matches` is true, oldest first; a panic of `matches` leaves all in the list.
     pub(crate) fn remove_if(&mut self, mut matches: impl FnMut(&T) -> bool) -> Vec<T> {
-        let found: Vec<HandlerId> = self.iter().filter(|(_, value)| matches(value)).map(|(id, _)| id).collect();
-        let mut found = found.into_iter().peekable();
+        let mut found = Vec::new();
+        for (at, place) in self.first[..self.held].iter().enumerate() {
+            if place.as_ref().is_some_and(|(_, value)| matches(value)) {
+                found.push(at);
+            }
+        }
+        let in_first = found.len();
+        for (at, slot) in self.rest.iter().enumerate() {
+            if slot.value.as_ref().is_some_and(&mut matches) {
+                found.push(at);
+            }
+        }
+        let (in_first, in_rest) = found.split_at(in_first);
         let mut values = Vec::with_capacity(found.len());
-        for place in &mut self.first[..self.held] {
-            if place.as_ref().is_some_and(|(id, _)| found.next_if_eq(id).is_some()) {
-                values.extend(place.take().map(|(_, value)| value));
-            }
-        }
+        values.extend(in_first.iter().filter_map(|&at| self.first[at].take()).map(|(_, value)| value));
+        values.extend(in_rest.iter().filter_map(|&at| self.rest[at].value.take()));
+        self.removed += in_rest.len();
         self.close_gaps();
-        let from_first = values.len();
-        for slot in &mut *self.rest {
-            if found.next_if_eq(&slot.id).is_some() {
-                values.extend(slot.value.take());
-            }
-        }
-        self.removed += values.len() - from_first;
         self.tidy();
         values
     }
