@@ -213,7 +213,7 @@ fn time() -> Vec<Row> {
         rows.extend([
             python("`unregister` of 10 000 among 100 000, each", ("id", 1e4), 0.001),
             python("`unregister_key` of one among 100 000", ("key", 20.0), 0.1),
-            python("the same, `SharedExitStack`", ("shared key", 20.0), 0.2),
+            python("`unregister_key` of one, `SharedExitStack`", ("shared key", 20.0), 0.2),
         ]);
     } else {
         eprintln!("skipped the comparison with CPython: no python3");
