@@ -175,7 +175,11 @@ impl<T> HandlerList<T> {
     #[cold]
     #[inline(never)]
     fn grow(&mut self) {
-        self.rest.reserve(1);
+        if self.rest.capacity() == 0 {
+            *self.rest = Vec::with_capacity(2 * FIRST);
+        } else {
+            self.rest.reserve(1);
+        }
     }
 
     /// The id that a value pushed now would have; nothing else gets it.
