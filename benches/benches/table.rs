@@ -212,8 +212,10 @@ fn time() -> Vec<Row> {
             |work, ours, bar| row(work, "CPython's `unregister`", "unregister", ours, ("cpython", 20.0), Some(bar));
         rows.extend([
             python("`unregister` of 10 000 among 100 000, each", ("id", 1e4), 0.001),
-            python("`unregister_key` of one among 100 000", ("key", 20.0), 0.1),
-            python("`unregister_key` of one, `SharedExitStack`", ("shared key", 20.0), 0.2),
+            python("`unregister_key` of the one with a key among 100 000", ("one key", 1.0), 0.1),
+            python("the same, `SharedExitStack`", ("shared one key", 1.0), 0.2),
+            python("`unregister_key` of one, all 100 000 have keys", ("key", 20.0), 0.1),
+            python("the same, `SharedExitStack`", ("shared key", 20.0), 0.2),
         ]);
     } else {
         eprintln!("skipped the comparison with CPython: no python3");

@@ -243,7 +243,14 @@ fn unregister(c: &mut Bench) {
     let shared_key = |b: &mut Bencher| {
         b.iter_batched(by_key_shared, remove_shared_keys, BatchSize::PerIteration);
     };
+    let one_key = |b: &mut Bencher| {
+        b.iter_batched(with_one_key, |mut stack| (stack.unregister_key(&MANY), stack), BatchSize::PerIteration);
+    };
+    let shared_one_key = |b: &mut Bencher| {
+        b.iter_batched(with_one_key_shared, |stack| (stack.unregister_key(&MANY), stack), BatchSize::PerIteration);
+    };
     compare_long(c, "unregister", 1, &[("id", &id), ("key", &key), ("shared key", &shared_key)]);
+    compare_long(c, "unregister", 1, &[("one key", &one_key), ("shared one key", &shared_one_key)]);
     if Command::new("python3").arg("--version").output().is_ok() {
         let python = |b: &mut Bencher| b.iter_custom(|rounds| (0..rounds).map(|_| cpython()).sum());
         compare_long(c, "unregister", 1, &[("cpython", &python)]);
@@ -270,6 +277,22 @@ fn by_key() -> ExitStack<'static> {
     for n in 0..MANY {
         stack.register(Handler::new(move || work(n, n)).keyed(n));
     }
+    stack
+}
+
+fn with_one_key() -> ExitStack<'static> {
+    let stack = ExitStack::new();
+    (0..MANY / 2).for_each(|n| _ = stack.register(move || work(n, n)));
+    stack.register(Handler::new(|| work(1, 1)).keyed(MANY));
+    (0..MANY / 2).for_each(|n| _ = stack.register(move || work(n, n)));
+    stack
+}
+
+fn with_one_key_shared() -> SharedExitStack {
+    let stack = SharedExitStack::new();
+    (0..MANY / 2).for_each(|n| _ = stack.register(move || work(n, n)));
+    stack.register(Handler::new(|| work(1, 1)).keyed(MANY));
+    (0..MANY / 2).for_each(|n| _ = stack.register(move || work(n, n)));
     stack
 }
 
