@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use exitstack::{Exit, Handler, HandlerErrorKind, Interpreter, Outcome, SharedExitStack};
 
 use crate::stderr::Capture;
-use crate::support::{Counter, alone, collect_reports, panic_of, panic_with_nothing, quiet_panic, reported};
+use crate::support::{Counter, alone, collect_reports, panic_of, panic_with_nothing, quiet_panic, reported, routed};
 
 type Shared = Arc<SharedExitStack>;
 type Log = Arc<Mutex<Vec<u32>>>;
@@ -399,6 +399,19 @@ fn the_count_of_refusals_carries_the_path() {
     }
     drop(interpreter);
     assert_eq!(reports.lock().unwrap()[1].path(), Some("process > over"));
+}
+
+#[test]
+fn the_id_of_a_refused_handler_is_no_other_lists_either() {
+    let _routed = routed();
+    let interpreter = Interpreter::new("over");
+    interpreter.finalize().unwrap();
+    for _ in 0..10 {
+        let id = interpreter.stack().register(|| ());
+        let fresh = SharedExitStack::new();
+        fresh.register(|| ());
+        assert!(!fresh.unregister(id));
+    }
 }
 
 #[test]
