@@ -175,7 +175,11 @@ impl<T> HandlerList<T> {
     #[cold]
     #[inline(never)]
     fn grow(&mut self) {
-        self.rest.reserve(1);
+        if self.rest.capacity() == 0 {
+            *self.rest = Vec::with_capacity(2 * FIRST);
+        } else {
+            self.rest.reserve(1);
+        }
     }
 
     /// The id that a value pushed now would have; nothing else gets it.
@@ -192,7 +196,7 @@ impl<T> HandlerList<T> {
     #[cold]
     #[inline(never)]
     fn more_ids(&mut self) {
-        let block = (self.rest.len() as u64).clamp(LEAST_BLOCK, LARGEST_BLOCK);
+        let block = (self.rest.len() as u64 + LEAST_BLOCK).min(LARGEST_BLOCK);
         self.next = NEXT.fetch_add(block, Ordering::Relaxed);
         self.end = self.next + block;
     }
@@ -378,7 +382,7 @@ impl<T> HandlerList<T> {
     /// Whether none does.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.held == 0 && self.rest.is_empty()
+        self.held | self.rest.len() == 0 // one test, not two: each empty stack makes it
     }
 
     /// Empties the list and returns the values, oldest first, for the caller to drop where it may.
@@ -412,22 +416,24 @@ impl<T> HandlerList<T> {
 
     /// Takes every value for which `matches` is true, oldest first; a panic of `matches` leaves all in the list.
     pub(crate) fn remove_if(&mut self, mut matches: impl FnMut(&T) -> bool) -> Vec<T> {
-        let found: Vec<HandlerId> = self.iter().filter(|(_, value)| matches(value)).map(|(id, _)| id).collect();
-        let mut found = found.into_iter().peekable();
+        let mut found = Vec::new();
+        for (at, place) in self.first[..self.held].iter().enumerate() {
+            if place.as_ref().is_some_and(|(_, value)| matches(value)) {
+                found.push(at);
+            }
+        }
+        let in_first = found.len();
+        for (at, slot) in self.rest.iter().enumerate() {
+            if slot.value.as_ref().is_some_and(&mut matches) {
+                found.push(at);
+            }
+        }
+        let (in_first, in_rest) = found.split_at(in_first);
         let mut values = Vec::with_capacity(found.len());
-        for place in &mut self.first[..self.held] {
-            if place.as_ref().is_some_and(|(id, _)| found.next_if_eq(id).is_some()) {
-                values.extend(place.take().map(|(_, value)| value));
-            }
-        }
+        values.extend(in_first.iter().filter_map(|&at| self.first[at].take()).map(|(_, value)| value));
+        values.extend(in_rest.iter().filter_map(|&at| self.rest[at].value.take()));
+        self.removed += in_rest.len();
         self.close_gaps();
-        let from_first = values.len();
-        for slot in &mut *self.rest {
-            if found.next_if_eq(&slot.id).is_some() {
-                values.extend(slot.value.take());
-            }
-        }
-        self.removed += values.len() - from_first;
         self.tidy();
         values
     }
@@ -457,7 +463,7 @@ impl<T> HandlerList<T> {
 impl<T> Drop for HandlerList<T> {
     #[inline]
     fn drop(&mut self) {
-        if self.held > 0 || self.rest.capacity() > 0 {
+        if self.held | self.rest.capacity() != 0 {
             self.drop_all();
         }
     }

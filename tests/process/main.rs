@@ -1,8 +1,8 @@
 //! Every way out of a process, each in a child process: this binary runs itself with the case's name, and compares
 //! what the child wrote and how it ended. `harness = false`, because the cases need `main` for themselves.
 //!
-//! `EXITSTACK_RUNS` says how often the racing cases run (20 if unset), `EXITSTACK_RUNNER` by which command the children
-//! are run, if this binary is none that the system runs by itself.
+//! `EXITSTACK_RUNS` says how often the racing cases run (20 if unset), `EXITSTACK_MINUTES` after how many of them a child
+//! hangs (1), `EXITSTACK_RUNNER` by which command children are run, if this binary is none that the system runs by itself.
 
 #![allow(missing_docs, reason = "a test")]
 #![allow(unsafe_code, reason = "C's exit, fork and signals are what is tested")]
@@ -74,12 +74,13 @@ fn status_of(output: &Output) -> Status {
     status.code().map_or_else(|| Status::Signal(status.signal().unwrap_or_default()), Status::Code)
 }
 
-/// Runs the case's child. `timeout` ends one that hangs, with status 124.
+/// Runs the case's child. `timeout` kills one that hangs.
 fn run_child(name: &str, arguments: &[String]) -> Output {
     let me = std::env::current_exe().expect("a test has a path");
     let mut command = Command::new("timeout");
     let runner = std::env::var("EXITSTACK_RUNNER").unwrap_or_default();
-    command.args(["--signal=KILL", "60"]).args(runner.split_whitespace()).arg(me);
+    let minutes = std::env::var("EXITSTACK_MINUTES").unwrap_or_else(|_| "1".into());
+    command.arg("--signal=KILL").arg(minutes + "m").args(runner.split_whitespace()).arg(me);
     command
         .env("EXITSTACK_CASE", name)
         .env("RUST_BACKTRACE", "0")

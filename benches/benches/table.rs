@@ -1,0 +1,245 @@
+//! Runs the other benchmarks and prints what they measured as one table, beside the bars that the project has set itself.
+//!
+//! With `--counts`, only what a busy machine cannot change: instructions, allocations and bytes; a bar missed is then an
+//! error.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::{env, fs};
+
+/// Where the benchmarks leave what they measured.
+const RESULTS: &str = env!("CARGO_TARGET_TMPDIR");
+
+/// `instructions.rs` runs each case so often.
+const ROUNDS: f64 = 100.0;
+
+struct Row {
+    work: &'static str,
+    against: &'static str,
+    measured: String,
+    /// What the bar is for: a ratio, or the number itself.
+    value: f64,
+    bar: Option<f64>,
+}
+
+impl Row {
+    fn over(&self) -> bool {
+        self.bar.is_some_and(|bar| self.value > bar)
+    }
+
+    fn print(&self) {
+        let Self { work, against, measured, value, .. } = self;
+        let bar = self.bar.map_or("-".to_owned(), number);
+        let verdict = match self.bar {
+            None => "",
+            Some(_) if self.over() => "OVER",
+            Some(_) => "ok",
+        };
+        println!("| {work} | {against} | {measured} | {} | {bar} | {verdict} |", number(*value));
+    }
+}
+
+/// Three digits, where there are.
+fn number(value: f64) -> String {
+    match value {
+        _ if value == value.round() => format!("{value}"),
+        _ if value >= 100.0 => format!("{value:.0}"),
+        _ if value >= 0.1 => format!("{value:.2}"),
+        _ => format!("{value:.5}"),
+    }
+}
+
+fn main() -> ExitCode {
+    let counts_only = env::args().any(|argument| argument == "--counts");
+    let mut rows = instructions();
+    rows.extend(memory());
+    if !counts_only {
+        rows.extend(time());
+    }
+    println!("| work | against | measured | ratio or number | at most | |");
+    println!("| --- | --- | --- | ---: | ---: | --- |");
+    rows.iter().for_each(Row::print);
+    if !counts_only {
+        println!();
+        print!("{}", bench("growth", &[]));
+    }
+    let over = rows.iter().filter(|row| row.over()).count();
+    eprintln!("{} rows, {over} over the bar", rows.len());
+    if counts_only && over > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Runs another benchmark of this package and returns what it prints.
+fn bench(name: &str, arguments: &[&str]) -> String {
+    let cargo = env::var_os("CARGO").unwrap_or("cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["bench", "--quiet", "--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")]);
+    command.args(["--bench", name, "--"]).args(arguments).stderr(Stdio::inherit());
+    command.env("CRITERION_HOME", results("criterion")).env("GUNGRAUN_HOME", results("gungraun"));
+    let output = command.output().expect("cargo runs");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "the benchmark {name} failed:\n{printed}");
+    printed
+}
+
+fn results(of: &str) -> PathBuf {
+    Path::new(RESULTS).join(of)
+}
+
+/// What an earlier run left must not be taken for this one's.
+fn forget_results(of: &str) {
+    let _ = fs::remove_dir_all(results(of));
+}
+
+/// Whether a program is there.
+fn has(program: &str) -> bool {
+    Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Instructions
+
+fn instructions() -> Vec<Row> {
+    let runner = env::var("GUNGRAUN_RUNNER").unwrap_or("gungraun-runner".to_owned());
+    for needed in ["valgrind", &*runner] {
+        if !has(needed) {
+            eprintln!("skipped the counts of instructions: no {needed}");
+            return Vec::new();
+        }
+    }
+    forget_results("gungraun");
+    bench("instructions", &[]);
+    let count = |case: &str| (total(case) - total("nothing")) / ROUNDS;
+    let row = |work, case: &str, bar| {
+        let (ours, theirs) = (count(&format!("stack.{case}")), count(&format!("boxes.{case}")));
+        let measured = format!("{ours:.0} : {theirs:.0} instructions");
+        Row { work, against: "boxes", measured, value: ours / theirs, bar: Some(bar) }
+    };
+    let [stack, guards, array] = ["three_on_a_stack", "three_as_guards", "three_as_an_array"].map(count);
+    let written_out = |against, theirs: f64| Row {
+        work: "3 handlers written out, instructions",
+        against,
+        measured: format!("{stack:.0} : {theirs:.0} instructions"),
+        value: stack / theirs,
+        bar: None,
+    };
+    vec![
+        row("1 handler, instructions", "h1", 0.43),
+        row("3 handlers, instructions", "h3", 0.38),
+        row("8 handlers, instructions", "h8", 0.37),
+        Row {
+            work: "an empty `ExitStack`, instructions",
+            against: "",
+            measured: String::new(),
+            value: count("none"),
+            bar: Some(28.0),
+        },
+        written_out("three scopeguards", guards),
+        written_out("an array of three", array),
+    ]
+}
+
+/// Instructions of all rounds of a case, from callgrind's own file.
+fn total(case: &str) -> f64 {
+    let name = format!("callgrind.{case}.out");
+    let file = find(&results("gungraun"), &name).unwrap_or_else(|| panic!("gungraun left no {name}"));
+    let file = fs::read_to_string(file).unwrap();
+    let total = file.lines().find_map(|line| line.strip_prefix("totals: ")).expect("callgrind's totals");
+    total.split(' ').next().unwrap().parse().expect("the first event is the instructions")
+}
+
+fn find(directory: &Path, name: &str) -> Option<PathBuf> {
+    fs::read_dir(directory).ok()?.flatten().find_map(|entry| {
+        let path = entry.path();
+        if path.is_dir() { find(&path, name) } else { path.ends_with(name).then_some(path) }
+    })
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Memory
+
+fn memory() -> Vec<Row> {
+    let printed = bench("memory", &[]);
+    let found: HashMap<&str, f64> = printed
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, value)| (name, value.parse().expect("a number")))
+        .collect();
+    let row = |work, name, bar| Row { work, against: "", measured: String::new(), value: found[name], bar: Some(bar) };
+    vec![
+        row("bytes for each of 1 000 000 pending handlers", "bytes", 64.0),
+        row("allocations, 4 handlers", "allocations-four", 0.0),
+        Row {
+            against: "doublings of the list",
+            ..row("allocations, 1 000 000 handlers", "allocations-million", f64::from(1_000_000_u32.ilog2() + 1))
+        },
+        row("bytes gained from the 10 000th to the 10 000 000th pair of register and unregister", "pairs", 0.0),
+        row("the same, `SharedExitStack`", "shared-pairs", 0.0),
+    ]
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Time
+
+fn time() -> Vec<Row> {
+    forget_results("criterion");
+    bench("time", &["--quiet"]);
+    // A case of a group, the share of its time that is one piece of work; against another.
+    let row = |work, against, group: &str, ours: (&str, f64), theirs: (&str, f64), bar| {
+        let [ours, theirs] = [ours, theirs]
+            .map(|(side, pieces)| medians(group, side).into_iter().map(|time| time / pieces).collect::<Vec<_>>());
+        let ratios = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();
+        let measured = format!("{} : {}", nanoseconds(median(ours)), nanoseconds(median(theirs)));
+        Row { work, against, measured, value: median(ratios), bar }
+    };
+    let plain =
+        |work, against, group, pieces, bar| row(work, against, group, ("ours", pieces), ("theirs", pieces), Some(bar));
+    let mut rows = vec![
+        plain("1 handler, time", "boxes", "1 handlers", 1.0, 0.5),
+        plain("3 handlers, time", "boxes", "3 handlers", 1.0, 0.45),
+        plain("8 handlers, time", "boxes", "8 handlers", 1.0, 0.4),
+        row("3 handlers written out", "three scopeguards", "written out", ("ours", 1.0), ("guards", 1.0), None),
+        row("3 handlers written out", "an array of three", "written out", ("ours", 1.0), ("array", 1.0), Some(4.0)),
+        plain("1 000 000 handlers, each", "boxes", "1000000 handlers", 1e6, 0.5),
+        plain("`SharedExitStack`: register", "boxes in a `Mutex`", "shared register", 1e4, 0.6),
+        plain("the same, two threads", "boxes in a `Mutex`", "shared register, two threads", 2e5, 0.6),
+        plain("`SharedExitStack`: register and close", "boxes in a `Mutex`", "shared register and close", 1e4, 1.2),
+        plain("`process_stack()`: register, of 100 000", "C `atexit`", "process register", 1e5, 1.0),
+        plain("`process_stack()`: run, of 100 000", "C `atexit`", "process run", 1e5, 1.5),
+    ];
+    if results("criterion").join("unregister/cpython").exists() {
+        let python =
+            |work, ours, bar| row(work, "CPython's `unregister`", "unregister", ours, ("cpython", 20.0), Some(bar));
+        rows.extend([
+            python("`unregister` of 10 000 among 100 000, each", ("id", 1e4), 0.001),
+            python("`unregister_key` of the one with a key among 100 000", ("one key", 1.0), 0.1),
+            python("the same, `SharedExitStack`", ("shared one key", 1.0), 0.2),
+            python("`unregister_key` of one, all 100 000 have keys", ("key", 20.0), 0.1),
+            python("the same, `SharedExitStack`", ("shared key", 20.0), 0.2),
+        ]);
+    } else {
+        eprintln!("skipped the comparison with CPython: no python3");
+    }
+    rows
+}
+
+/// Criterion's median of each block, in nanoseconds.
+fn medians(group: &str, side: &str) -> Vec<f64> {
+    let directory = results("criterion").join(group).join(side);
+    let mut medians = Vec::new();
+    while let Ok(file) = fs::read(directory.join(medians.len().to_string()).join("new/estimates.json")) {
+        let estimates: serde_json::Value = serde_json::from_slice(&file).unwrap();
+        medians.push(estimates["median"]["point_estimate"].as_f64().unwrap());
+    }
+    assert!(!medians.is_empty(), "criterion left nothing in {}", directory.display());
+    medians
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn nanoseconds(time: f64) -> String {
+    if time < 10_000.0 { format!("{time:.1} ns") } else { format!("{:.1} µs", time / 1e3) }
+}

@@ -1,0 +1,334 @@
+//! Time, by criterion: the processor's, so that what else the machine runs is not counted. Each case runs in several short
+//! blocks, ours and theirs by turns: `table.rs` compares block by block.
+//!
+//! The heap is warm: the allocator keeps what it got from the system. What a process does once (`atexit`) is measured in
+//! children, which run this program again.
+
+use std::ffi::c_int;
+use std::hint::black_box;
+use std::process::Command;
+use std::sync::{Barrier, OnceLock};
+use std::time::{Duration, Instant};
+
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
+use criterion::{BatchSize, BenchmarkId, Criterion, SamplingMode};
+use exitstack::{ExitStack, Handler, HandlerId, SharedExitStack, process_stack};
+use exitstack_benches::{
+    Boxes, Shared, SharedBoxes, cpu_time, keep_memory, register_and_run, register_many, work, written_out_as_an_array,
+    written_out_as_guards, written_out_on_a_stack,
+};
+
+const BLOCKS: usize = 5;
+/// Registered on a shared stack in one round, by each thread.
+const ROUND: usize = 10_000;
+/// Registered where some are removed, or where a process ends.
+const MANY: usize = 100_000;
+/// Removed by id.
+const REMOVED: usize = 10_000;
+/// Removed by key, and by CPython, where each takes milliseconds.
+const FEW: usize = 20;
+
+type Bencher<'b> = criterion::Bencher<'b, CpuTime>;
+type Bench = Criterion<CpuTime>;
+type Case<'f> = (&'f str, &'f dyn Fn(&mut Bencher));
+
+fn main() {
+    keep_memory();
+    if let [_, child, whose, ..] = &*std::env::args().collect::<Vec<_>>()
+        && child == "child"
+    {
+        return end_a_process(whose == "ours");
+    }
+    let mut criterion = Criterion::default()
+        .with_measurement(CpuTime)
+        .warm_up_time(Duration::from_millis(40))
+        .measurement_time(Duration::from_millis(100))
+        .sample_size(10)
+        .nresamples(2_000)
+        .without_plots()
+        .configure_from_args();
+    let c = &mut criterion;
+    local(c);
+    shared(c);
+    process(c);
+    unregister(c);
+}
+
+/// [`cpu_time`], for criterion.
+struct CpuTime;
+
+impl Measurement for CpuTime {
+    type Intermediate = Duration;
+    type Value = Duration;
+
+    fn start(&self) -> Duration {
+        cpu_time()
+    }
+
+    fn end(&self, start: Duration) -> Duration {
+        cpu_time() - start
+    }
+
+    fn add(&self, one: &Duration, other: &Duration) -> Duration {
+        *one + *other
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, time: &Duration) -> f64 {
+        WallTime.to_f64(time)
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        WallTime.formatter()
+    }
+}
+
+/// The cases by turns, in so many blocks.
+fn compare(criterion: &mut Bench, name: &str, blocks: usize, cases: &[Case]) {
+    let mut group = criterion.benchmark_group(name);
+    for block in 0..blocks {
+        for (side, case) in cases {
+            group.bench_function(BenchmarkId::new(*side, block), case);
+        }
+    }
+}
+
+/// The same where one iteration takes long.
+fn compare_long(criterion: &mut Bench, name: &str, blocks: usize, cases: &[Case]) {
+    let mut group = criterion.benchmark_group(name);
+    group.sampling_mode(SamplingMode::Flat).warm_up_time(Duration::from_millis(1));
+    for block in 0..blocks {
+        for (side, case) in cases {
+            group.bench_function(BenchmarkId::new(*side, block), case);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// In a function
+
+fn local(c: &mut Bench) {
+    for count in [1, 3, 8, 1_000_000] {
+        let ours: Case = ("ours", &|b| b.iter(|| register_and_run::<ExitStack>(black_box(count))));
+        let boxes: Case = ("theirs", &|b| b.iter(|| register_and_run::<Boxes>(black_box(count))));
+        let compare = if count < 100 { compare } else { compare_long };
+        compare(c, &format!("{count} handlers"), BLOCKS, &[ours, boxes]);
+    }
+    let ours: Case = ("ours", &|b| b.iter(|| written_out_on_a_stack(black_box(1), black_box(2))));
+    let guards: Case = ("guards", &|b| b.iter(|| written_out_as_guards(black_box(1), black_box(2))));
+    let array: Case = ("array", &|b| b.iter(|| written_out_as_an_array(black_box(1), black_box(2))));
+    compare(c, "written out", BLOCKS, &[ours, guards, array]);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Between threads
+
+fn shared(c: &mut Bench) {
+    let ours: Case = ("ours", &register::<SharedExitStack>);
+    compare(c, "shared register", BLOCKS, &[ours, ("theirs", &register::<SharedBoxes>)]);
+    let ours: Case = ("ours", &register_from_two::<SharedExitStack>);
+    compare(c, "shared register, two threads", BLOCKS, &[ours, ("theirs", &register_from_two::<SharedBoxes>)]);
+    let ours: Case = ("ours", &register_and_close::<SharedExitStack>);
+    compare(c, "shared register and close", BLOCKS, &[ours, ("theirs", &register_and_close::<SharedBoxes>)]);
+}
+
+fn register<S: Shared>(b: &mut Bencher) {
+    b.iter_batched_ref(S::new, |stack| register_many(stack, ROUND), BatchSize::PerIteration);
+}
+
+fn register_and_close<S: Shared>(b: &mut Bencher) {
+    b.iter(|| {
+        let stack = S::new();
+        register_many(&stack, ROUND);
+        stack.run();
+    });
+}
+
+/// From the first thread's start to the last one's end, by the clock on the wall: threads also wait for each other.
+fn register_from_two<S: Shared>(b: &mut Bencher) {
+    b.iter_custom(|rounds| {
+        let one = |stack: &S, ready: &Barrier| {
+            ready.wait();
+            let start = Instant::now();
+            register_many(stack, 10 * ROUND);
+            (start, Instant::now())
+        };
+        let round = || {
+            let (stack, ready) = (S::new(), Barrier::new(2));
+            let spans = std::thread::scope(|scope| {
+                let other = scope.spawn(|| one(&stack, &ready));
+                [one(&stack, &ready), other.join().unwrap()]
+            });
+            spans[0].1.max(spans[1].1) - spans[0].0.min(spans[1].0)
+        };
+        (0..rounds).map(|_| round()).sum()
+    });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// At the end of the process
+
+fn process(c: &mut Bench) {
+    let child = |whose: &str, at: usize| {
+        let this = std::env::current_exe().unwrap();
+        let output = Command::new(this).args(["child", whose]).output().unwrap();
+        let nanoseconds = String::from_utf8(output.stdout).unwrap();
+        Duration::from_nanos(nanoseconds.split_whitespace().nth(at).unwrap().parse().unwrap())
+    };
+    for (at, name) in ["process register", "process run"].into_iter().enumerate() {
+        let ours: Case = ("ours", &|b| b.iter_custom(|rounds| (0..rounds).map(|_| child("ours", at)).sum()));
+        let theirs: Case = ("theirs", &|b| b.iter_custom(|rounds| (0..rounds).map(|_| child("theirs", at)).sum()));
+        compare_long(c, name, BLOCKS, &[ours, theirs]);
+    }
+}
+
+static REGISTERED: OnceLock<Duration> = OnceLock::new();
+static EXIT: OnceLock<Duration> = OnceLock::new();
+
+/// Registers handlers, with our process stack or with C, and exits; the last one to run prints what both took.
+fn end_a_process(ours: bool) {
+    warm_up();
+    let register: fn() = if ours {
+        exitstack::register(|| last());
+        || {
+            for n in 0..MANY {
+                let (a, b) = (black_box(n), black_box(n));
+                process_stack().register(move || work(a, b));
+            }
+        }
+    } else {
+        at_exit(last);
+        || (0..MANY).for_each(|_| at_exit(handler))
+    };
+    let start = cpu_time();
+    register();
+    REGISTERED.get_or_init(|| cpu_time() - start);
+    EXIT.get_or_init(cpu_time);
+    std::process::exit(0);
+}
+
+/// Touches as much memory as will be needed.
+fn warm_up() {
+    drop(black_box(vec![1_u8; 32 << 20]));
+}
+
+extern "C" fn handler() {
+    work(black_box(1), black_box(2));
+}
+
+extern "C" fn last() {
+    let took = cpu_time() - *EXIT.get().unwrap();
+    println!("{} {}", REGISTERED.get().unwrap().as_nanos(), took.as_nanos());
+}
+
+fn at_exit(function: extern "C" fn()) {
+    // SAFETY: the function is the program's own.
+    let refused: c_int = unsafe { libc::atexit(function) };
+    assert_eq!(refused, 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Taken back
+
+fn unregister(c: &mut Bench) {
+    let id = |b: &mut Bencher| {
+        b.iter_batched(by_id, |(stack, ids)| remove(stack, &ids), BatchSize::PerIteration);
+    };
+    let key = |b: &mut Bencher| {
+        b.iter_batched(by_key, remove_keys, BatchSize::PerIteration);
+    };
+    let shared_key = |b: &mut Bencher| {
+        b.iter_batched(by_key_shared, remove_shared_keys, BatchSize::PerIteration);
+    };
+    let one_key = |b: &mut Bencher| {
+        b.iter_batched(with_one_key, |mut stack| (stack.unregister_key(&MANY), stack), BatchSize::PerIteration);
+    };
+    let shared_one_key = |b: &mut Bencher| {
+        b.iter_batched(with_one_key_shared, |stack| (stack.unregister_key(&MANY), stack), BatchSize::PerIteration);
+    };
+    compare_long(c, "unregister", 1, &[("id", &id), ("key", &key), ("shared key", &shared_key)]);
+    compare_long(c, "unregister", 1, &[("one key", &one_key), ("shared one key", &shared_one_key)]);
+    if Command::new("python3").arg("--version").output().is_ok() {
+        let python = |b: &mut Bencher| b.iter_custom(|rounds| (0..rounds).map(|_| cpython()).sum());
+        compare_long(c, "unregister", 1, &[("cpython", &python)]);
+    }
+}
+
+fn by_id() -> (ExitStack<'static>, Vec<HandlerId>) {
+    let stack = ExitStack::new();
+    let ids: Vec<_> = (0..MANY).map(|n| stack.register(move || work(n, n))).collect();
+    (stack, ids.into_iter().step_by(MANY / REMOVED).collect())
+}
+
+fn remove(mut stack: ExitStack<'static>, ids: &[HandlerId]) -> ExitStack<'static> {
+    ids.iter().for_each(|id| assert!(stack.unregister(*id)));
+    stack
+}
+
+fn keys() -> impl Iterator<Item = usize> {
+    (0..MANY).step_by(MANY / FEW)
+}
+
+fn by_key() -> ExitStack<'static> {
+    let stack = ExitStack::new();
+    for n in 0..MANY {
+        stack.register(Handler::new(move || work(n, n)).keyed(n));
+    }
+    stack
+}
+
+fn with_one_key() -> ExitStack<'static> {
+    let stack = ExitStack::new();
+    (0..MANY / 2).for_each(|n| _ = stack.register(move || work(n, n)));
+    stack.register(Handler::new(|| work(1, 1)).keyed(MANY));
+    (0..MANY / 2).for_each(|n| _ = stack.register(move || work(n, n)));
+    stack
+}
+
+fn with_one_key_shared() -> SharedExitStack {
+    let stack = SharedExitStack::new();
+    (0..MANY / 2).for_each(|n| _ = stack.register(move || work(n, n)));
+    stack.register(Handler::new(|| work(1, 1)).keyed(MANY));
+    (0..MANY / 2).for_each(|n| _ = stack.register(move || work(n, n)));
+    stack
+}
+
+fn remove_keys(mut stack: ExitStack<'static>) -> ExitStack<'static> {
+    keys().for_each(|key| assert_eq!(stack.unregister_key(&key), 1));
+    stack
+}
+
+fn by_key_shared() -> SharedExitStack {
+    let stack = SharedExitStack::new();
+    for n in 0..MANY {
+        stack.register(Handler::new(move || work(n, n)).keyed(n));
+    }
+    stack
+}
+
+fn remove_shared_keys(stack: SharedExitStack) -> SharedExitStack {
+    keys().for_each(|key| assert_eq!(stack.unregister_key(&key), 1));
+    stack
+}
+
+const CPYTHON: &str = "
+import atexit, sys, time
+many, few = map(int, sys.argv[1:])
+functions = [lambda: None for _ in range(many)]
+for function in functions:
+    atexit.register(function)
+start = time.process_time_ns()
+for function in functions[::many // few]:
+    atexit.unregister(function)
+print(time.process_time_ns() - start)
+atexit._clear()
+";
+
+fn cpython() -> Duration {
+    let output = Command::new("python3").args(["-c", CPYTHON, &MANY.to_string(), &FEW.to_string()]).output().unwrap();
+    let nanoseconds = String::from_utf8(output.stdout).unwrap();
+    Duration::from_nanos(nanoseconds.trim().parse().unwrap())
+}
