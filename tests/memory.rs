@@ -264,6 +264,27 @@ fn what_is_unregistered_in_the_order_it_came_costs_memory_in_proportion_to_what_
     assert_eq!(stack.len(), 1100);
 }
 
+#[test]
+fn what_is_unregistered_at_once_gives_its_memory_back() {
+    fn function() {}
+    let (mut stack, shared) = (ExitStack::new(), SharedExitStack::new());
+    let before = live();
+    for n in 0..10_000 {
+        // Something else stands below them, and something above.
+        if n % 1000 == 0 {
+            stack.register(|| ());
+            shared.register(|| ());
+        }
+        stack.register(function);
+        shared.register(function);
+    }
+    stack.register(|| ());
+    shared.register(|| ());
+    assert_eq!((stack.unregister_fn(function), shared.unregister_fn(function)), (10_000, 10_000));
+    let waits = (stack.len() + shared.len()) * size_of::<[usize; 7]>();
+    assert!(live() - before <= signed(8 * waits), "{} bytes for {waits}", live() - before);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // No allocation
 

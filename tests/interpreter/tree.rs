@@ -340,6 +340,27 @@ fn an_interpreter_made_while_its_parent_drains_is_torn_down_next() {
 }
 
 #[test]
+fn children_are_torn_down_newest_first_whichever_went_before() {
+    const CHILDREN: usize = 7;
+    for gone in 0..CHILDREN {
+        let log = Log::default();
+        let parent = Interpreter::new("parent");
+        let child = |n: usize| {
+            let child = parent.subinterpreter(n.to_string());
+            child.stack().register(log.handler(n.to_string()));
+            child
+        };
+        let mut children: Vec<_> = (0..CHILDREN).map(child).collect();
+        children.remove(gone).finalize().unwrap();
+        children.push(child(CHILDREN));
+        parent.finalize().unwrap();
+        let rest = (0..=CHILDREN).rev().filter(|n| *n != gone);
+        let expected: Vec<_> = [gone].into_iter().chain(rest).map(|n| n.to_string()).collect();
+        assert_eq!(log.take(), expected);
+    }
+}
+
+#[test]
 fn a_close_by_a_handler_while_it_is_finalized_leaves_it_finalized() {
     let interpreter = Interpreter::new("closed");
     let own = interpreter.clone();

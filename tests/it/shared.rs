@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use exitstack::{Exit, Handler, HandlerErrorKind, Interpreter, Outcome, SharedExitStack};
 
 use crate::stderr::Capture;
-use crate::support::{Counter, alone, collect_reports, panic_in_payload, panic_of, quiet_panic, reported};
+use crate::support::{Counter, alone, collect_reports, panic_of, panic_with_nothing, quiet_panic, reported, routed};
 
 type Shared = Arc<SharedExitStack>;
 type Log = Arc<Mutex<Vec<u32>>>;
@@ -290,7 +290,7 @@ fn a_panicking_payload_of_a_handler_may_use_the_stack_when_it_is_dropped() {
     impl Drop for Payload {
         fn drop(&mut self) {
             self.0.register(says(&self.1, 2));
-            panic_in_payload()
+            panic_with_nothing()
         }
     }
     let (stack, log) = (Shared::default(), Log::default());
@@ -402,6 +402,19 @@ fn the_count_of_refusals_carries_the_path() {
 }
 
 #[test]
+fn the_id_of_a_refused_handler_is_no_other_lists_either() {
+    let _routed = routed();
+    let interpreter = Interpreter::new("over");
+    interpreter.finalize().unwrap();
+    for _ in 0..10 {
+        let id = interpreter.stack().register(|| ());
+        let fresh = SharedExitStack::new();
+        fresh.register(|| ());
+        assert!(!fresh.unregister(id));
+    }
+}
+
+#[test]
 fn a_single_refusal_has_no_count_after_it() {
     let _alone = alone();
     let reports = collect_reports();
@@ -424,7 +437,7 @@ fn a_failing_errors_own_drop_may_panic() {
     impl std::error::Error for Rude {}
     impl Drop for Rude {
         fn drop(&mut self) {
-            quiet_panic("an error's drop");
+            panic_with_nothing();
         }
     }
     let log = Log::default();

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use exitstack::{Exit, ExitStack, Handler, HandlerErrorKind, Outcome};
 
-use crate::support::{Counter, panic_in_payload, panic_of, quiet_panic, reported};
+use crate::support::{Counter, panic_of, panic_with_nothing, quiet_panic, reported};
 
 #[test]
 fn handlers_run_last_in_first_out() {
@@ -78,7 +78,7 @@ fn a_panic_with_any_payload_is_recorded() {
     impl Drop for Payload {
         fn drop(&mut self) {
             drop(self.0.bomb());
-            panic_in_payload();
+            panic_with_nothing();
         }
     }
     let counter = Counter::default();

@@ -115,8 +115,8 @@ pub fn panic_of<R>(action: impl FnOnce() -> R) -> String {
     }
 }
 
-/// A panic in the drop of a panic's payload. It carries nothing: what it carried would be leaked.
-pub fn panic_in_payload() -> ! {
+/// A panic in the drop of a panic's payload, or of an error that nobody gets. What it carried would be leaked.
+pub fn panic_with_nothing() -> ! {
     resume_unwind(Box::new(()))
 }
 

@@ -266,6 +266,24 @@ pub(crate) fn cases() -> Vec<Case> {
             adopt_after_fork();
             OK
         }),
+        case(
+            "a_grandchild_adopts_what_both_before_it_registered",
+            Code(0),
+            &["own", "B", "A", "grandchild 0", "B", "child 0", "A"],
+            || {
+                says("A");
+                let forked = fork(|| {
+                    says("B");
+                    let forked = fork(|| {
+                        says("own");
+                        adopt_after_fork();
+                        OK
+                    });
+                    after(forked, |status| say(&format!("grandchild {status}")))
+                });
+                after(forked, |status| say(&format!("child {status}")))
+            },
+        ),
         case("adopting_where_nothing_was_forked_changes_nothing", Code(0), &["B", "A"], || {
             says("A");
             says("B");
