@@ -53,7 +53,9 @@ impl Note {
         path: impl FnOnce() -> Option<String>,
     ) -> Option<HandlerError> {
         let gathered = gathered.get_or_insert_default();
-        gathered.exit_code = self.exit_code.or(gathered.exit_code);
+        if let Some(code) = self.exit_code {
+            gathered.ask_exit(code);
+        }
         let error = HandlerError::new(path(), self.site, self.failure?);
         gathered.errors.push(error.clone());
         Some(error)

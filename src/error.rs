@@ -193,7 +193,9 @@ pub struct CloseError(Arc<Gathered>);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Gathered {
     pub(crate) errors: Vec<HandlerError>,
-    pub(crate) exit_code: Option<i32>,
+    exit_code: Option<i32>,
+    /// How often an exit status was asked for.
+    asked: usize,
 }
 
 impl Gathered {
@@ -207,27 +209,35 @@ impl Gathered {
         if !errors.is_empty() || exit_code.is_some() {
             let this = this.get_or_insert_default();
             this.errors.extend_from_slice(errors);
-            this.exit_code = exit_code.or(this.exit_code);
+            if let Some(code) = exit_code {
+                this.ask_exit(code);
+            }
         }
+    }
+
+    /// Notes an exit status that was asked for: the last one counts.
+    pub(crate) fn ask_exit(&mut self, code: i32) {
+        self.exit_code = Some(code);
+        self.asked += 1;
     }
 
     /// The failures that were not handed over before, and the exit status if it was not.
     pub(crate) fn new_since(&self, handed: Handed) -> (&[HandlerError], Option<i32>) {
-        let exit_code = self.exit_code.filter(|_| self.exit_code != handed.exit_code);
+        let exit_code = self.exit_code.filter(|_| self.asked > handed.asked);
         (&self.errors[handed.errors..], exit_code)
     }
 
     /// All of it, to be noted as handed over.
     pub(crate) fn all(&self) -> Handed {
-        Handed { errors: self.errors.len(), exit_code: self.exit_code }
+        Handed { errors: self.errors.len(), asked: self.asked }
     }
 }
 
 /// How much of what a drain gathered the drain around it has been given already.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Handed {
-    errors: usize,
-    exit_code: Option<i32>,
+    pub(crate) errors: usize,
+    asked: usize,
 }
 
 impl CloseError {

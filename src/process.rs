@@ -26,7 +26,7 @@ use crate::drain::discard;
 use crate::error::Exit;
 use crate::raw::{self, Held};
 use crate::report::{HOOK, Hook};
-use crate::shared::{Begun, Node, Occasion, SharedExitStack, State, forked, innermost, nested};
+use crate::shared::{Begun, Node, Occasion, SharedExitStack, State, ends, forget_begun, forked, innermost, nested};
 use crate::sync::{Lock, MutexGuard, global};
 use crate::waits::{EDGES, Edge};
 
@@ -93,6 +93,9 @@ static REGISTERED: AtomicUsize = AtomicUsize::new(0);
 static CALLED: AtomicUsize = AtomicUsize::new(0);
 /// The last drain is over.
 static OVER: AtomicBool = AtomicBool::new(false);
+/// This is the child of a process that was on its way out: `std::process::exit` would wait for a thread that only the
+/// parent has.
+static FORKED_IN_EXIT: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     /// This thread is inside C's `exit`.
@@ -134,7 +137,7 @@ extern "C" fn hook() {
 pub fn drain_for_good() -> Option<i32> {
     let mut status = None;
     while let Some(begun) = innermost() {
-        let asked = match begun {
+        let asked = match &begun {
             Begun::Process => PROCESS.drain_untold(Occasion::Exit),
             Begun::Interpreter(node) => node.stack().drain_untold(Occasion::Exit),
         };
@@ -142,8 +145,17 @@ pub fn drain_for_good() -> Option<i32> {
             status = asked;
             ask_exit(code);
         }
+        if innermost().is_some_and(|still| still == begun) {
+            forget_begun(); // a fork that went past C's hooks took the drain away
+        }
     }
-    status = PROCESS.drain_untold(Occasion::Exit).or(status);
+    loop {
+        status = PROCESS.drain_untold(Occasion::Exit).or(status);
+        if PROCESS.is_settled() || !PROCESS.is_over() {
+            break;
+        }
+        thread::yield_now(); // a handler that waited for this drain goes on now, and is waited for
+    }
     if PROCESS.is_over() {
         OVER.store(true, Ordering::Release);
     }
@@ -187,7 +199,7 @@ pub fn exit(code: i32) -> ! {
         resume_unwind(Box::new(Exit(code)));
     }
     let code = drain_for_good().unwrap_or(code);
-    if IN_C_EXIT.get() {
+    if IN_C_EXIT.get() || FORKED_IN_EXIT.load(Ordering::Relaxed) {
         raw::exit_inside_exit(code)
     }
     std::process::exit(code)
@@ -312,6 +324,7 @@ extern "C" fn in_child() {
         LOCKS.with(|locks| {
             if let Some(locks) = &mut **locks.borrow_mut() {
                 locks.edges.clear();
+                FORKED_IN_EXIT.fetch_or(ends(&locks.process), Ordering::Relaxed);
                 forked(&mut locks.process);
                 locks.stacks.iter_mut().for_each(|stack| forked(stack.get_mut()));
             }

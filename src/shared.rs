@@ -170,6 +170,8 @@ struct Drain {
     handed: Handed,
     /// Failures go to the report hook as they happen.
     reports: bool,
+    /// How many went there before, from the drain around.
+    reported: usize,
     /// Where others wait for its end.
     waiters: Vec<Arc<Waiter>>,
 }
@@ -177,9 +179,9 @@ struct Drain {
 impl Drain {
     /// Lets failures go to the report hook from now on; returns those that have not.
     fn report_all(&mut self) -> Vec<HandlerError> {
-        let reported = mem::replace(&mut self.reports, true);
-        let gathered = self.gathered.as_ref().filter(|_| !reported);
-        gathered.map_or(Vec::new(), |gathered| gathered.errors.clone())
+        let all = mem::replace(&mut self.reports, true);
+        let gathered = self.gathered.as_ref().filter(|_| !all);
+        gathered.map_or(Vec::new(), |gathered| gathered.errors[self.reported..].to_vec())
     }
 
     /// A place to wait for its end.
@@ -266,6 +268,11 @@ impl Occasion {
         !matches!(self, Self::Close | Self::Drop)
     }
 
+    /// Whether nothing of the stack is to be left.
+    fn is_for_good(self) -> bool {
+        matches!(self, Self::Finalize | Self::Abandon | Self::Exit)
+    }
+
     /// Whether failures go to the report hook.
     fn reports(self) -> bool {
         !matches!(self, Self::Close | Self::Finalize)
@@ -304,8 +311,6 @@ enum Step {
 /// What is to be done when a stack's lists are empty.
 struct Done {
     drained: Drained,
-    /// What of it the drain around this one has.
-    handed: Handed,
     /// Who waits for the end of the drain; none if it has not come to its end, for a handler still runs in it.
     waiters: Vec<Arc<Waiter>>,
     /// The drain that ended, to be dropped where no lock is held.
@@ -365,7 +370,8 @@ impl State {
         mem::forget(self.drain.take_if(|drain| drain.owner != ThreadKey::current()));
         if let Some(drain) = &mut self.drain {
             drain.waiters.clear();
-            drain.gathered = None; // the parent's to be told
+            // The parent's to be told.
+            (drain.gathered, drain.handed, drain.reported) = (None, Handed::default(), 0);
         }
     }
 
@@ -763,17 +769,24 @@ impl SharedExitStack {
 
     /// Drains the stack and what is nested in it.
     pub(crate) fn drain(&self, occasion: Occasion) -> Result<(), CloseError> {
-        match self.claim(occasion) {
-            Claim::Taken => self.descend(occasion),
-            Claim::Elsewhere(owner, waiter) => {
-                let who = if occasion == Occasion::Exit { Who::Drain } else { Who::Closer };
-                match wait(owner, &waiter, who) {
+        let who = if occasion == Occasion::Exit { Who::Drain } else { Who::Closer };
+        let mut first = Ok(());
+        loop {
+            let then = match self.claim(occasion) {
+                Claim::Taken => self.descend(occasion),
+                Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, who) {
+                    Waited::Drained(drained) if occasion.is_for_good() && first.is_ok() => {
+                        // It may have passed an interpreter in which a handler still runs.
+                        first = drained.result;
+                        continue;
+                    }
                     Waited::Drained(drained) => drained.result,
                     Waited::NotNeeded => Ok(()),
                     Waited::Inside => self.descend(occasion),
-                }
-            }
-            Claim::Inside | Claim::Over => Ok(()),
+                },
+                Claim::Inside | Claim::Over => Ok(()),
+            };
+            return first.and(then);
         }
     }
 
@@ -807,7 +820,8 @@ impl SharedExitStack {
         let Some(drain) = &mut state.drain else {
             let outer = self.begun().and_then(|this| set_innermost(Some(this)));
             let (handed, reports) = (Handed::default(), occasion.reports());
-            state.drain = Some(Drain { owner: me, outer, gathered: None, handed, reports, waiters: Vec::new() });
+            let (gathered, reported, waiters) = (None, 0, Vec::new());
+            state.drain = Some(Drain { owner: me, outer, gathered, handed, reports, reported, waiters });
             state.nested.newest_first().for_each(|nested| nested.passed = false);
             return Claim::Taken;
         };
@@ -852,18 +866,19 @@ impl SharedExitStack {
         let ends = |drain: &mut Drain| drain.owner == ThreadKey::current() && (!in_tree || is_innermost(self));
         if let Some(drain) = state.drain.take_if(ends) {
             let ended = if in_tree { set_innermost(drain.outer) } else { None };
-            let drained = Drained { result: Gathered::into_result(drain.gathered), reported: drain.reports };
-            let settled = state.is_settled();
-            return Done { drained, handed: drain.handed, waiters: drain.waiters, ended, settled };
+            let (result, reported) = (Gathered::into_result(drain.gathered), drain.reports);
+            let drained = Drained { result, reported, handed: drain.handed };
+            return Done { drained, waiters: drain.waiters, ended, settled: state.is_settled() };
         }
         // A handler still runs in it, or a fork took the drain away under its owner.
-        let (mut drained, mut handed) = (Drained { result: Ok(()), reported: true }, Handed::default());
+        let mut drained = Drained { result: Ok(()), reported: true, handed: Handed::default() };
         if let Some(drain) = &mut state.drain {
-            drained = Drained { result: Gathered::into_result(drain.gathered.clone()), reported: drain.reports };
             let all = drain.gathered.as_ref().map_or(Handed::default(), |gathered| gathered.all());
-            handed = mem::replace(&mut drain.handed, all);
+            let handed = mem::replace(&mut drain.handed, all);
+            let (result, reported) = (Gathered::into_result(drain.gathered.clone()), drain.reports);
+            drained = Drained { result, reported, handed };
         }
-        Done { drained, handed, waiters: Vec::new(), ended: None, settled: state.is_settled() }
+        Done { drained, waiters: Vec::new(), ended: None, settled: state.is_settled() }
     }
 
     /// Adds to what the drain of this stack has gathered; true if it reports.
@@ -876,6 +891,13 @@ impl SharedExitStack {
         };
         add(&mut drain.gathered);
         drain.reports
+    }
+
+    /// Notes that the drain around has reported what it was given of what this one gathered.
+    fn note_reported(&self) {
+        if let Some(drain) = &mut self.lock().drain {
+            drain.reported = drain.handed.errors;
+        }
     }
 
     /// The path of whom it belongs to.
@@ -959,9 +981,14 @@ impl SharedExitStack {
         matches!(self.lock().phase, Phase::Over)
     }
 
+    /// Whether it was drained for good, and no handler of an interpreter nested in it runs any more.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.lock().is_settled()
+    }
+
     /// Records an exit status with the drain that runs, and returns the one in which it was begun.
     pub(crate) fn ask_exit(&self, code: i32) -> Option<Begun> {
-        self.gather(|gathered| gathered.get_or_insert_default().exit_code = Some(code));
+        self.gather(|gathered| gathered.get_or_insert_default().ask_exit(code));
         self.lock().drain.as_ref()?.outer.clone()
     }
 
@@ -994,6 +1021,11 @@ impl SharedExitStack {
 /// The children of a stack whose lock a fork holds.
 pub(crate) fn nested(state: &State) -> impl Iterator<Item = &Arc<dyn Node>> {
     state.nested.iter().map(|(_, nested)| &nested.node)
+}
+
+/// Whether a stack whose lock a fork holds drains for the last time, or has.
+pub(crate) fn ends(state: &State) -> bool {
+    matches!(state.phase, Phase::Over | Phase::Last { reopen: false, .. })
 }
 
 /// Brings a stack whose lock a fork holds up to date, in the child.
@@ -1034,7 +1066,7 @@ impl Descent<'_> {
         match node.stack().claim(self.occasion.for_nested()) {
             Claim::Taken | Claim::Inside => self.enter(node),
             Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, Who::Drain) {
-                Waited::Drained(drained) => self.absorb(&drained, Handed::default()),
+                Waited::Drained(drained) => drop(self.absorb(&drained)),
                 Waited::NotNeeded => {}
                 Waited::Inside => self.enter(node),
             },
@@ -1072,18 +1104,21 @@ impl Descent<'_> {
             self.top = node.parent();
         }
         set_current(self.top.clone().or_else(|| self.root.node()));
-        self.absorb(&drained, done.handed);
+        if self.absorb(&drained) {
+            node.stack().note_reported();
+        }
         true
     }
 
-    /// Adds what a nested drain gathered to what the top has gathered.
-    fn absorb(&self, nested: &Drained, handed: Handed) {
-        if let Err(error) = &nested.result {
-            let (errors, exit_code) = error.gathered().new_since(handed);
-            if self.top().gather(|gathered| Gathered::absorb(gathered, errors, exit_code)) && !nested.reported {
-                errors.iter().for_each(report);
-            }
+    /// Adds what a nested drain gathered to what the top has gathered; true if failures in it were reported for that.
+    fn absorb(&self, nested: &Drained) -> bool {
+        let Err(error) = &nested.result else { return false };
+        let (errors, exit_code) = error.gathered().new_since(nested.handed);
+        let reports = self.top().gather(|gathered| Gathered::absorb(gathered, errors, exit_code)) && !nested.reported;
+        if reports {
+            errors.iter().for_each(report);
         }
+        reports
     }
 }
 
@@ -1122,6 +1157,16 @@ pub(crate) enum Begun {
     Interpreter(Arc<dyn Node>),
 }
 
+impl PartialEq for Begun {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Process, Self::Process) => true,
+            (Self::Interpreter(one), Self::Interpreter(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+}
+
 // `ManuallyDrop` leaves the thread-locals without a destructor, so that they can be asked also when those are over, as on
 // the way out of the process; they are emptied by what filled them.
 per_thread! {
@@ -1132,6 +1177,11 @@ per_thread! {
 per_thread! {
     /// The drain that this thread has begun last.
     static INNERMOST: Cell<ManuallyDrop<Option<Begun>>> = Cell::new(ManuallyDrop::new(None));
+}
+
+/// Forgets all drains that this thread has begun.
+pub(crate) fn forget_begun() {
+    drop(set_innermost(None));
 }
 
 fn set_innermost(begun: Option<Begun>) -> Option<Begun> {

@@ -15,7 +15,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::CloseError;
+use crate::error::{CloseError, Handed};
 use crate::sync::{Latch, Lock, global, per_thread};
 
 /// A thread, by a number of our own: it is known also when the thread-locals that have destructors are gone, as on the
@@ -45,6 +45,8 @@ pub(crate) struct Drained {
     pub(crate) result: Result<(), CloseError>,
     /// Whether the failures in it went to the report hook already.
     pub(crate) reported: bool,
+    /// What of it the drain around has been given already.
+    pub(crate) handed: Handed,
 }
 
 /// Where one thread waits for a drain; set to nothing if it is to wait no longer.
@@ -86,7 +88,8 @@ pub(crate) fn wait(owner: ThreadKey, latch: &Arc<Waiter>, who: Who) -> Waited {
     let waiter = ThreadKey::current();
     {
         let mut edges = EDGES.lock();
-        if let Some(circle) = circle(&edges, waiter, owner) {
+        // The drain may have ended since it was found, and its owner wait for this thread now: that is no circle.
+        if let Some(circle) = circle(&edges, waiter, owner).filter(|_| !latch.is_set()) {
             if who == Who::Closer {
                 return Waited::NotNeeded;
             }

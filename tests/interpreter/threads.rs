@@ -233,6 +233,38 @@ fn a_parent_waits_for_a_child_whose_handler_finalizes_it() {
     });
 }
 
+/// The grandparent's drain, inside a handler of the child, has handed the child's failure to the parent already when the
+/// thread that drains the parent is told of the child's end.
+#[test]
+fn a_failure_that_two_drains_come_by_is_returned_once() {
+    within_a_minute(|| {
+        for _ in rounds().take(200) {
+            let grandparent = Interpreter::new("grandparent");
+            let parent = grandparent.subinterpreter("parent");
+            let child = parent.subinterpreter("child");
+            let barrier = Arc::new(Barrier::new(2));
+            let (around, inside) = (grandparent.clone(), Arc::clone(&barrier));
+            child.stack().register(move || {
+                inside.wait();
+                (0..20).for_each(|_| thread::yield_now()); // lets the other thread come to its wait, if it can
+                let _ = around.finalize();
+            });
+            child.stack().register(|| Err("once"));
+            let of_parent = at_once([
+                &|| {
+                    child.finalize().unwrap_err();
+                    Ok(())
+                },
+                &|| {
+                    barrier.wait();
+                    parent.finalize()
+                },
+            ]);
+            assert!(messages(&of_parent[1]).len() <= 1, "{:?}", of_parent[1]);
+        }
+    });
+}
+
 /// Each of two threads drains an interpreter, a handler of which finalizes what the other's is nested in: no closer waits
 /// that could be told to go on, so one of them runs what is left of the other's.
 #[test]

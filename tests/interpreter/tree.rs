@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use exitstack::{Handler, Interpreter, process_stack};
+use exitstack::{Exit, Handler, Interpreter, process_stack};
 
 use crate::{Log, messages, within_a_minute};
 
@@ -293,6 +293,21 @@ fn a_handler_that_finalizes_what_its_interpreter_is_nested_in_runs_what_is_left_
     assert_eq!(messages(&child.finalize()), ["child's"]);
     assert_eq!(log.take(), ["root, new", "child, old", "parent, old", "root, old", "child, new"]);
     assert!([&root, &parent, &child].iter().all(|done| done.stack().try_register(|| ()).is_err()));
+}
+
+#[test]
+fn a_status_that_is_asked_for_again_after_it_was_handed_on_is_the_last() {
+    let outer = Interpreter::new("outer");
+    let parent = outer.subinterpreter("parent");
+    parent.stack().register(|| Err(Exit(7)));
+    let child = parent.subinterpreter("child");
+    let around = outer.clone();
+    child.stack().register(move || {
+        assert_eq!(around.finalize().unwrap_err().exit_code(), Some(7));
+        Err(Exit(5))
+    });
+    child.stack().register(|| Err(Exit(5)));
+    assert_eq!(parent.finalize().unwrap_err().exit_code(), Some(5));
 }
 
 #[test]

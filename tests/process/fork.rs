@@ -71,6 +71,39 @@ fn after(forked: Result<i32, Ended>, then: impl FnOnce(i32)) -> Ended {
 #[expect(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn cases() -> Vec<Case> {
     vec![
+        case(
+            "a_child_forked_on_the_way_out_ends_though_another_thread_of_its_parent_left_too",
+            Code(3),
+            &["child: 3"],
+            || {
+                let (leave, wait_leave) = mpsc::channel();
+                register(move || {
+                    leave.send(()).unwrap();
+                    (0..1000).for_each(|_| thread::yield_now()); // lets `main` return meanwhile
+                    if let Ok(status) = fork(|| OK) {
+                        say(&format!("child: {status}"));
+                    }
+                });
+                thread::spawn(|| exit(3));
+                wait_leave.recv().unwrap();
+                OK
+            },
+        ),
+        case("a_child_forked_in_a_nested_drain_has_nothing_of_what_was_handed_on", Code(0), &["child: 5"], || {
+            let root = Interpreter::new("root");
+            let parent = root.subinterpreter("parent");
+            let child = parent.subinterpreter("child");
+            child.stack().register(move || {
+                let _ = parent.finalize(); // is handed the failure
+                match fork(|| Ok(ExitCode::from(u8::from(root.finalize().is_ok()) * 5))) {
+                    Ok(status) => say(&format!("child: {status}")),
+                    Err(ended) => std::process::exit(if ended.is_ok() { 5 } else { 1 }),
+                }
+            });
+            child.stack().register(|| Err("the parent's"));
+            let _ = child.finalize();
+            OK
+        }),
         case("a_child_does_not_take_over_what_its_parents_drain_gathered", Code(5), &["child: 0"], || {
             register(|| {
                 if let Ok(status) = fork(|| exit(0)) {

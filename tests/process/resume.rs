@@ -1,6 +1,7 @@
 //! Ways out from inside drains that stand in one another, and beside drains of other threads.
 
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{LazyLock, Mutex};
 use std::thread;
@@ -127,6 +128,47 @@ pub(crate) fn cases() -> Vec<Case> {
             // Whichever of the three leaves: none before all has run. The status is that of the first in C's exit.
             let _ = process_stack().close();
             thread::park();
+            OK
+        }),
+        case(
+            "a_thread_that_waited_for_a_close_waits_for_the_handler_that_closed_too",
+            Code(9),
+            &["old", "goes on"],
+            || {
+                // A handler of an interpreter closes the process stack and goes on when that is done; another thread waits for
+                // that close on its way out.
+                says_on(process_stack(), "old");
+                let (runs, wait_runs) = channel();
+                register(move || {
+                    runs.send(()).unwrap();
+                    thread::yield_now(); // lets the other thread come to its wait, if it can
+                });
+                let x = Interpreter::new("x");
+                x.stack().register(|| {
+                    process_stack().close().unwrap();
+                    (0..1000).for_each(|_| thread::yield_now());
+                    say("goes on");
+                });
+                thread::spawn(move || {
+                    let _ = x.finalize();
+                    thread::park();
+                });
+                wait_runs.recv().unwrap();
+                exit(9)
+            },
+        ),
+        case("a_failure_that_the_drain_around_has_reported_is_not_reported_again", Code(3), &["1 reports"], || {
+            static REPORTS: AtomicUsize = AtomicUsize::new(0);
+            exitstack::report::set_hook(Box::new(|_| _ = REPORTS.fetch_add(1, Ordering::SeqCst)));
+            register(|| say(&format!("{} reports", REPORTS.load(Ordering::SeqCst))));
+            let parent = Interpreter::new("parent");
+            let child = parent.subinterpreter("child");
+            child.stack().register(move || {
+                drop(parent);
+                c_exit(3)
+            });
+            child.stack().register(|| Err("once"));
+            let _ = child.finalize();
             OK
         }),
         case("a_failure_of_a_close_that_may_not_return_is_reported", Code(4), &["old"], || {
