@@ -86,7 +86,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 });
                 thread::spawn(|| exit(3));
                 wait_leave.recv().unwrap();
-                OK
+                Ok(ExitCode::from(3))
             },
         ),
         case("a_child_forked_in_a_nested_drain_has_nothing_of_what_was_handed_on", Code(0), &["child: 5"], || {
