@@ -775,9 +775,9 @@ impl SharedExitStack {
             let then = match self.claim(occasion) {
                 Claim::Taken => self.descend(occasion),
                 Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, who) {
-                    Waited::Drained(drained) if occasion.is_for_good() && first.is_ok() => {
+                    Waited::Drained(drained) if occasion.is_for_good() => {
                         // It may have passed an interpreter in which a handler still runs.
-                        first = drained.result;
+                        first = first.and(drained.result);
                         continue;
                     }
                     Waited::Drained(drained) => drained.result,
