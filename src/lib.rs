@@ -76,7 +76,8 @@
 //!   never returns, or waits for a thread that is in `exit` itself, keeps the process from ending.
 //! - Other libraries' `atexit` handlers run at C's places: before ours if registered after our first, after ours if
 //!   before (with [`run`] and [`exit`], which drain first, after ours). When several threads are in C's `exit` at once,
-//!   what happens to theirs, and to C's list before it comes to ours, is C's: glibc before 2.41 may crash there.
+//!   what happens to theirs, and to C's list itself where it holds more than 32 entries (ours are 31), is C's: glibc
+//!   before 2.41 may crash there.
 //!   Ours are safe from any number of threads in `std::process::exit` and `exitstack::exit`, and from 16 that enter C's in
 //!   the same instant (more register hooks of their own as they come: 64 were tried).
 //! - The default report takes no lock. A report hook or panic hook of the program's own may, and wait for ever for a

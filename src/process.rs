@@ -59,8 +59,8 @@ global! {
 /// - Each handler runs once, in order, and none is cut short, whichever threads leave at the same time: any number in
 ///   `std::process::exit`, and 16 that enter C's `exit` in the same instant (more register hooks of their own as they come:
 ///   64 were tried). One of them drains and one goes back to C; the others wait for the end of the process. (C libraries
-///   themselves may crash where several threads run through their list before they come to the entries of this crate:
-///   glibc before 2.41.)
+///   themselves may crash where several threads run through a list that has more than the 32 entries of its first block,
+///   31 of which are this crate's: glibc before 2.41.)
 /// - A handler that calls C's `exit`, or [`exit`], ends its own part only: the drains that its thread is in
 ///   are resumed where they were, the innermost first, with what they had gathered. `std::process::exit` in a handler
 ///   **aborts** the process where this thread is in `std::process::exit` or past the end of `main` already; where another
