@@ -157,6 +157,12 @@ impl<T> HandlerList<T> {
     #[inline]
     pub(crate) fn push_with(&mut self, make: impl FnOnce() -> T) -> HandlerId {
         let id = self.next_id();
+        self.put(id, make);
+        id
+    }
+
+    #[inline]
+    fn put(&mut self, id: HandlerId, make: impl FnOnce() -> T) {
         match self.first.get_mut(self.held) {
             Some(place) if self.rest.is_empty() => {
                 mem::forget(place.replace((id, make()))); // spares the look for something to drop
@@ -169,7 +175,6 @@ impl<T> HandlerList<T> {
                 self.rest.push(Slot { id, value: Some(make()) });
             }
         }
-        id
     }
 
     #[cold]
@@ -205,13 +210,7 @@ impl<T> HandlerList<T> {
     #[inline]
     pub(crate) fn push_as(&mut self, id: HandlerId, value: T) {
         debug_assert!(self.last_id() < Some(id));
-        match self.first.get_mut(self.held) {
-            Some(place) if self.rest.is_empty() => {
-                mem::forget(place.replace((id, value))); // spares the look for something to drop
-                self.held += 1;
-            }
-            _ => self.rest.push(Slot { id, value: Some(value) }),
-        }
+        self.put(id, || value);
     }
 
     /// Takes the value out, wherever it stands; `None` if the id is not in this list (any more).

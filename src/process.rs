@@ -10,7 +10,7 @@
 //! 3. Nothing unwinds out of `hook`, `before_fork`, `after_fork` and `in_child`: C calls them.
 //! 4. Around a fork, the locks are taken in this order: `ARMED`, the report hook, the edges of waiting threads, then the
 //!    stacks from the root outwards. No other code of the crate holds two of these at a time, except the edges and a
-//!    latch.
+//!    latch, and a stack and one that is nested in it anew.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Debug;
@@ -123,7 +123,7 @@ extern "C" fn hook() {
     }
     if raw::in_main_program() {
         while !PROCESS.leaves_first() {
-            thread::sleep(Duration::MAX);
+            thread::sleep(Duration::MAX); // until another thread has ended the process
         }
         if let Some(status) = status {
             raw::end_with(status);
