@@ -311,6 +311,18 @@ fn a_status_that_is_asked_for_again_after_it_was_handed_on_is_the_last() {
 }
 
 #[test]
+fn a_status_that_was_handed_on_is_not_handed_on_again_over_a_later_one() {
+    let outer = Interpreter::new("outer");
+    let parent = outer.subinterpreter("parent");
+    parent.stack().register(|| Err(Exit(7)));
+    let child = parent.subinterpreter("child");
+    let around = outer.clone();
+    child.stack().register(move || assert_eq!(around.finalize().unwrap_err().exit_code(), Some(7)));
+    child.stack().register(|| Err(Exit(5)));
+    assert_eq!(parent.finalize().unwrap_err().exit_code(), Some(7));
+}
+
+#[test]
 fn finalize_inside_its_own_handler_is_ok_at_once_and_the_drain_goes_on() {
     let log = Log::default();
     let interpreter = Interpreter::new("own");
