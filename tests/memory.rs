@@ -321,6 +321,20 @@ fn a_shared_stack_of_up_to_four_small_handlers_allocates_nothing() {
     assert_eq!(allocations(body), 0);
 }
 
+#[test]
+fn the_fifth_to_the_twelfth_small_handler_cost_one_allocation_which_the_drain_gives_back() {
+    let (mut exit_stack, shared) = (ExitStack::new(), SharedExitStack::new());
+    let before = live();
+    for n in 0..12_usize {
+        let expected = usize::from(n == 4);
+        assert_eq!(allocations(|| ignore(exit_stack.register(move || ignore([n; 3])))), expected);
+        assert_eq!(allocations(|| ignore(shared.register(move || ignore([n; 3])))), expected);
+    }
+    exit_stack.close().unwrap();
+    shared.close().unwrap();
+    assert_eq!(live(), before);
+}
+
 const MILLION: usize = 1_000_000;
 
 #[test]
