@@ -22,9 +22,9 @@ pub(crate) fn write_stderr(mut bytes: &[u8]) {
         // SAFETY: pointer and length are those of a live slice.
         let written = unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), bytes.len()) };
         match usize::try_from(written) {
-            Ok(written) => bytes = &bytes[written..],
+            Ok(written @ 1..) => bytes = &bytes[written..],
             Err(_) if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
-            Err(_) => return,
+            Ok(_) | Err(_) => return,
         }
     }
 }
