@@ -233,6 +233,14 @@ impl Gathered {
     }
 }
 
+/// What two drains came to, one after the other.
+pub(crate) fn joined(first: Result<(), CloseError>, then: Result<(), CloseError>) -> Result<(), CloseError> {
+    let (Err(first), Err(then)) = (&first, &then) else { return first.and(then) };
+    let mut gathered = Some(Box::new(Gathered::clone(&first.0)));
+    Gathered::absorb(&mut gathered, then.errors(), then.exit_code());
+    Gathered::into_result(gathered)
+}
+
 /// How much of what a drain gathered the drain around it has been given already.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Handed {

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use crate::drain::{Note, Source, drain, drop_all, drop_counted, report_if, run_one, status_of};
-use crate::error::{CloseError, Gathered, Handed, HandlerError, HandlerErrorKind, Outcome, Refused, Site};
+use crate::error::{CloseError, Gathered, Handed, HandlerError, HandlerErrorKind, Outcome, Refused, Site, joined};
 use crate::handler::{IntoHandler, PendingHandler, SharedEntry, identity};
 use crate::list::{HandlerId, HandlerList};
 use crate::raw::{self, Bound, Closure};
@@ -770,14 +770,14 @@ impl SharedExitStack {
     /// Drains the stack and what is nested in it.
     pub(crate) fn drain(&self, occasion: Occasion) -> Result<(), CloseError> {
         let who = if occasion == Occasion::Exit { Who::Drain } else { Who::Closer };
-        let mut first = Ok(());
+        let mut before = Ok(());
         loop {
             let then = match self.claim(occasion) {
                 Claim::Taken => self.descend(occasion),
                 Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, who) {
                     Waited::Drained(drained) if occasion.is_for_good() => {
                         // It may have passed an interpreter in which a handler still runs.
-                        first = first.and(drained.result);
+                        before = joined(before, drained.result);
                         continue;
                     }
                     Waited::Drained(drained) => drained.result,
@@ -786,7 +786,7 @@ impl SharedExitStack {
                 },
                 Claim::Inside | Claim::Over => Ok(()),
             };
-            return first.and(then);
+            return joined(before, then);
         }
     }
 

@@ -15,8 +15,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use exitstack::{CloseError, Interpreter, SharedExitStack, drain_for_good, process_stack};
+use loom::sync::mpsc::channel;
 use loom::sync::{Condvar, Mutex};
 use loom::thread::{self, ThreadId};
 
@@ -360,6 +362,33 @@ fn parent_and_child_finalized_by_two_threads_run_each_handler_once() {
 #[test]
 fn a_second_closer_gets_the_first_ones_result_or_came_after_it() {
     check(|| results_of_two_closers(SharedExitStack::new));
+}
+
+/// A handler of the child closes the parent, and fails. The parent's finalizer may wait for that close, and then for the
+/// child: it returns what failed in either.
+#[test]
+fn a_finalizer_that_waits_twice_returns_what_failed_both_times() {
+    static SEEN: AtomicBool = AtomicBool::new(false);
+    check(|| {
+        let parent = Interpreter::new("parent");
+        parent.stack().register(|| Err("the parent's"));
+        let child = parent.child();
+        let (runs, wait_runs) = channel();
+        let inside = parent.clone();
+        child.stack().register(move || {
+            runs.send(()).unwrap();
+            let _ = inside.close();
+            Err("the child's")
+        });
+        let second = thread::spawn(move || child.finalize().unwrap_err());
+        wait_runs.recv().unwrap();
+        let failed: Vec<String> = parent.finalize().err().iter().flat_map(|e| e).map(ToString::to_string).collect();
+        if let [first, second] = &failed[..] {
+            SEEN.fetch_or(first.contains("the parent's") && second.contains("the child's"), Ordering::Relaxed);
+        }
+        assert_eq!(second.join().unwrap().errors().len(), 1);
+    });
+    assert!(SEEN.load(Ordering::Relaxed));
 }
 
 #[test]
