@@ -244,7 +244,7 @@ pub(crate) fn joined(first: Result<(), CloseError>, then: Result<(), CloseError>
 /// How much of what a drain gathered the drain around it has been given already.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Handed {
-    pub(crate) errors: usize,
+    errors: usize,
     asked: usize,
 }
 

@@ -170,18 +170,16 @@ struct Drain {
     handed: Handed,
     /// Failures go to the report hook as they happen.
     reports: bool,
-    /// How many went there before, from the drain around.
-    reported: usize,
     /// Where others wait for its end.
     waiters: Vec<Arc<Waiter>>,
 }
 
 impl Drain {
-    /// Lets failures go to the report hook from now on; returns those that have not.
+    /// Lets failures go to the report hook from now on; returns those that have not, and are not the drain's around.
     fn report_all(&mut self) -> Vec<HandlerError> {
         let all = mem::replace(&mut self.reports, true);
         let gathered = self.gathered.as_ref().filter(|_| !all);
-        gathered.map_or(Vec::new(), |gathered| gathered.errors[self.reported..].to_vec())
+        gathered.map_or(Vec::new(), |gathered| gathered.new_since(self.handed).0.to_vec())
     }
 
     /// A place to wait for its end.
@@ -371,7 +369,7 @@ impl State {
         if let Some(drain) = &mut self.drain {
             drain.waiters.clear();
             // The parent's to be told.
-            (drain.gathered, drain.handed, drain.reported) = (None, Handed::default(), 0);
+            (drain.gathered, drain.handed) = (None, Handed::default());
         }
     }
 
@@ -820,8 +818,7 @@ impl SharedExitStack {
         let Some(drain) = &mut state.drain else {
             let outer = self.begun().and_then(|this| set_innermost(Some(this)));
             let (handed, reports) = (Handed::default(), occasion.reports());
-            let (gathered, reported, waiters) = (None, 0, Vec::new());
-            state.drain = Some(Drain { owner: me, outer, gathered, handed, reports, reported, waiters });
+            state.drain = Some(Drain { owner: me, outer, gathered: None, handed, reports, waiters: Vec::new() });
             state.nested.newest_first().for_each(|nested| nested.passed = false);
             return Claim::Taken;
         };
@@ -891,13 +888,6 @@ impl SharedExitStack {
         };
         add(&mut drain.gathered);
         drain.reports
-    }
-
-    /// Notes that the drain around has reported what it was given of what this one gathered.
-    fn note_reported(&self) {
-        if let Some(drain) = &mut self.lock().drain {
-            drain.reported = drain.handed.errors;
-        }
     }
 
     /// The path of whom it belongs to.
@@ -1066,7 +1056,7 @@ impl Descent<'_> {
         match node.stack().claim(self.occasion.for_nested()) {
             Claim::Taken | Claim::Inside => self.enter(node),
             Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, Who::Drain) {
-                Waited::Drained(drained) => drop(self.absorb(&drained)),
+                Waited::Drained(drained) => self.absorb(&drained),
                 Waited::NotNeeded => {}
                 Waited::Inside => self.enter(node),
             },
@@ -1104,21 +1094,18 @@ impl Descent<'_> {
             self.top = node.parent();
         }
         set_current(self.top.clone().or_else(|| self.root.node()));
-        if self.absorb(&drained) {
-            node.stack().note_reported();
-        }
+        self.absorb(&drained);
         true
     }
 
-    /// Adds what a nested drain gathered to what the top has gathered; true if failures in it were reported for that.
-    fn absorb(&self, nested: &Drained) -> bool {
-        let Err(error) = &nested.result else { return false };
+    /// Adds what a nested drain gathered to what the top has gathered.
+    fn absorb(&self, nested: &Drained) {
+        let Err(error) = &nested.result else { return };
         let (errors, exit_code) = error.gathered().new_since(nested.handed);
-        let reports = self.top().gather(|gathered| Gathered::absorb(gathered, errors, exit_code)) && !nested.reported;
-        if reports {
+        let reports = self.top().gather(|gathered| Gathered::absorb(gathered, errors, exit_code));
+        if reports && !nested.reported {
             errors.iter().for_each(report);
         }
-        reports
     }
 }
 

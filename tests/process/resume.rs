@@ -171,6 +171,20 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = child.finalize();
             OK
         }),
+        case("a_failure_that_a_handler_was_told_is_not_reported_on_the_way_out", Code(3), &["0 reports"], || {
+            static REPORTS: AtomicUsize = AtomicUsize::new(0);
+            exitstack::report::set_hook(Box::new(|_| _ = REPORTS.fetch_add(1, Ordering::SeqCst)));
+            register(|| say(&format!("{} reports", REPORTS.load(Ordering::SeqCst))));
+            let parent = Interpreter::new("parent");
+            let child = parent.subinterpreter("child");
+            child.stack().register(move || {
+                assert_eq!(parent.finalize().unwrap_err().errors().len(), 1);
+                c_exit(3)
+            });
+            child.stack().register(|| Err("told"));
+            let _ = child.finalize();
+            OK
+        }),
         case("a_failure_of_a_close_that_may_not_return_is_reported", Code(4), &["old"], || {
             let (fails, wait_fails) = channel();
             let (go, wait_go) = channel();
