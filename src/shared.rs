@@ -211,18 +211,17 @@ enum Late {
 
 impl Late {
     /// What a shared count is set to when there is no limit any more.
-    const NO_LIMIT: usize = usize::MAX / 2;
+    const NO_LIMIT: usize = usize::MAX;
 
     fn admits(&mut self) -> bool {
+        let one_more = |taken| match taken {
+            Self::NO_LIMIT => Some(taken),
+            ..LATE => Some(taken + 1),
+            _ => None,
+        };
         match self {
-            Self::Own(taken) => {
-                *taken += 1;
-                *taken <= LATE
-            }
-            Self::Shared(taken) => {
-                let before = taken.fetch_add(1, Ordering::Relaxed);
-                !(LATE..Self::NO_LIMIT).contains(&before)
-            }
+            Self::Own(taken) => one_more(*taken).map(|more| *taken = more).is_some(),
+            Self::Shared(taken) => taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok(),
         }
     }
 
