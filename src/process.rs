@@ -135,13 +135,15 @@ extern "C" fn hook() {
 /// status that handlers asked for.
 #[cfg_attr(not(loom), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
 pub fn drain_for_good() -> Option<i32> {
+    // By which process: a child that is forked meanwhile does not take its parent's over.
+    let drain = |stack: &SharedExitStack| stack.drain_untold(Occasion::Exit).map(|code| (raw::epoch(), code));
     let mut status = None;
     while let Some(begun) = innermost() {
         let asked = match &begun {
-            Begun::Process => PROCESS.drain_untold(Occasion::Exit),
-            Begun::Interpreter(node) => node.stack().drain_untold(Occasion::Exit),
+            Begun::Process => drain(&PROCESS),
+            Begun::Interpreter(node) => drain(node.stack()),
         };
-        if let Some(code) = asked {
+        if let Some((_, code)) = asked {
             status = asked;
             ask_exit(code);
         }
@@ -150,7 +152,7 @@ pub fn drain_for_good() -> Option<i32> {
         }
     }
     loop {
-        status = PROCESS.drain_untold(Occasion::Exit).or(status);
+        status = drain(&PROCESS).or(status);
         if PROCESS.is_settled() || !PROCESS.is_over() {
             break;
         }
@@ -159,7 +161,7 @@ pub fn drain_for_good() -> Option<i32> {
     if PROCESS.is_over() {
         OVER.store(true, Ordering::Release);
     }
-    status
+    status.filter(|(process, _)| *process == raw::epoch()).map(|(_, code)| code)
 }
 
 /// Records an exit status with every drain that this thread has begun.

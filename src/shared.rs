@@ -234,7 +234,7 @@ impl Late {
         Self::Shared(shared)
     }
 
-    fn lift(self) {
+    fn lift(&self) {
         if let Self::Shared(taken) = self {
             taken.store(Self::NO_LIMIT, Ordering::Relaxed);
         }
@@ -364,11 +364,23 @@ impl State {
         self.refused = None;
         self.refusing.clear();
         self.leaver = None;
-        mem::forget(self.drain.take_if(|drain| drain.owner != ThreadKey::current()));
+        if let Some(lost) = self.drain.take_if(|drain| drain.owner != ThreadKey::current()) {
+            mem::forget(lost);
+            self.reopen();
+        }
         if let Some(drain) = &mut self.drain {
             drain.waiters.clear();
-            // The parent's to be told.
-            (drain.gathered, drain.handed) = (None, Handed::default());
+            // The parent's to be told, and to drop.
+            mem::forget(drain.gathered.take());
+            drain.handed = Handed::default();
+        }
+    }
+
+    /// Lets a stack go on after its last drain, with all that was made in it meanwhile.
+    fn reopen(&mut self) {
+        if let Phase::Last { late, .. } = &self.phase {
+            late.lift();
+            self.phase = Phase::Open;
         }
     }
 
@@ -850,13 +862,10 @@ impl SharedExitStack {
     /// The lists are empty.
     fn done(&self, mut state: MutexGuard<'_, State>) -> Done {
         state.handlers.release();
-        match mem::replace(&mut state.phase, Phase::Over) {
-            Phase::Last { reopen: false, .. } | Phase::Over => {}
-            Phase::Last { late, reopen: true } if matches!(self.owner, Owner::Process { .. }) => {
-                late.lift();
-                state.phase = Phase::Open;
-            }
-            goes_on @ (Phase::Open | Phase::Last { .. }) => state.phase = goes_on,
+        match &state.phase {
+            Phase::Last { reopen: false, .. } => state.phase = Phase::Over,
+            Phase::Last { reopen: true, .. } if matches!(self.owner, Owner::Process { .. }) => state.reopen(),
+            Phase::Last { .. } | Phase::Open | Phase::Over => {}
         }
         let in_tree = !matches!(self.owner, Owner::User);
         let ends = |drain: &mut Drain| drain.owner == ThreadKey::current() && (!in_tree || is_innermost(self));

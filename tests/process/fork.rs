@@ -14,7 +14,8 @@ use crate::{Case, Ended, case};
 
 const OK: Ended = Ok(ExitCode::SUCCESS);
 
-/// A captured value that must not be dropped where it was not registered.
+/// A captured value, or an error, that must not be dropped but where it was made.
+#[derive(Debug)]
 struct Bomb(libc::pid_t);
 
 impl Bomb {
@@ -30,6 +31,14 @@ impl Drop for Bomb {
         }
     }
 }
+
+impl std::fmt::Display for Bomb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "returned in process {}", self.0)
+    }
+}
+
+impl std::error::Error for Bomb {}
 
 fn pid() -> libc::pid_t {
     // SAFETY: no condition.
@@ -113,6 +122,55 @@ pub(crate) fn cases() -> Vec<Case> {
             register(|| Err(exitstack::Exit(5)));
             OK
         }),
+        case("a_child_does_not_take_over_the_status_of_a_drain_that_was_gone_on_with", Code(5), &["child: 0"], || {
+            register(|| {
+                if let Ok(status) = fork(|| OK) {
+                    say(&format!("child: {status}"));
+                }
+            });
+            let x = Interpreter::new("x");
+            x.stack().register(|| c_exit(0));
+            x.stack().register(|| Err(exitstack::Exit(5)));
+            let _ = x.finalize();
+            OK
+        }),
+        case("a_child_does_not_drop_what_its_parents_handlers_returned", Code(0), &["child: 0"], || {
+            register(|| {
+                if let Ok(status) = fork(|| OK) {
+                    say(&format!("child: {status}"));
+                }
+            });
+            register(|| Err(Bomb::new()));
+            OK
+        }),
+        case(
+            "a_child_forked_while_another_thread_drains_for_good_goes_on_as_any_other",
+            Code(0),
+            &["plugin", "first", "plugin again", "second", "third", "child 0", "A"],
+            || {
+                says("A");
+                let plugin = Interpreter::new("plugin");
+                let own = plugin.clone();
+                plugin.stack().register(move || {
+                    let forked = thread::spawn(move || {
+                        if let Ok(status) = fork(|| OK) {
+                            return status;
+                        }
+                        own.stack().register(|| say("plugin"));
+                        own.stack().close().unwrap();
+                        own.stack().register(|| say("plugin again"));
+                        says("first");
+                        process_stack().close().unwrap();
+                        says("second");
+                        process_stack().close().unwrap();
+                        says("third");
+                        exit(0)
+                    });
+                    say(&format!("child {}", forked.join().unwrap()));
+                });
+                std::process::exit(0)
+            },
+        ),
         case("a_forked_child_that_returns_runs_nothing_of_its_parents", Code(0), &["child 0", "A"], || {
             says("A");
             after(fork(|| OK), |status| say(&format!("child {status}")))
