@@ -121,6 +121,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_edge_that_is_over_closes_no_circle() {
+        let [here, there] = [ThreadKey(u64::MAX), ThreadKey(u64::MAX - 1)];
+        let latch = Arc::new(Waiter::default());
+        let edges = [Edge { waiter: there, who: Who::Closer, owner: here, latch: Arc::clone(&latch) }];
+        assert_eq!(circle(&edges, here, there), Some(vec![0]));
+        latch.set(None);
+        assert_eq!(circle(&edges, here, there), None);
+    }
+
+    #[test]
     fn a_wait_that_is_over_leaves_no_edge_behind() {
         let latch = Arc::new(Waiter::default());
         latch.set(None);

@@ -81,6 +81,24 @@ fn values_that_are_dropped_with_the_list_are_dropped_once() {
     }
 }
 
+/// It may have shrunk, to whatever size; and lost values at either end.
+#[test]
+fn what_is_left_of_a_larger_list_is_dropped_with_it() {
+    let counter = crate::support::Counter::default();
+    for (popped, removed, popped_again) in
+        (0..=20).flat_map(|a| (0..=20).flat_map(move |b| (0..=20).map(move |c| (a, b, c))))
+    {
+        let before = counter.dropped();
+        let mut list = HandlerList::new();
+        let ids: Vec<HandlerId> = (0..24).map(|_| list.push(counter.bomb())).collect();
+        (0..popped).for_each(|_| drop(list.pop()));
+        ids[4..4 + removed].iter().for_each(|id| drop(list.remove(*id)));
+        (0..popped_again).for_each(|_| drop(list.pop()));
+        drop(list);
+        assert_eq!(counter.dropped() - before, 24);
+    }
+}
+
 #[test]
 fn a_list_whose_values_panic_when_dropped_drops_them_all() {
     let counter = crate::support::Counter::default();

@@ -277,6 +277,21 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             after(cloned, |status| say(&format!("child {status}")))
         }),
+        case("a_raw_clone_of_a_raw_clone_runs_its_own_alone", Code(0), &["own", "4", "child's", "3", "A"], || {
+            says("A");
+            let cloned = raw_clone(|| {
+                says("child's");
+                let cloned = raw_clone(|| {
+                    says("own");
+                    c_exit(4)
+                });
+                if let Ok(status) = cloned {
+                    say(&status.to_string());
+                }
+                c_exit(3)
+            });
+            after(cloned, |status| say(&status.to_string()))
+        }),
         case("a_raw_clone_that_registers_nothing_runs_nothing", Code(0), &["child 3", "A"], || {
             says("A");
             after(raw_clone(|| c_exit(3)), |status| say(&format!("child {status}")))
