@@ -30,8 +30,8 @@ pub enum Outcome {
 /// A handler that returns `Err(Exit(code))` has not failed: nothing is reported. `close()` returns a [`CloseError`]
 /// whose [`exit_code`](CloseError::exit_code) is the last one asked for; on the way out of the process the last one
 /// asked for becomes the exit status, of which Unix keeps the low byte. A stack that is dropped has nobody to tell, and
-/// forgets it; so does the process stack of a shared library, whose unloading is no exit. It counts bare or in a box, not
-/// as the `source` of another error.
+/// forgets it; so does a [`scope`](crate::scope) whose body failed, and the process stack of a shared library, whose
+/// unloading is no exit. It counts bare or in a box, not as the `source` of another error nor inside an `anyhow::Error`.
 ///
 /// Python's `atexit` has no such thing: a `SystemExit` in a handler is printed and changes nothing.
 ///
@@ -85,10 +85,9 @@ pub enum HandlerErrorKind {
 /// assert!(error.location().file().ends_with(".rs"));
 /// assert!(error.to_string().ends_with("failed: disk full"));
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct HandlerError(Arc<Facts>);
 
-#[derive(Debug)]
 struct Facts {
     path: Option<String>,
     site: Site,
@@ -159,6 +158,17 @@ impl Display for HandlerError {
     }
 }
 
+impl fmt::Debug for HandlerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HandlerError")
+            .field("path", &self.path())
+            .field("name", &self.name())
+            .field("location", &format_args!("{}", self.location()))
+            .field("kind", self.kind())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Error for HandlerError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0.kind {
@@ -186,11 +196,11 @@ impl Error for HandlerError {
 /// assert_eq!(messages, ["first to run", "second to run"]);
 /// assert_eq!(error.source().unwrap().source().unwrap().to_string(), "second to run");
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct CloseError(Arc<Gathered>);
 
 /// What a drain has gathered so far. A drain keeps an `Option<Box<Gathered>>`: one word, until something fails.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Gathered {
     pub(crate) errors: Vec<HandlerError>,
     exit_code: Option<i32>,
@@ -292,6 +302,12 @@ impl Display for CloseError {
                 Ok(())
             }
         }
+    }
+}
+
+impl fmt::Debug for CloseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CloseError").field("errors", &self.errors()).field("exit_code", &self.exit_code()).finish()
     }
 }
 

@@ -58,7 +58,8 @@ pub fn set_hook(hook: Box<dyn Fn(&HandlerError) + Send + Sync>) {
 /// ```
 pub fn take_hook() -> Box<dyn Fn(&HandlerError) + Send + Sync> {
     match replace(None) {
-        Some(hook) => Box::new(move |error| hook(error)),
+        // Shared only while it reports. Else the very box: one in a box of its own at each turn would be a chain.
+        Some(hook) => Arc::try_unwrap(hook).unwrap_or_else(|hook| Box::new(move |error| hook(error))),
         None => Box::new(show),
     }
 }

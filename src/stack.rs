@@ -6,7 +6,7 @@ use std::mem;
 use std::panic::Location;
 use std::thread;
 
-use crate::drain::{Note, Source, drain, drop_all, drop_counted, report_if, run_one};
+use crate::drain::{Note, Source, discard, drain, drop_all, drop_counted, report_if, run_one};
 use crate::error::{CloseError, Gathered, Outcome};
 use crate::handler::{HandlerResult, IntoHandler, LocalEntry, Only, PendingHandler, identity};
 use crate::list::{HandlerId, HandlerList, NewestFirst};
@@ -119,7 +119,11 @@ impl<'a> ExitStack<'a> {
     ///
     /// [`close`](Self::close) means success, [`close_with`](Self::close_with) and [`scope`] say. A drop means failure
     /// if the thread is unwinding then and was not when the stack's first `on_success` or `on_failure` handler was
-    /// registered, else success.
+    /// registered, else success: so is an early return by `?` that leaves the stack to its drop; with [`scope`] it is a
+    /// failure.
+    ///
+    /// The outcome is that of the work. A handler that fails does not change it for those below: if it is the commit that
+    /// may fail, and then needs a rollback, commit in the work.
     ///
     /// ```
     /// let stack = exitstack::ExitStack::new();
@@ -247,6 +251,7 @@ impl<'a> ExitStack<'a> {
     /// assert!(stack.run_now(id).unwrap().is_ok());
     /// assert!(stack.run_now(id).is_none());
     /// ```
+    #[must_use = "it tells whether the handler failed"]
     pub fn run_now(&mut self, id: HandlerId) -> Option<Result<(), CloseError>> {
         let entry = self.list.get_mut().remove(id)?;
         Some(run_one(entry, || None))
@@ -434,10 +439,11 @@ impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
 
     #[cold]
     fn note(&mut self, note: Note) {
-        match &mut self.gathered {
-            Some(gathered) => drop(note.gather(gathered, || None)),
-            None => report_if(note.gather(&mut None, || None)),
-        }
+        let mut kept = None;
+        let untold = self.gathered.is_none();
+        let error = note.gather(self.gathered.as_deref_mut().unwrap_or(&mut kept), || None);
+        report_if(error.filter(|_| untold));
+        discard(kept); // an error's own drop may panic: that is not the handler's panic
     }
 }
 
@@ -452,6 +458,8 @@ impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
 /// | `Ok(_)` | failed | `Err(E::from(close_error))` |
 /// | `Err(error)` | | `Err(error)`; what failed in the cleanup goes to the [report hook](crate::report) |
 /// | panics | | the panic goes on; what failed in the cleanup goes to the report hook |
+///
+/// Where the body failed, an exit status that a handler asks for is forgotten.
 ///
 /// # Errors
 ///

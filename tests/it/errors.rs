@@ -110,6 +110,20 @@ fn errors_are_told_in_words() {
     assert!(two.contains(" failed: no; exit handler ") && two.ends_with(" panicked: boom"), "{two}");
 }
 
+/// As `main` shows what it returns: what the methods return, and no more.
+#[test]
+fn an_error_shows_its_facts() {
+    let mut stack = ExitStack::new();
+    stack.register(Handler::new(|| Err("disk full")).named("flush"));
+    stack.register(|| Err(Exit(3)));
+    let shown = format!("{:?}", stack.close().unwrap_err());
+    let location = r#"CloseError { errors: [HandlerError { path: None, name: Some("flush"), location: "#;
+    assert!(shown.starts_with(location), "{shown}");
+    let place = concat!(file!(), ":");
+    assert!(shown[location.len()..].starts_with(place), "{shown}");
+    assert!(shown.ends_with(r#", kind: Failed("disk full"), .. }], exit_code: Some(3) }"#), "{shown}");
+}
+
 #[test]
 fn a_clone_of_an_error_is_the_same_error() {
     let mut stack = ExitStack::new();

@@ -1,5 +1,6 @@
 //! The report hook, of which the process has one: each test here has it alone.
 
+use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -60,6 +61,24 @@ fn take_hook_returns_the_hook_and_puts_the_default_back() {
     set_hook(hook);
     fail();
     assert_eq!(reports.lock().unwrap().len(), 1);
+    drop(take_hook());
+}
+
+#[test]
+fn take_hook_returns_the_very_box_however_often() {
+    let _alone = alone();
+    let count = Arc::new(AtomicUsize::new(0));
+    let sink = Arc::clone(&count);
+    let hook: Box<dyn Fn(&HandlerError) + Send + Sync> = Box::new(move |_| _ = sink.fetch_add(1, Ordering::SeqCst));
+    let address = ptr::from_ref(&*hook).addr();
+    set_hook(hook);
+    for _ in 0..3 {
+        let hook = take_hook();
+        assert_eq!(ptr::from_ref(&*hook).addr(), address);
+        set_hook(hook);
+    }
+    fail();
+    assert_eq!(count.load(Ordering::SeqCst), 1);
     drop(take_hook());
 }
 

@@ -200,6 +200,7 @@ fn a_failing_errors_own_drop_may_panic() {
     });
     assert_eq!(ran.get(), 1);
     assert_eq!(reports.iter().filter(|report| report.contains("failed: rude")).count(), 2);
+    assert_eq!(reports.len(), 2);
 }
 
 #[test]
