@@ -15,7 +15,8 @@ use crate::raw::{Bound, BoxError, Closure, Task};
 /// `Result<(), E>` or nothing at all (type `!`); and such a one dressed as a [`Handler`].
 ///
 /// Arguments are bound by the closure that captures them, where Python's `atexit.register` takes them beside the
-/// function. The trait is sealed: its implementations are listed here.
+/// function. The trait is sealed: its implementations are listed here, and what it is built on is no part of the
+/// interface.
 ///
 /// ```
 /// use exitstack::ExitStack;
@@ -39,7 +40,10 @@ pub trait IntoHandler: Task {}
 
 /// What a handler may return: `()`, `Result<(), E>` where `E: Into<Box<dyn Error + Send + Sync>>`, or `!`.
 ///
-/// The trait is sealed. Any error type of the standard library will do, and so will `String`, `&str` and a boxed error.
+/// The trait is sealed, and what it is built on is no part of the interface. `E` may be an error that is
+/// `Send + Sync + 'static`, as nearly all are, `String`, `&str`, `Box<dyn Error + Send + Sync>` or `anyhow::Error`. A
+/// `Box<dyn Error>` may not: what failed is kept, and may be handed to another thread. A closure that uses `?` needs to be
+/// told its type, as in `Ok::<(), std::io::Error>(())`.
 ///
 /// ```
 /// let mut stack = exitstack::ExitStack::new();

@@ -650,6 +650,7 @@ impl SharedExitStack {
     /// let id = stack.register(|| println!("now"));
     /// assert!(stack.run_now(id).unwrap().is_ok());
     /// ```
+    #[must_use = "it tells whether the handler failed"]
     pub fn run_now(&self, id: HandlerId) -> Option<Result<(), CloseError>> {
         let entry = self.lock().handlers.remove(id)?;
         let _restored = self.make_current();

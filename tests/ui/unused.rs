@@ -9,4 +9,7 @@ fn main() {
     SharedExitStack::new();
     Interpreter::new("plugin");
     HandlerList::<u8>::new().clear();
+    let mut stack = ExitStack::new();
+    let id = stack.register(|| Err("disk full"));
+    stack.run_now(id);
 }
