@@ -265,6 +265,35 @@ fn a_failure_that_two_drains_come_by_is_returned_once() {
     });
 }
 
+/// The child's handler closes the parent, which another thread finalizes: that one waits for the close, and then for the
+/// handler.
+#[test]
+fn a_finalizer_that_waited_for_a_handlers_close_waits_for_the_handler_too() {
+    within_a_minute(|| {
+        for _ in rounds().take(200) {
+            let done = Count::default();
+            let parent = Interpreter::new("parent");
+            let child = parent.subinterpreter("child");
+            let barrier = Arc::new(Barrier::new(2));
+            let (inside, begins) = (parent.clone(), Arc::clone(&barrier));
+            let then = done.handler();
+            child.stack().register(move || {
+                inside.stack().close().unwrap();
+                (0..20).for_each(|_| thread::yield_now());
+                then();
+            });
+            parent.stack().register(|| (0..20).for_each(|_| thread::yield_now())); // lets the other come to its wait
+            parent.stack().register(move || _ = begins.wait());
+            let finalize = || {
+                barrier.wait();
+                parent.finalize().unwrap();
+                assert_eq!(done.get(), 1);
+            };
+            at_once([&|| child.finalize().unwrap(), &finalize]);
+        }
+    });
+}
+
 /// Each of two threads drains an interpreter, a handler of which finalizes what the other's is nested in: no closer waits
 /// that could be told to go on, so one of them runs what is left of the other's.
 #[test]

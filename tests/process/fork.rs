@@ -152,10 +152,12 @@ pub(crate) fn cases() -> Vec<Case> {
                 let plugin = Interpreter::new("plugin");
                 let own = plugin.clone();
                 plugin.stack().register(move || {
+                    let made = own.subinterpreter("made meanwhile");
                     let forked = thread::spawn(move || {
                         if let Ok(status) = fork(|| OK) {
                             return status;
                         }
+                        assert!((0..70_000).all(|_| made.stack().try_register(|| ()).is_ok()));
                         own.stack().register(|| say("plugin"));
                         own.stack().close().unwrap();
                         own.stack().register(|| say("plugin again"));
