@@ -42,6 +42,10 @@ pub(crate) fn trials() -> Vec<Trial> {
             }
             compare(&output, Status::Code(0), &["handed back"])
         }),
+        trial("c_is_given_as_many_hooks_as_the_first_block_of_its_list_has_room_for", || {
+            let counted = build("dev", "counted")?;
+            compare(&output(&mut Command::new(counted))?, Status::Code(0), &["16", "31"])
+        }),
         trial("with_panic_abort_a_panicking_handler_aborts_and_exit_does_not", || {
             let aborting = build("abort", "aborting")?;
             let panics = output(Command::new(&aborting).arg("panic"))?;
