@@ -26,12 +26,14 @@ use crate::drain::discard;
 use crate::error::Exit;
 use crate::raw::{self, Held};
 use crate::report::{HOOK, Hook};
-use crate::shared::{Begun, Node, Occasion, SharedExitStack, State, ends, forget_begun, forked, innermost, nested};
+use crate::shared::{
+    Node, Occasion, SharedExitStack, State, ends, forget_begun, forked, innermost, is_innermost, nested,
+};
 use crate::sync::{Lock, MutexGuard, global};
 use crate::waits::{EDGES, Edge};
 
 global! {
-    static PROCESS: SharedExitStack = SharedExitStack::of_process(arm);
+    static PROCESS: SharedExitStack = SharedExitStack::of_process(arm, process_stack);
 }
 
 /// The process's own stack: it drains on every normal way out of the process.
@@ -139,15 +141,12 @@ pub fn drain_for_good() -> Option<i32> {
     let drain = |stack: &SharedExitStack| stack.drain_untold(Occasion::Exit).map(|code| (raw::epoch(), code));
     let mut status = None;
     while let Some(begun) = innermost() {
-        let asked = match &begun {
-            Begun::Process => drain(&PROCESS),
-            Begun::Interpreter(node) => drain(node.stack()),
-        };
+        let asked = drain(begun.stack());
         if let Some((_, code)) = asked {
             status = asked;
             ask_exit(code);
         }
-        if innermost().is_some_and(|still| still == begun) {
+        if is_innermost(begun.stack()) {
             forget_begun(); // a fork that went past C's hooks took the drain away
         }
     }
@@ -168,10 +167,7 @@ pub fn drain_for_good() -> Option<i32> {
 fn ask_exit(code: i32) {
     let mut begun = innermost();
     while let Some(this) = begun {
-        begun = match this {
-            Begun::Process => PROCESS.ask_exit(code),
-            Begun::Interpreter(node) => node.stack().ask_exit(code),
-        };
+        begun = this.stack().ask_exit(code);
     }
 }
 

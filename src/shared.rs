@@ -94,8 +94,8 @@ pub struct SharedExitStack {
 enum Owner {
     /// The user: it is a value.
     User,
-    /// The process. `arm` sets up what drains it at the end, and says whether that worked.
-    Process { arm: fn() -> bool },
+    /// The process. `arm` sets up what drains it at the end, and says whether that worked; `stack` is this very one.
+    Process { arm: fn() -> bool, stack: fn() -> &'static SharedExitStack },
     /// An interpreter.
     Interpreter(Weak<dyn Node>),
 }
@@ -406,8 +406,8 @@ impl SharedExitStack {
     }
 
     const_fn! {
-        pub(crate) const fn of_process(arm: fn() -> bool) -> Self {
-            Self { state: Lock::new(State::new(false)), owner: Owner::Process { arm } }
+        pub(crate) const fn of_process(arm: fn() -> bool, stack: fn() -> &'static SharedExitStack) -> Self {
+            Self { state: Lock::new(State::new(false)), owner: Owner::Process { arm, stack } }
         }
     }
 
@@ -460,7 +460,7 @@ impl SharedExitStack {
 
     #[cold]
     fn arm(&self) -> Option<MutexGuard<'_, State>> {
-        if let Owner::Process { arm } = self.owner {
+        if let Owner::Process { arm, .. } = self.owner {
             if !arm() {
                 return None;
             }
@@ -920,7 +920,7 @@ impl SharedExitStack {
     fn begun(&self) -> Option<Begun> {
         match &self.owner {
             Owner::User => None,
-            Owner::Process { .. } => Some(Begun::Process),
+            Owner::Process { stack, .. } => Some(Begun::Process(*stack)),
             Owner::Interpreter(node) => node.upgrade().map(Begun::Interpreter),
         }
     }
@@ -1149,16 +1149,15 @@ impl Source<dyn Bound + Send> for Descent<'_> {
 /// A drain in the tree of interpreters that a thread has begun.
 #[derive(Clone)]
 pub(crate) enum Begun {
-    Process,
+    Process(fn() -> &'static SharedExitStack),
     Interpreter(Arc<dyn Node>),
 }
 
-impl PartialEq for Begun {
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Process, Self::Process) => true,
-            (Self::Interpreter(one), Self::Interpreter(other)) => Arc::ptr_eq(one, other),
-            _ => false,
+impl Begun {
+    pub(crate) fn stack(&self) -> &SharedExitStack {
+        match self {
+            Self::Process(stack) => stack(),
+            Self::Interpreter(node) => node.stack(),
         }
     }
 }
@@ -1191,12 +1190,9 @@ pub(crate) fn innermost() -> Option<Begun> {
     begun
 }
 
-fn is_innermost(stack: &SharedExitStack) -> bool {
-    match innermost() {
-        None => false,
-        Some(Begun::Process) => matches!(stack.owner, Owner::Process { .. }),
-        Some(Begun::Interpreter(node)) => ptr::eq(node.stack(), stack),
-    }
+/// Whether this stack's drain is the one that this thread has begun last.
+pub(crate) fn is_innermost(stack: &SharedExitStack) -> bool {
+    innermost().is_some_and(|begun| ptr::eq(begun.stack(), stack))
 }
 
 /// Makes this interpreter, or none, the current one on this thread.
