@@ -4,9 +4,9 @@
 //!    race in C's `exit` each take one of them off C's list; the first to come drains, every other one waits in its own
 //!    until that is done, so that none of them ends the process under the drain. Each that waits registers another one.
 //!    Then one of them goes back to C's list, and the others stay where they are: C's list is not safe from several.
-//! 2. What a drain has gathered stands in the stack (invariant 4 of `shared`), so a hook that runs inside a handler (C
-//!    `exit` called there) goes on with the drain where it was. A status that handlers decide is left to
-//!    `raw::end_with`: some C libraries let `exit` be entered again, some do not.
+//! 2. What a drain has gathered stands in the stack (invariant 4 of `shared`), and so does what came of those that the way
+//!    out went on with: a hook that runs inside a handler (C `exit` called there) goes on where it was. A status that
+//!    handlers decide is left to `raw::end_with`: some C libraries let `exit` be entered again, some do not.
 //! 3. Nothing unwinds out of `hook`, `before_fork`, `after_fork` and `in_child`: C calls them.
 //! 4. Around a fork, the locks are taken in this order: `ARMED`, the report hook, the edges of waiting threads, then the
 //!    stacks from the root outwards. No other code of the crate holds two of these at a time, except the edges and a
@@ -137,21 +137,19 @@ extern "C" fn hook() {
 /// status that handlers asked for.
 #[cfg_attr(not(loom), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
 pub fn drain_for_good() -> Option<i32> {
-    // By which process: a child that is forked meanwhile does not take its parent's over.
-    let drain = |stack: &SharedExitStack| stack.drain_untold(Occasion::Exit).map(|code| (raw::epoch(), code));
-    let mut status = None;
     while let Some(begun) = innermost() {
-        let asked = drain(begun.stack());
-        if let Some((_, code)) = asked {
-            status = asked;
+        if let Some(code) = begun.stack().drain_untold(Occasion::Exit) {
             ask_exit(code);
+            PROCESS.decide(code);
         }
         if is_innermost(begun.stack()) {
             forget_begun(); // a fork that went past C's hooks took the drain away
         }
     }
     loop {
-        status = drain(&PROCESS).or(status);
+        if let Some(code) = PROCESS.drain_untold(Occasion::Exit) {
+            PROCESS.decide(code);
+        }
         if PROCESS.is_settled() || !PROCESS.is_over() {
             break;
         }
@@ -160,7 +158,7 @@ pub fn drain_for_good() -> Option<i32> {
     if PROCESS.is_over() {
         OVER.store(true, Ordering::Release);
     }
-    status.filter(|(process, _)| *process == raw::epoch()).map(|(_, code)| code)
+    PROCESS.decided()
 }
 
 /// Records an exit status with every drain that this thread has begun.

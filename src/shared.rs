@@ -135,6 +135,8 @@ pub(crate) struct State {
     refused: Option<Refusals>,
     /// Interpreters that have refused more than one, to be reported with this stack's own refusals.
     refusing: Vec<Weak<dyn Node>>,
+    /// The exit status that handlers have asked for in drains which the way out of the process went on with.
+    status: Option<i32>,
     /// The thread that is to leave the process, once the drain is over; the others are not to disturb it.
     leaver: Option<ThreadKey>,
     /// In which process, counted by forks, this was last touched.
@@ -326,6 +328,7 @@ impl State {
             armed,
             refused: None,
             refusing: Vec::new(),
+            status: None,
             leaver: None,
             epoch: 0,
             inherited: None,
@@ -363,6 +366,7 @@ impl State {
         }
         self.refused = None;
         self.refusing.clear();
+        self.status = None;
         self.leaver = None;
         if let Some(lost) = self.drain.take_if(|drain| drain.owner != ThreadKey::current()) {
             mem::forget(lost);
@@ -989,6 +993,16 @@ impl SharedExitStack {
     pub(crate) fn ask_exit(&self, code: i32) -> Option<Begun> {
         self.gather(|gathered| gathered.get_or_insert_default().ask_exit(code));
         self.lock().drain.as_ref()?.outer.clone()
+    }
+
+    /// Keeps an exit status that handlers asked for, for whichever thread leaves the process.
+    pub(crate) fn decide(&self, code: i32) {
+        self.lock().status = Some(code);
+    }
+
+    /// The exit status that handlers asked for.
+    pub(crate) fn decided(&self) -> Option<i32> {
+        self.lock().status
     }
 
     /// Whether this thread is the first to ask: that is the one to leave the process.

@@ -69,6 +69,29 @@ pub(crate) fn cases() -> Vec<Case> {
             register(move || y.finalize());
             OK
         }),
+        case("a_status_that_was_asked_for_survives_another_c_exit", Code(5), &[], || {
+            register(|| c_exit(0));
+            let x = Interpreter::new("x");
+            x.stack().register(|| c_exit(0));
+            x.stack().register(|| Err(Exit(5)));
+            let _ = x.finalize();
+            OK
+        }),
+        case("a_status_that_was_asked_for_is_every_leaving_threads", Code(7), &[], || {
+            let (drains, wait_drains) = channel();
+            register(move || {
+                drains.send(()).unwrap();
+                (0..1000).for_each(|_| thread::yield_now()); // lets `main` come to its wait, if it can
+            });
+            thread::spawn(|| {
+                let x = Interpreter::new("x");
+                x.stack().register(|| c_exit(0));
+                x.stack().register(|| Err(Exit(7)));
+                let _ = x.finalize();
+            });
+            wait_drains.recv().unwrap();
+            OK
+        }),
         case("exit_in_a_handler_decides_after_an_older_request_of_its_interpreter", Code(7), &[], || {
             let x = Interpreter::new("x");
             x.stack().register(|| assert!(std::panic::catch_unwind(|| exit(7)).is_err()));
