@@ -6,6 +6,7 @@ use std::error::Error;
 use std::fmt::{self, Display, Write as _};
 use std::panic::Location;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How the work ended whose cleanup runs: what `on_success` and `on_failure` handlers ask.
 ///
@@ -203,9 +204,15 @@ pub struct CloseError(Arc<Gathered>);
 #[derive(Clone, Default)]
 pub(crate) struct Gathered {
     pub(crate) errors: Vec<HandlerError>,
-    exit_code: Option<i32>,
-    /// How often an exit status was asked for.
-    asked: usize,
+    exit: Option<Asked>,
+}
+
+/// An exit status that was asked for. Of several the last one counts, whichever way they come together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Asked {
+    /// Its place among all that were asked for in this process.
+    at: u64,
+    code: i32,
 }
 
 impl Gathered {
@@ -215,31 +222,28 @@ impl Gathered {
     }
 
     /// Adds the failures of a nested drain, and the exit status asked for in it.
-    pub(crate) fn absorb(this: &mut Option<Box<Self>>, errors: &[HandlerError], exit_code: Option<i32>) {
-        if !errors.is_empty() || exit_code.is_some() {
+    pub(crate) fn absorb(this: &mut Option<Box<Self>>, errors: &[HandlerError], exit: Option<Asked>) {
+        if !errors.is_empty() || exit.is_some() {
             let this = this.get_or_insert_default();
             this.errors.extend_from_slice(errors);
-            if let Some(code) = exit_code {
-                this.ask_exit(code);
-            }
+            this.exit = this.exit.max(exit);
         }
     }
 
-    /// Notes an exit status that was asked for: the last one counts.
+    /// Notes an exit status that is asked for.
     pub(crate) fn ask_exit(&mut self, code: i32) {
-        self.exit_code = Some(code);
-        self.asked += 1;
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        self.exit = Some(Asked { at: NEXT.fetch_add(1, Ordering::Relaxed), code });
     }
 
     /// The failures that were not handed over before, and the exit status if it was not.
-    pub(crate) fn new_since(&self, handed: Handed) -> (&[HandlerError], Option<i32>) {
-        let exit_code = self.exit_code.filter(|_| self.asked > handed.asked);
-        (&self.errors[handed.errors..], exit_code)
+    pub(crate) fn new_since(&self, handed: Handed) -> (&[HandlerError], Option<Asked>) {
+        (&self.errors[handed.errors..], self.exit.filter(|_| self.exit > handed.exit))
     }
 
     /// All of it, to be noted as handed over.
     pub(crate) fn all(&self) -> Handed {
-        Handed { errors: self.errors.len(), asked: self.asked }
+        Handed { errors: self.errors.len(), exit: self.exit }
     }
 }
 
@@ -247,7 +251,7 @@ impl Gathered {
 pub(crate) fn joined(first: Result<(), CloseError>, then: Result<(), CloseError>) -> Result<(), CloseError> {
     let (Err(first), Err(then)) = (&first, &then) else { return first.and(then) };
     let mut gathered = Some(Box::new(Gathered::clone(&first.0)));
-    Gathered::absorb(&mut gathered, then.errors(), then.exit_code());
+    Gathered::absorb(&mut gathered, then.errors(), then.0.exit);
     Gathered::into_result(gathered)
 }
 
@@ -255,7 +259,7 @@ pub(crate) fn joined(first: Result<(), CloseError>, then: Result<(), CloseError>
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Handed {
     errors: usize,
-    asked: usize,
+    exit: Option<Asked>,
 }
 
 impl CloseError {
@@ -275,7 +279,7 @@ impl CloseError {
 
     /// The exit status that a handler asked for with [`Exit`], the last one if there were several.
     pub fn exit_code(&self) -> Option<i32> {
-        self.0.exit_code
+        self.0.exit.map(|asked| asked.code)
     }
 }
 

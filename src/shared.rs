@@ -1124,8 +1124,8 @@ impl Descent<'_> {
     /// Adds what a nested drain gathered to what the top has gathered.
     fn absorb(&self, nested: &Drained) {
         let Err(error) = &nested.result else { return };
-        let (errors, exit_code) = error.gathered().new_since(nested.handed);
-        let reports = self.top().gather(|gathered| Gathered::absorb(gathered, errors, exit_code));
+        let (errors, exit) = error.gathered().new_since(nested.handed);
+        let reports = self.top().gather(|gathered| Gathered::absorb(gathered, errors, exit));
         if reports && !nested.reported {
             errors.iter().for_each(report);
         }

@@ -92,6 +92,30 @@ pub(crate) fn cases() -> Vec<Case> {
             wait_drains.recv().unwrap();
             OK
         }),
+        case("exit_in_a_drain_that_another_thread_goes_on_with_decides_after_an_older_request", Code(7), &[], || {
+            let root = Interpreter::new("root");
+            let x = root.subinterpreter("x");
+            x.stack().register(|| exit(7));
+            let inner = x.subinterpreter("inner");
+            let (asks, wait_asks) = channel();
+            x.stack().register(move || {
+                asks.send(()).unwrap();
+                Err(Exit(5))
+            });
+            let (runs, wait_runs) = channel();
+            inner.stack().register(move || {
+                runs.send(()).unwrap();
+                wait_asks.recv().unwrap();
+                (0..1000).for_each(|_| thread::yield_now()); // lets the owner of x come to its wait, if it can
+                let _ = root.finalize();
+            });
+            thread::spawn(move || {
+                wait_runs.recv().unwrap();
+                let _ = x.finalize();
+            });
+            let _ = inner.finalize();
+            OK
+        }),
         case("exit_in_a_handler_decides_after_an_older_request_of_its_interpreter", Code(7), &[], || {
             let x = Interpreter::new("x");
             x.stack().register(|| assert!(std::panic::catch_unwind(|| exit(7)).is_err()));
