@@ -86,8 +86,9 @@ pub(crate) fn drain<B: ?Sized>(source: &mut impl Source<B>, outcome: Outcome) {
             }
         }));
         match (drained, location) {
+            (Ok(()), _) => return,
             (Err(payload), Some(location)) => source.note(Note::panicked(Site { name, location }, payload)),
-            _ => return,
+            (Err(payload), None) => discard(payload), // no handler's: the source is to see to its own
         }
     }
 }
@@ -156,8 +157,8 @@ pub(crate) fn drop_counted<T>(removed: Vec<T>) -> usize {
     count
 }
 
-/// Drops what a handler left: what a panic carried, or an error. Its drop may panic in turn; what that carries is leaked,
-/// as std does with it.
+/// Drops what a handler left: what a panic carried, or an error, which may be the last of its kind here. Its drop may panic
+/// in turn; what that carries is leaked, as std does with it.
 pub(crate) fn discard<T>(left: T) {
     if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(left))) {
         std::mem::forget(second);

@@ -23,7 +23,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use crate::drain::{Note, Source, drain, drop_all, drop_counted, report_if, run_one, status_of};
+use crate::drain::{Note, Source, discard, drain, drop_all, drop_counted, report_if, run_one, status_of};
 use crate::error::{CloseError, Gathered, Handed, HandlerError, HandlerErrorKind, Outcome, Refused, Site, joined};
 use crate::handler::{IntoHandler, PendingHandler, SharedEntry, identity};
 use crate::list::{HandlerId, HandlerList};
@@ -157,9 +157,9 @@ struct Refusals {
 /// An interpreter in its parent's list.
 struct Nested {
     node: Arc<dyn Node>,
-    /// The parent's drain has run all that was in it; what is left is a handler of it that waits for that drain, as one
-    /// that finalizes its own parent.
-    passed: bool,
+    /// The thread that has run, in the parent's drain, all that was in it; what is left is a handler of it that this very
+    /// thread is in, or that waits for this thread.
+    passed: Option<ThreadKey>,
 }
 
 /// A drain that runs.
@@ -835,7 +835,7 @@ impl SharedExitStack {
             let outer = self.begun().and_then(|this| set_innermost(Some(this)));
             let (handed, reports) = (Handed::default(), occasion.reports());
             state.drain = Some(Drain { owner: me, outer, gathered: None, handed, reports, waiters: Vec::new() });
-            state.nested.newest_first().for_each(|nested| nested.passed = false);
+            state.nested.newest_first().for_each(|nested| nested.passed = None);
             return Claim::Taken;
         };
         let claim = match occasion {
@@ -847,6 +847,7 @@ impl SharedExitStack {
         let unreported = if occasion == Occasion::Exit { drain.report_all() } else { Vec::new() };
         drop(state);
         unreported.iter().for_each(report);
+        discard(unreported);
         claim
     }
 
@@ -855,7 +856,8 @@ impl SharedExitStack {
     fn step(&self, running: &mut Option<SharedEntry>) -> Step {
         let mut state = self.lock();
         if !state.nested.is_empty() {
-            let newest = state.nested.iter().rev().find(|(_, nested)| !nested.passed);
+            let me = Some(ThreadKey::current());
+            let newest = state.nested.iter().rev().find(|(_, nested)| nested.passed != me);
             if let Some((id, nested)) = newest.filter(|(id, _)| Some(*id) > state.handlers.last_id()) {
                 return Step::Nested(id, Arc::clone(&nested.node));
             }
@@ -948,7 +950,7 @@ impl SharedExitStack {
         if let Phase::Last { late, .. } = &mut state.phase {
             node.stack().lock().phase = Phase::Last { late: late.share(), reopen: true };
         }
-        state.nested.push_as(id, Nested { node, passed: false });
+        state.nested.push_as(id, Nested { node, passed: None });
         true
     }
 
@@ -962,10 +964,10 @@ impl SharedExitStack {
         settled
     }
 
-    /// Notes that a drain of this stack has passed an interpreter that is not settled.
+    /// Notes that this thread, in a drain of this stack, has passed an interpreter that is not settled.
     fn pass(&self, id: HandlerId) {
         if let Some(nested) = self.lock().nested.get_mut(id) {
-            nested.passed = true;
+            nested.passed = Some(ThreadKey::current());
         }
     }
 
@@ -1079,7 +1081,10 @@ impl Descent<'_> {
         match node.stack().claim(self.occasion.for_nested()) {
             Claim::Taken | Claim::Inside => self.enter(node),
             Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, Who::Drain) {
-                Waited::Drained(drained) => self.absorb(&drained),
+                Waited::Drained(drained) => {
+                    self.absorb(&drained);
+                    discard((waiter, drained));
+                }
                 Waited::NotNeeded => {}
                 Waited::Inside => self.enter(node),
             },
@@ -1118,6 +1123,7 @@ impl Descent<'_> {
         }
         set_current(self.top.clone().or_else(|| self.root.node()));
         self.absorb(&drained);
+        discard(drained);
         true
     }
 

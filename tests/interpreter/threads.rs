@@ -1,12 +1,13 @@
 //! Several threads finalize at the same time. Every race is run many times, bounded by count and by time.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use exitstack::{Interpreter, SharedExitStack};
+use exitstack::{CloseError, Interpreter, SharedExitStack};
 
 use crate::{Log, messages, within_a_minute};
 
@@ -290,6 +291,83 @@ fn a_finalizer_that_waited_for_a_handlers_close_waits_for_the_handler_too() {
                 assert_eq!(done.get(), 1);
             };
             at_once([&|| child.finalize().unwrap(), &finalize]);
+        }
+    });
+}
+
+/// Thread 1, in a handler of one child, drains another one, whose handler finalizes the grandparent: thread 1 goes on there
+/// with the parent's drain, whose owner waits for it. When that one wakes, the handler of the first child still runs.
+#[test]
+fn a_finalizer_waits_for_what_another_thread_has_passed_in_its_place() {
+    within_a_minute(|| {
+        for _ in rounds().take(200) {
+            let done = Count::default();
+            let grandparent = Interpreter::new("grandparent");
+            let parent = grandparent.subinterpreter("parent");
+            let [first, second] = ["first", "second"].map(|name| parent.subinterpreter(name));
+            let barrier = Arc::new(Barrier::new(2));
+            let begins = Arc::clone(&barrier);
+            second.stack().register(move || {
+                begins.wait();
+                (0..20).for_each(|_| thread::yield_now()); // lets the parent's finalizer come to its wait, if it can
+                grandparent.finalize().unwrap();
+            });
+            let then = done.handler();
+            first.stack().register(move || {
+                second.finalize().unwrap();
+                (0..20).for_each(|_| thread::yield_now());
+                then();
+            });
+            let finalize = || {
+                barrier.wait();
+                parent.finalize().unwrap();
+                assert_eq!(done.get(), 1);
+            };
+            at_once([&|| first.finalize().unwrap(), &finalize]);
+        }
+    });
+}
+
+/// A drain that waited for another one may be the last to hold what that one's handlers returned.
+#[test]
+fn an_error_whose_drop_panics_in_a_drain_that_did_not_run_its_handler_ends_no_drain() {
+    #[derive(Debug)]
+    struct Rude;
+    impl std::fmt::Display for Rude {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("rude")
+        }
+    }
+    impl std::error::Error for Rude {}
+    impl Drop for Rude {
+        fn drop(&mut self) {
+            resume_unwind(Box::new(()));
+        }
+    }
+    fn drop_rudely(result: Result<(), CloseError>) {
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(result)));
+    }
+    within_a_minute(|| {
+        for _ in rounds().take(200) {
+            let ran = Count::default();
+            let parent = Interpreter::new("parent");
+            parent.stack().register(ran.handler());
+            let child = parent.subinterpreter("child");
+            let barrier = Arc::new(Barrier::new(2));
+            let (around, begins) = (parent.clone(), Arc::clone(&barrier));
+            child.stack().register(move || {
+                drop_rudely(around.finalize()); // is handed the failure
+                begins.wait();
+                (0..20).for_each(|_| thread::yield_now()); // lets the other finalizer come to its wait, if it can
+            });
+            child.stack().register(|| Err(Rude));
+            let finalize = || {
+                barrier.wait();
+                assert!(parent.finalize().is_ok());
+            };
+            at_once([&|| drop_rudely(child.finalize()), &finalize]);
+            assert!(parent.finalize().is_ok());
+            assert_eq!(ran.get(), 1);
         }
     });
 }
