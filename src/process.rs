@@ -338,6 +338,11 @@ extern "C" fn in_child() {
 ///
 /// CPython runs inherited handlers in every child that exits normally.
 ///
+/// A child may use the process stack and the interpreters of its parent, whatever other threads did at the fork: their locks
+/// are free in it. Two kinds of stack are not looked after: a [`SharedExitStack`] that is a value, and the stack of an
+/// interpreter that was finalized. If another thread was in one of their methods at the fork, using it in the child waits
+/// for ever, as with any lock.
+///
 /// ```
 /// exitstack::adopt_after_fork(); // in a process that did not fork: nothing
 /// ```

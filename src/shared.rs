@@ -204,11 +204,13 @@ enum Phase {
     Over,
 }
 
-/// How many registrations were taken in a last drain.
+/// How many registrations were taken in a last drain, those with interpreters that were made meanwhile included: they
+/// would be a way round the limit.
 enum Late {
     Own(usize),
-    /// Together with the interpreters that were made in it meanwhile: they would be a way round the limit.
-    Shared(Arc<AtomicUsize>),
+    /// Its own, and that of interpreters too.
+    Lent(Arc<AtomicUsize>),
+    Borrowed(Arc<AtomicUsize>),
 }
 
 impl Late {
@@ -223,23 +225,31 @@ impl Late {
         };
         match self {
             Self::Own(taken) => one_more(*taken).map(|more| *taken = more).is_some(),
-            Self::Shared(taken) => taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok(),
+            Self::Lent(taken) | Self::Borrowed(taken) => {
+                taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+            }
         }
     }
 
-    fn share(&mut self) -> Self {
-        let shared = match self {
+    fn lend(&mut self) -> Self {
+        let taken = match self {
             Self::Own(taken) => Arc::new(AtomicUsize::new(*taken)),
-            Self::Shared(taken) => Arc::clone(taken),
+            Self::Lent(taken) => Arc::clone(taken),
+            Self::Borrowed(taken) => return Self::Borrowed(Arc::clone(taken)),
         };
-        *self = Self::Shared(Arc::clone(&shared));
-        Self::Shared(shared)
+        *self = Self::Lent(Arc::clone(&taken));
+        Self::Borrowed(taken)
     }
 
+    /// The drain whose count it is is over.
     fn lift(&self) {
-        if let Self::Shared(taken) = self {
+        if let Self::Lent(taken) = self {
             taken.store(Self::NO_LIMIT, Ordering::Relaxed);
         }
+    }
+
+    fn is_lifted(&self) -> bool {
+        matches!(self, Self::Borrowed(taken) if taken.load(Ordering::Relaxed) == Self::NO_LIMIT)
     }
 }
 
@@ -313,7 +323,7 @@ struct Done {
     /// Who waits for the end of the drain; none if it has not come to its end, for a handler still runs in it.
     waiters: Vec<Arc<Waiter>>,
     /// The drain that ended, to be dropped where no lock is held.
-    ended: Option<Begun>,
+    ended: [Option<Begun>; 2],
     settled: bool,
 }
 
@@ -380,10 +390,25 @@ impl State {
         }
     }
 
+    /// What counts the registrations in its last drain, if it is in that, for interpreters that are made meanwhile.
+    fn late(&mut self) -> Option<Late> {
+        match &mut self.phase {
+            Phase::Last { late, .. } => Some(late.lend()),
+            Phase::Open | Phase::Over => None,
+        }
+    }
+
     /// Lets a stack go on after its last drain, with all that was made in it meanwhile.
     fn reopen(&mut self) {
         if let Phase::Last { late, .. } = &self.phase {
             late.lift();
+            self.phase = Phase::Open;
+        }
+    }
+
+    /// Opens a stack that was made in a last drain, if that is over.
+    fn open_if_lifted(&mut self) {
+        if matches!(&self.phase, Phase::Last { late, .. } if late.is_lifted()) {
             self.phase = Phase::Open;
         }
     }
@@ -456,6 +481,7 @@ impl SharedExitStack {
             drop(state);
             state = self.arm()?;
         }
+        state.open_if_lifted();
         if matches!(state.phase, Phase::Open) {
             state.ready = self.epoch();
         }
@@ -823,6 +849,7 @@ impl SharedExitStack {
         if state.is_settled() {
             return Claim::Over;
         }
+        state.open_if_lifted();
         match &mut state.phase {
             Phase::Last { reopen, .. } => *reopen &= !occasion.is_last() || occasion == Occasion::Run,
             open @ Phase::Open if occasion.is_last() => {
@@ -836,6 +863,7 @@ impl SharedExitStack {
             let (handed, reports) = (Handed::default(), occasion.reports());
             state.drain = Some(Drain { owner: me, outer, gathered: None, handed, reports, waiters: Vec::new() });
             state.nested.newest_first().for_each(|nested| nested.passed = None);
+            self.note_outermost(occasion);
             return Claim::Taken;
         };
         let claim = match occasion {
@@ -843,6 +871,9 @@ impl SharedExitStack {
             Occasion::Exit => Claim::Taken,
             _ => Claim::Inside,
         };
+        if drain.owner == me {
+            self.note_outermost(occasion);
+        }
         // Whoever is told what has failed may not live to tell it.
         let unreported = if occasion == Occasion::Exit { drain.report_all() } else { Vec::new() };
         drop(state);
@@ -870,14 +901,17 @@ impl SharedExitStack {
     fn done(&self, mut state: MutexGuard<'_, State>) -> Done {
         state.handlers.release();
         match &state.phase {
-            Phase::Last { reopen: false, .. } => state.phase = Phase::Over,
+            Phase::Last { late, reopen: false } => {
+                late.lift();
+                state.phase = Phase::Over;
+            }
             Phase::Last { reopen: true, .. } if matches!(self.owner, Owner::Process { .. }) => state.reopen(),
             Phase::Last { .. } | Phase::Open | Phase::Over => {}
         }
         let in_tree = !matches!(self.owner, Owner::User);
         let ends = |drain: &mut Drain| drain.owner == ThreadKey::current() && (!in_tree || is_innermost(self));
         if let Some(drain) = state.drain.take_if(ends) {
-            let ended = if in_tree { set_innermost(drain.outer) } else { None };
+            let ended = if in_tree { [set_innermost(drain.outer), self.take_outermost()] } else { [None, None] };
             let (result, reported) = (Gathered::into_result(drain.gathered), drain.reports);
             let drained = Drained { result, reported, handed: drain.handed };
             return Done { drained, waiters: drain.waiters, ended, settled: state.is_settled() };
@@ -890,7 +924,7 @@ impl SharedExitStack {
             let (result, reported) = (Gathered::into_result(drain.gathered.clone()), drain.reports);
             drained = Drained { result, reported, handed };
         }
-        Done { drained, waiters: Vec::new(), ended: None, settled: state.is_settled() }
+        Done { drained, waiters: Vec::new(), ended: [None, None], settled: state.is_settled() }
     }
 
     /// Adds to what the drain of this stack has gathered; true if it reports.
@@ -931,6 +965,18 @@ impl SharedExitStack {
         }
     }
 
+    /// Notes that this thread has begun to drain this stack for the last time, if it is in no other such drain.
+    fn note_outermost(&self, occasion: Occasion) {
+        if occasion.is_last() && outermost().is_none() {
+            set_outermost(self.begun());
+        }
+    }
+
+    /// Notes that this thread's drain of this stack has ended.
+    fn take_outermost(&self) -> Option<Begun> {
+        outermost().filter(|begun| ptr::eq(begun.stack(), self)).and_then(|_| set_outermost(None))
+    }
+
     /// Makes the interpreter whose stack this is the current one on this thread; for the process stack, none. What was
     /// current before is restored when the guard is dropped.
     fn make_current(&self) -> Option<impl Drop> {
@@ -944,11 +990,18 @@ impl SharedExitStack {
 
     /// Puts an interpreter in at the place that a handler registered now would have; false if that is refused.
     pub(crate) fn nest(&self, node: Arc<dyn Node>) -> bool {
+        // A handler may make it where this drain will come only later: it counts all the same.
+        let mut late = outermost().and_then(|begun| begun.stack().lock().late());
         let Some(mut state) = self.lock_to_admit() else { return false };
+        if let Some(own) = state.late() {
+            late = Some(own);
+        } else if !late.as_mut().is_none_or(Late::admits) {
+            return false;
+        }
         let id = state.handlers.next_id();
         node.place().get_or_init(|| id);
-        if let Phase::Last { late, .. } = &mut state.phase {
-            node.stack().lock().phase = Phase::Last { late: late.share(), reopen: true };
+        if let Some(late) = late {
+            node.stack().lock().phase = Phase::Last { late, reopen: true };
         }
         state.nested.push_as(id, Nested { node, passed: None });
         true
@@ -1194,9 +1247,14 @@ per_thread! {
     static INNERMOST: Cell<ManuallyDrop<Option<Begun>>> = Cell::new(ManuallyDrop::new(None));
 }
 
+per_thread! {
+    /// The outermost drain that this thread has begun, of those that are the last of their stack.
+    static OUTERMOST: Cell<ManuallyDrop<Option<Begun>>> = Cell::new(ManuallyDrop::new(None));
+}
+
 /// Forgets all drains that this thread has begun.
 pub(crate) fn forget_begun() {
-    drop(set_innermost(None));
+    drop([set_innermost(None), set_outermost(None)]);
 }
 
 fn set_innermost(begun: Option<Begun>) -> Option<Begun> {
@@ -1207,6 +1265,16 @@ fn set_innermost(begun: Option<Begun>) -> Option<Begun> {
 pub(crate) fn innermost() -> Option<Begun> {
     let begun = set_innermost(None);
     set_innermost(begun.clone());
+    begun
+}
+
+fn set_outermost(begun: Option<Begun>) -> Option<Begun> {
+    OUTERMOST.with(|outermost| ManuallyDrop::into_inner(outermost.replace(ManuallyDrop::new(begun))))
+}
+
+fn outermost() -> Option<Begun> {
+    let begun = set_outermost(None);
+    set_outermost(begun.clone());
     begun
 }
 

@@ -1,7 +1,7 @@
 //! What is registered while an interpreter drains for the last time.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use exitstack::Interpreter;
 
@@ -74,6 +74,48 @@ fn interpreters_made_late_without_end_are_bounded_too() {
         interpreter.finalize().unwrap();
         assert!(made.load(Ordering::Relaxed) <= LATE / 2 + 2);
     });
+}
+
+/// A handler makes interpreters where the drain comes only later, and so on.
+#[test]
+fn interpreters_made_elsewhere_in_a_drain_without_end_are_bounded_too() {
+    static MADE: Mutex<Vec<Interpreter>> = Mutex::new(Vec::new()); // a last handle that a handler drops would recurse
+    fn again(under: &Interpreter) {
+        let [older, newer] = ["older", "newer"].map(|name| under.subinterpreter(name));
+        let mut made = MADE.lock().unwrap();
+        made.extend([older.clone(), newer.clone()]);
+        if made.len() < 2 * LATE {
+            let _ = newer.stack().try_register(move || again(&older));
+        }
+    }
+    within_a_minute(|| {
+        let root = Interpreter::new("root");
+        let [older, newer] = ["older", "newer"].map(|name| root.subinterpreter(name));
+        newer.stack().register(move || again(&older));
+        root.finalize().unwrap();
+        assert!(MADE.lock().unwrap().len() < 2 * LATE);
+    });
+}
+
+#[test]
+fn an_interpreter_made_elsewhere_in_a_drain_is_like_any_other_when_that_is_over() {
+    let parent = Interpreter::new("parent");
+    let made = Arc::new(Mutex::new(None));
+    let drained = Interpreter::new("drained");
+    let (under, place) = (parent.clone(), Arc::clone(&made));
+    drained.stack().register(move || *place.lock().unwrap() = Some(under.subinterpreter("made")));
+    drained.finalize().unwrap();
+    let made = made.lock().unwrap().take().unwrap();
+    assert!((0..2 * LATE).all(|_| made.stack().try_register(|| ()).is_ok()));
+    made.stack().clear();
+    let ran = Arc::new(AtomicUsize::new(0));
+    let (own, counter) = (made.clone(), Arc::clone(&ran));
+    made.stack().register(move || {
+        let taken = (0..=LATE).filter(|_| own.stack().try_register(|| ()).is_ok()).count();
+        counter.store(taken, Ordering::Relaxed);
+    });
+    parent.finalize().unwrap();
+    assert_eq!(ran.load(Ordering::Relaxed), LATE);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
@@ -171,6 +171,33 @@ pub(crate) fn cases() -> Vec<Case> {
                     say(&format!("child {}", forked.join().unwrap()));
                 });
                 std::process::exit(0)
+            },
+        ),
+        case(
+            "a_child_forked_while_another_thread_drains_for_good_ends_whatever_registers_itself",
+            Code(0),
+            &["ended"],
+            || {
+                fn again(ran: &'static AtomicUsize) {
+                    if ran.fetch_add(1, Ordering::Relaxed) < 200_000 {
+                        register(move || again(ran));
+                    }
+                }
+                static RAN: AtomicUsize = AtomicUsize::new(0);
+                register(|| {
+                    let made = Interpreter::new("made");
+                    let forked = thread::spawn(move || {
+                        if let Ok(status) = fork(|| OK) {
+                            return status;
+                        }
+                        made.stack().register(|| again(&RAN));
+                        made.finalize().unwrap();
+                        say(if RAN.load(Ordering::Relaxed) < 200_000 { "ended" } else { "without end" });
+                        exit(0)
+                    });
+                    assert_eq!(forked.join().unwrap(), 0);
+                });
+                c_exit(0)
             },
         ),
         case("a_forked_child_that_returns_runs_nothing_of_its_parents", Code(0), &["child 0", "A"], || {
