@@ -88,7 +88,8 @@ pub(crate) fn drain<B: ?Sized>(source: &mut impl Source<B>, outcome: Outcome) {
         match (drained, location) {
             (Ok(()), _) => return,
             (Err(payload), Some(location)) => source.note(Note::panicked(Site { name, location }, payload)),
-            (Err(payload), None) => discard(payload), // no handler's: the source is to see to its own
+            // No handler's. The source is to let none out; to ask it again might be for ever.
+            (Err(payload), None) => return discard(payload),
         }
     }
 }

@@ -974,7 +974,7 @@ impl SharedExitStack {
 
     /// Notes that this thread's drain of this stack has ended.
     fn take_outermost(&self) -> Option<Begun> {
-        outermost().filter(|begun| ptr::eq(begun.stack(), self)).and_then(|_| set_outermost(None))
+        outermost().filter(|begun| begun.is_of(self)).and_then(|_| set_outermost(None))
     }
 
     /// Makes the interpreter whose stack this is the current one on this thread; for the process stack, none. What was
@@ -1233,6 +1233,14 @@ impl Begun {
             Self::Interpreter(node) => node.stack(),
         }
     }
+
+    /// Whether it is this stack's. (Does not ask for the process stack: loom has none left when it drops that.)
+    fn is_of(&self, stack: &SharedExitStack) -> bool {
+        match self {
+            Self::Process(_) => matches!(stack.owner, Owner::Process { .. }),
+            Self::Interpreter(node) => ptr::eq(node.stack(), stack),
+        }
+    }
 }
 
 // `ManuallyDrop` leaves the thread-locals without a destructor, so that they can be asked also when those are over, as on
@@ -1280,7 +1288,7 @@ fn outermost() -> Option<Begun> {
 
 /// Whether this stack's drain is the one that this thread has begun last.
 pub(crate) fn is_innermost(stack: &SharedExitStack) -> bool {
-    innermost().is_some_and(|begun| ptr::eq(begun.stack(), stack))
+    innermost().is_some_and(|begun| begun.is_of(stack))
 }
 
 /// Makes this interpreter, or none, the current one on this thread.
