@@ -138,4 +138,17 @@ mod tests {
         assert!(matches!(wait(owner, &latch, Who::Closer), Waited::NotNeeded));
         assert!(EDGES.lock().iter().all(|edge| edge.waiter != ThreadKey::current()));
     }
+
+    #[test]
+    fn a_wait_that_is_over_leaves_the_edges_of_others() {
+        let [owner, other] = [ThreadKey(u64::MAX - 2), ThreadKey(u64::MAX - 3)];
+        EDGES.lock().push(Edge { waiter: other, who: Who::Drain, owner, latch: Arc::default() });
+        let latch = Arc::new(Waiter::default());
+        latch.set(None);
+        wait(owner, &latch, Who::Closer);
+        let mut edges = EDGES.lock();
+        let before = edges.len();
+        edges.retain(|edge| edge.waiter != other);
+        assert_eq!(edges.len(), before - 1);
+    }
 }

@@ -335,6 +335,27 @@ fn the_fifth_to_the_twelfth_small_handler_cost_one_allocation_which_the_drain_gi
     assert_eq!(live(), before);
 }
 
+#[test]
+fn a_large_handler_costs_one_allocation_and_gives_it_back_whatever_becomes_of_it() {
+    let before = live();
+    for end in 0..4 {
+        let (mut exit_stack, shared) = (ExitStack::new(), SharedExitStack::new());
+        let mut ids = None;
+        let large = [black_box(end); 10];
+        let register =
+            || ids = Some((exit_stack.register(move || ignore(large)), shared.register(move || ignore(large))));
+        assert_eq!(allocations(register), 2);
+        let (local, between) = ids.unwrap();
+        match end {
+            0 => (exit_stack.close().unwrap(), shared.close().unwrap()),
+            1 => (exit_stack.run_now(local).unwrap().unwrap(), shared.run_now(between).unwrap().unwrap()),
+            2 => (exit_stack.clear(), shared.clear()),
+            _ => (ignore(exit_stack.unregister(local)), ignore(shared.unregister(between))),
+        };
+        assert_eq!(live(), before);
+    }
+}
+
 const MILLION: usize = 1_000_000;
 
 #[test]

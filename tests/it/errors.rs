@@ -125,6 +125,20 @@ fn an_error_shows_its_facts() {
 }
 
 #[test]
+fn each_failure_has_the_place_of_its_own_handler() {
+    let mut stack = ExitStack::new();
+    let first = line!() + 1;
+    stack.register(|| quiet_panic("1"));
+    stack.register(|| Err("2"));
+    stack.register(|| ());
+    stack.register(|| quiet_panic("4"));
+    stack.register(|| ());
+    let error = stack.close().unwrap_err();
+    let lines: Vec<u32> = error.iter().map(|error| error.location().line()).collect();
+    assert_eq!(lines, [first + 3, first + 1, first]);
+}
+
+#[test]
 fn a_clone_of_an_error_is_the_same_error() {
     let mut stack = ExitStack::new();
     stack.register(|| Err("no"));

@@ -337,6 +337,28 @@ fn clear_drops_every_handler_though_captures_panic() {
 }
 
 #[test]
+fn after_pop_all_neither_stack_knows_what_the_other_takes() {
+    let stack = SharedExitStack::new();
+    stack.register(|| ());
+    let moved = stack.pop_all();
+    for _ in 0..100 {
+        let (here, there) = (stack.register(|| ()), moved.register(|| ()));
+        assert!(!stack.unregister(there) && !moved.unregister(here));
+    }
+    assert_eq!((stack.len(), moved.len()), (100, 101));
+}
+
+#[test]
+fn a_stack_goes_on_after_a_reserve_that_panicked() {
+    let (stack, log) = (SharedExitStack::new(), Log::default());
+    stack.register(says(&log, 1));
+    panic_of(|| stack.reserve(usize::MAX));
+    stack.register(says(&log, 2));
+    stack.close().unwrap();
+    assert_eq!(said(&log), [2, 1]);
+}
+
+#[test]
 fn run_now_runs_on_this_thread_out_of_turn() {
     let (stack, log) = (SharedExitStack::new(), Log::default());
     stack.register(says(&log, 1));

@@ -1,7 +1,7 @@
 //! `ExitStack`.
 
 use std::cell::{Cell, RefCell};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 use exitstack::{Exit, ExitStack, Handler, HandlerErrorKind, Outcome};
@@ -107,6 +107,40 @@ fn a_capture_whose_drop_panics_is_recorded_and_the_rest_runs() {
     }
     assert_eq!(stack.close().unwrap_err().errors().len(), 3);
     assert_eq!((counter.used(), counter.dropped()), (3, 3));
+}
+
+#[test]
+fn a_payload_whose_drop_panics_with_the_like_is_leaked() {
+    struct Again;
+    impl Drop for Again {
+        fn drop(&mut self) {
+            resume_unwind(Box::new(Again));
+        }
+    }
+    let ran = Cell::new(false);
+    let mut stack = ExitStack::new();
+    stack.register(|| ran.set(true));
+    stack.register(|| resume_unwind(Box::new(Again)));
+    assert_eq!(stack.close().unwrap_err().errors().len(), 1);
+    assert!(ran.get());
+}
+
+#[test]
+fn a_stack_dropped_by_a_panic_has_failed_though_the_panic_registered_more() {
+    struct Registers<'s, 'a>(&'s ExitStack<'a>);
+    impl Drop for Registers<'_, '_> {
+        fn drop(&mut self) {
+            self.0.on_failure(|| ());
+        }
+    }
+    let rolled_back = Cell::new(false);
+    panic_of(|| {
+        let stack = ExitStack::new();
+        stack.on_failure(|| rolled_back.set(true));
+        let _registers = Registers(&stack);
+        quiet_panic("in the work")
+    });
+    assert!(rolled_back.get());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use exitstack::{Handler, SharedExitStack};
+use exitstack::{Handler, HandlerId, HandlerList, SharedExitStack};
 
 use crate::support::Counter;
 
@@ -218,4 +218,19 @@ fn a_stack_may_be_filled_on_one_thread_and_dropped_on_another() {
     stack.register(move || bomb.use_up());
     thread::spawn(move || drop(stack)).join().unwrap();
     assert_eq!((counter.used(), counter.dropped()), (1, 1));
+}
+
+#[test]
+fn no_two_lists_that_threads_fill_at_the_same_time_give_the_same_id() {
+    let barrier = Barrier::new(2);
+    let fill = || {
+        barrier.wait();
+        (0..20_000).map(|_| HandlerList::new().push(())).collect::<Vec<HandlerId>>()
+    };
+    let mut ids = thread::scope(|scope| {
+        let other = scope.spawn(fill);
+        [fill(), other.join().unwrap()].concat()
+    });
+    ids.sort_unstable();
+    assert!(ids.is_sorted_by(|one, next| one < next));
 }

@@ -200,6 +200,17 @@ pub(crate) fn cases() -> Vec<Case> {
                 c_exit(0)
             },
         ),
+        case("what_a_child_registers_after_it_adopted_is_known_to_its_stack", Code(0), &["child 0"], || {
+            (0..10).for_each(|_| _ = register(|| ()));
+            let forked = fork(|| {
+                (0..10).for_each(|_| _ = register(|| ()));
+                adopt_after_fork();
+                let ids: Vec<_> = (0..10).map(|_| register(|| say("removed"))).collect();
+                assert!(ids.into_iter().all(|id| process_stack().unregister(id)));
+                OK
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
         case("a_forked_child_that_returns_runs_nothing_of_its_parents", Code(0), &["child 0", "A"], || {
             says("A");
             after(fork(|| OK), |status| say(&format!("child {status}")))

@@ -250,15 +250,16 @@ pub(crate) fn cases() -> Vec<Case> {
         case(
             "refusals_of_interpreters_that_are_never_dropped_are_counted",
             Code(0),
-            &["process > a: 999 more", "process > b: 999 more"],
+            &["process > a > nested: 999 more", "process > a: 999 more", "process > b: 999 more"],
             || {
                 static PLUGINS: LazyLock<[Interpreter; 2]> = LazyLock::new(|| ["a", "b"].map(Interpreter::new));
+                static NESTED: LazyLock<Interpreter> = LazyLock::new(|| PLUGINS[0].subinterpreter("nested"));
                 exitstack::report::set_hook(Box::new(|error| {
                     if let Some((count, _)) = error.to_string().split_once(" exit handlers refused") {
                         say(count);
                     }
                 }));
-                for plugin in &*PLUGINS {
+                for plugin in [&*NESTED].into_iter().chain(&*PLUGINS) {
                     plugin.finalize().unwrap();
                     for _ in 0..1000 {
                         plugin.stack().register(|| ());

@@ -2,11 +2,14 @@
 
 use std::cell::RefCell;
 use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixDatagram;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 use std::sync::mpsc;
 use std::thread;
 
-use exitstack::{Exit, Interpreter, exit, process_stack, register, run};
+use exitstack::{Exit, ExitStack, Interpreter, exit, process_stack, register, run};
 
 use crate::Status::{Code, Signal};
 use crate::child::{another_librarys_handler, c_exit, say, says};
@@ -190,6 +193,36 @@ pub(crate) fn cases() -> Vec<Case> {
             Ok(code)
         })
         .err("Error: \"bad\""),
+        case("run_prints_the_bodys_error_before_a_handler_decides_the_status", Code(4), &[], || {
+            Ok(run(|| {
+                register(|| Err(Exit(4)));
+                Err::<(), _>("bad")
+            }))
+        })
+        .err("Error: \"bad\""),
+        case("run_keeps_the_low_byte_of_a_status", Code(0), &[], || {
+            Ok(run(|| {
+                register(|| Err(Exit(256)));
+                Err::<(), _>("bad")
+            }))
+        }),
+        case("a_report_is_one_write", Code(0), &["one"], || {
+            let (reads, writes) = UnixDatagram::pair().unwrap();
+            // SAFETY: duplicates descriptors, which are open.
+            assert_eq!(unsafe { libc::dup2(writes.as_raw_fd(), libc::STDERR_FILENO) }, libc::STDERR_FILENO);
+            ExitStack::new().register(|| Err("bad"));
+            let mut report = [0; 1000];
+            let length = reads.recv(&mut report).unwrap();
+            say(if report[..length].ends_with(b"failed: bad\n") { "one" } else { "more" });
+            OK
+        }),
+        case("a_hook_may_look_at_the_stack_that_refuses", Code(0), &["0 wait"], || {
+            static PLUGIN: LazyLock<Interpreter> = LazyLock::new(|| Interpreter::new("plugin"));
+            exitstack::report::set_hook(Box::new(|_| say(&format!("{} wait", PLUGIN.stack().len()))));
+            PLUGIN.finalize().unwrap();
+            PLUGIN.stack().register(|| ());
+            OK
+        }),
         case("run_panics", Code(101), &["A", "after"], || {
             let code = run(|| -> Result<(), String> {
                 says("A");
