@@ -225,7 +225,7 @@ fn no_two_lists_that_threads_fill_at_the_same_time_give_the_same_id() {
     let barrier = Barrier::new(2);
     let fill = || {
         barrier.wait();
-        (0..20_000).map(|_| HandlerList::new().push(())).collect::<Vec<HandlerId>>()
+        (0..200_000).map(|_| HandlerList::new().push(())).collect::<Vec<HandlerId>>()
     };
     let mut ids = thread::scope(|scope| {
         let other = scope.spawn(fill);
