@@ -406,10 +406,12 @@ impl State {
         }
     }
 
-    /// Opens a stack that was made in a last drain, if that is over.
-    fn open_if_lifted(&mut self) {
-        if matches!(&self.phase, Phase::Last { late, .. } if late.is_lifted()) {
-            self.phase = Phase::Open;
+    /// Lets a stack that was made in a last drain go by itself, if that drain is over.
+    fn let_go(&mut self) {
+        match &mut self.phase {
+            Phase::Last { late, reopen: true } if late.is_lifted() => self.phase = Phase::Open,
+            Phase::Last { late, reopen: false } if late.is_lifted() => *late = Late::Own(0),
+            Phase::Open | Phase::Last { .. } | Phase::Over => {}
         }
     }
 
@@ -481,7 +483,7 @@ impl SharedExitStack {
             drop(state);
             state = self.arm()?;
         }
-        state.open_if_lifted();
+        state.let_go();
         if matches!(state.phase, Phase::Open) {
             state.ready = self.epoch();
         }
@@ -849,7 +851,7 @@ impl SharedExitStack {
         if state.is_settled() {
             return Claim::Over;
         }
-        state.open_if_lifted();
+        state.let_go();
         match &mut state.phase {
             Phase::Last { reopen, .. } => *reopen &= !occasion.is_last() || occasion == Occasion::Run,
             open @ Phase::Open if occasion.is_last() => {

@@ -1,7 +1,9 @@
 //! What is registered while an interpreter drains for the last time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use exitstack::Interpreter;
 
@@ -116,6 +118,40 @@ fn an_interpreter_made_elsewhere_in_a_drain_is_like_any_other_when_that_is_over(
     });
     parent.finalize().unwrap();
     assert_eq!(ran.load(Ordering::Relaxed), LATE);
+}
+
+/// It is finalized by another thread meanwhile, and that goes on after the drain that it was made in is over.
+#[test]
+fn an_interpreter_made_elsewhere_in_a_drain_stays_finalized_and_bounded() {
+    within_a_minute(|| {
+        let parent = Interpreter::new("parent");
+        let (give, made) = channel::<Interpreter>();
+        let (runs, wait_runs) = channel();
+        let (over, wait_over) = channel();
+        let finalizes = thread::spawn(move || {
+            let made = made.recv().unwrap();
+            let (own, taken) = (made.clone(), Arc::new(AtomicUsize::new(0)));
+            let counter = Arc::clone(&taken);
+            made.stack().register(move || {
+                runs.send(()).unwrap();
+                wait_over.recv().unwrap();
+                let taken = (0..2 * LATE).filter(|_| own.stack().try_register(|| ()).is_ok()).count();
+                counter.store(taken, Ordering::Relaxed);
+            });
+            made.finalize().unwrap();
+            assert!(made.stack().try_register(|| ()).is_err());
+            assert_eq!(taken.load(Ordering::Relaxed), LATE);
+        });
+        let drained = Interpreter::new("drained");
+        let under = parent.clone();
+        drained.stack().register(move || {
+            give.send(under.subinterpreter("made")).unwrap();
+            wait_runs.recv().unwrap();
+        });
+        drained.finalize().unwrap();
+        over.send(()).unwrap();
+        finalizes.join().unwrap();
+    });
 }
 
 #[test]
