@@ -120,6 +120,21 @@ fn an_interpreter_made_elsewhere_in_a_drain_is_like_any_other_when_that_is_over(
     assert_eq!(ran.load(Ordering::Relaxed), LATE);
 }
 
+#[test]
+fn an_interpreter_made_late_stays_bounded_when_it_is_closed() {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let interpreter = Interpreter::new("makes one");
+    let (own, counter) = (interpreter.clone(), Arc::clone(&taken));
+    interpreter.stack().register(move || {
+        let made = own.subinterpreter("made");
+        made.stack().close().unwrap();
+        let taken = (0..2 * LATE).filter(|_| made.stack().try_register(|| ()).is_ok()).count();
+        counter.store(taken, Ordering::Relaxed);
+    });
+    interpreter.finalize().unwrap();
+    assert!(taken.load(Ordering::Relaxed) <= LATE);
+}
+
 /// It is finalized by another thread meanwhile, and that goes on after the drain that it was made in is over.
 #[test]
 fn an_interpreter_made_elsewhere_in_a_drain_stays_finalized_and_bounded() {

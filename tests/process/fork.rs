@@ -200,6 +200,32 @@ pub(crate) fn cases() -> Vec<Case> {
                 c_exit(0)
             },
         ),
+        case("what_a_child_has_printed_is_flushed_by_exit", Code(0), &["flushed, child 0"], || {
+            after(
+                fork(|| {
+                    print!("flushed, ");
+                    exit(0)
+                }),
+                |status| say(&format!("child {status}")),
+            )
+        }),
+        case("a_child_adopts_what_interpreters_inside_interpreters_hold", Code(0), &["B", "C", "A", "child 0"], || {
+            says("A");
+            let outer = Interpreter::new("outer");
+            let inner = outer.subinterpreter("inner");
+            let innermost = inner.subinterpreter("innermost");
+            inner.stack().register(|| say("B"));
+            innermost.stack().register(|| say("C"));
+            let forked = fork(|| {
+                adopt_after_fork();
+                exit(0)
+            });
+            after(forked, |status| {
+                say(&format!("child {status}"));
+                // SAFETY: the parent's are not to run.
+                unsafe { libc::_exit(0) }
+            })
+        }),
         case("what_a_child_registers_after_it_adopted_is_known_to_its_stack", Code(0), &["child 0"], || {
             (0..10).for_each(|_| _ = register(|| ()));
             let forked = fork(|| {

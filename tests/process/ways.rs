@@ -193,6 +193,15 @@ pub(crate) fn cases() -> Vec<Case> {
             Ok(code)
         })
         .err("Error: \"bad\""),
+        case("after_run_there_is_no_limit", Code(0), &["all"], || {
+            let code = run(|| {
+                register(|| ());
+                Ok::<_, String>(())
+            });
+            let all = (0..70_000).all(|_| process_stack().try_register(|| ()).is_ok());
+            say(if all { "all" } else { "some" });
+            Ok(code)
+        }),
         case("run_prints_the_bodys_error_before_a_handler_decides_the_status", Code(4), &[], || {
             Ok(run(|| {
                 register(|| Err(Exit(4)));
