@@ -873,9 +873,6 @@ impl SharedExitStack {
             Occasion::Exit => Claim::Taken,
             _ => Claim::Inside,
         };
-        if drain.owner == me {
-            self.note_outermost(occasion);
-        }
         // Whoever is told what has failed may not live to tell it.
         let unreported = if occasion == Occasion::Exit { drain.report_all() } else { Vec::new() };
         drop(state);

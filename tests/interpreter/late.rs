@@ -93,6 +93,7 @@ fn interpreters_made_elsewhere_in_a_drain_without_end_are_bounded_too() {
     within_a_minute(|| {
         let root = Interpreter::new("root");
         let [older, newer] = ["older", "newer"].map(|name| root.subinterpreter(name));
+        MADE.lock().unwrap().push(older.clone());
         newer.stack().register(move || again(&older));
         root.finalize().unwrap();
         assert!(MADE.lock().unwrap().len() < 2 * LATE);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use exitstack::{CloseError, Interpreter, SharedExitStack};
+use exitstack::{CloseError, Exit, Interpreter, SharedExitStack};
 
 use crate::{Log, messages, within_a_minute};
 
@@ -361,6 +361,7 @@ fn an_error_whose_drop_panics_in_a_drain_that_did_not_run_its_handler_ends_no_dr
                 (0..20).for_each(|_| thread::yield_now()); // lets the other finalizer come to its wait, if it can
             });
             child.stack().register(|| Err(Rude));
+            child.stack().register(|| Err(Exit(5))); // is handed on once, too
             let finalize = || {
                 barrier.wait();
                 assert!(parent.finalize().is_ok());
