@@ -210,6 +210,7 @@ enum Late {
     Own(usize),
     /// Its own, and that of interpreters too.
     Lent(Arc<AtomicUsize>),
+    /// That of the drain in which this stack was made.
     Borrowed(Arc<AtomicUsize>),
 }
 
@@ -322,7 +323,7 @@ struct Done {
     drained: Drained,
     /// Who waits for the end of the drain; none if it has not come to its end, for a handler still runs in it.
     waiters: Vec<Arc<Waiter>>,
-    /// The drain that ended, to be dropped where no lock is held.
+    /// What the thread-locals held of the drain that ended, to be dropped where no lock is held.
     ended: [Option<Begun>; 2],
     settled: bool,
 }
