@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use crate::error::{CloseError, Exit, Gathered, HandlerError, HandlerErrorKind, Outcome, Site, panic_message};
+use crate::error::{Asked, CloseError, Exit, Gathered, HandlerError, HandlerErrorKind, Outcome, Site, panic_message};
 use crate::handler::Entry;
 use crate::raw::BoxError;
 use crate::report::report;
@@ -54,7 +54,7 @@ impl Note {
     ) -> Option<HandlerError> {
         let gathered = gathered.get_or_insert_default();
         if let Some(code) = self.exit_code {
-            gathered.ask_exit(code);
+            gathered.ask_exit(Asked::now(code));
         }
         let error = HandlerError::new(path(), self.site, self.failure?);
         gathered.errors.push(error.clone());

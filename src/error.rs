@@ -6,7 +6,7 @@ use std::error::Error;
 use std::fmt::{self, Display, Write as _};
 use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// How the work ended whose cleanup runs: what `on_success` and `on_failure` handlers ask.
 ///
@@ -90,10 +90,24 @@ pub enum HandlerErrorKind {
 pub struct HandlerError(Arc<Facts>);
 
 struct Facts {
+    at: Moment,
     path: Option<String>,
     site: Site,
     kind: HandlerErrorKind,
     more: usize,
+    /// It went to the report hook.
+    told: AtomicBool,
+}
+
+/// A place in the order of what happened in this process: later ones are greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Moment(usize);
+
+impl Moment {
+    fn now() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 /// Which handler: what remains of it while and after it runs.
@@ -105,13 +119,21 @@ pub(crate) struct Site {
 
 impl HandlerError {
     pub(crate) fn new(path: Option<String>, site: Site, kind: HandlerErrorKind) -> Self {
-        Self(Arc::new(Facts { path, site, kind, more: 0 }))
+        Self::of(path, site, kind, 0)
     }
 
     /// The refusals of one stack beyond the first, which stood at `location`.
     pub(crate) fn more_refused(path: Option<String>, location: &'static Location<'static>, more: usize) -> Self {
-        let site = Site { name: None, location };
-        Self(Arc::new(Facts { path, site, kind: HandlerErrorKind::Refused, more }))
+        Self::of(path, Site { name: None, location }, HandlerErrorKind::Refused, more)
+    }
+
+    fn of(path: Option<String>, site: Site, kind: HandlerErrorKind, more: usize) -> Self {
+        Self(Arc::new(Facts { at: Moment::now(), path, site, kind, more, told: AtomicBool::new(false) }))
+    }
+
+    /// Whether nobody has asked this before: each failure is reported once, whichever way several drains come to it.
+    pub(crate) fn is_told_now(&self) -> bool {
+        !self.0.told.swap(true, Ordering::Relaxed)
     }
 
     /// The handler's name, if it was given one with [`Handler::named`](crate::Handler::named).
@@ -138,7 +160,7 @@ impl HandlerError {
 
 impl Display for HandlerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Facts { path, site, kind, more } = &*self.0;
+        let Facts { path, site, kind, more, .. } = &*self.0;
         if let Some(path) = path {
             write!(f, "{}: ", OneLine(path))?;
         }
@@ -210,9 +232,14 @@ pub(crate) struct Gathered {
 /// An exit status that was asked for. Of several the last one counts, whichever way they come together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Asked {
-    /// Its place among all that were asked for in this process.
-    at: u64,
-    code: i32,
+    at: Moment,
+    pub(crate) code: i32,
+}
+
+impl Asked {
+    pub(crate) fn now(code: i32) -> Self {
+        Self { at: Moment::now(), code }
+    }
 }
 
 impl Gathered {
@@ -221,50 +248,41 @@ impl Gathered {
         this.map_or(Ok(()), |gathered| Err(CloseError(Arc::from(gathered))))
     }
 
-    /// Adds the failures of a nested drain, and the exit status asked for in it.
-    pub(crate) fn absorb(this: &mut Option<Box<Self>>, errors: &[HandlerError], exit: Option<Asked>) {
-        if !errors.is_empty() || exit.is_some() {
-            let this = this.get_or_insert_default();
-            this.errors.extend_from_slice(errors);
-            this.exit = this.exit.max(exit);
+    /// Merges in what another drain came to. The failures stand in the order in which they happened, and each once: one
+    /// drain may be told of another's failures several times.
+    pub(crate) fn merge(this: &mut Option<Box<Self>>, other: &Self) {
+        let this = this.get_or_insert_default();
+        this.exit = this.exit.max(other.exit);
+        let in_order = this.errors.last().map(|last| last.0.at) < other.errors.first().map(|first| first.0.at);
+        this.errors.extend_from_slice(&other.errors);
+        if !in_order {
+            this.errors.sort_by_key(|error| error.0.at);
+            this.errors.dedup_by_key(|error| error.0.at);
         }
     }
 
     /// Notes an exit status that is asked for.
-    pub(crate) fn ask_exit(&mut self, code: i32) {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        self.exit = Some(Asked { at: NEXT.fetch_add(1, Ordering::Relaxed), code });
-    }
-
-    /// The failures that were not handed over before, and the exit status if it was not.
-    pub(crate) fn new_since(&self, handed: Handed) -> (&[HandlerError], Option<Asked>) {
-        (&self.errors[handed.errors..], self.exit.filter(|_| self.exit > handed.exit))
-    }
-
-    /// All of it, to be noted as handed over.
-    pub(crate) fn all(&self) -> Handed {
-        Handed { errors: self.errors.len(), exit: self.exit }
+    pub(crate) fn ask_exit(&mut self, asked: Asked) {
+        self.exit = self.exit.max(Some(asked));
     }
 }
 
-/// What two drains came to, one after the other.
+/// What two drains came to, together.
 pub(crate) fn joined(first: Result<(), CloseError>, then: Result<(), CloseError>) -> Result<(), CloseError> {
     let (Err(first), Err(then)) = (&first, &then) else { return first.and(then) };
     let mut gathered = Some(Box::new(Gathered::clone(&first.0)));
-    Gathered::absorb(&mut gathered, then.errors(), then.0.exit);
+    Gathered::merge(&mut gathered, &then.0);
     Gathered::into_result(gathered)
-}
-
-/// How much of what a drain gathered the drain around it has been given already.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Handed {
-    errors: usize,
-    exit: Option<Asked>,
 }
 
 impl CloseError {
     pub(crate) fn gathered(&self) -> &Gathered {
         &self.0
+    }
+
+    /// The exit status that was asked for, and when.
+    pub(crate) fn asked(&self) -> Option<Asked> {
+        self.0.exit
     }
 
     /// The failures, in the order they happened; empty if there were only exit requests.

@@ -69,9 +69,12 @@ fn replace(hook: Option<Arc<Hook>>) -> Option<Arc<Hook>> {
     std::mem::replace(&mut *HOOK.lock(), hook)
 }
 
-/// Reports one failure: by the hook, or by one line on standard error.
+/// Reports one failure, if it has not been reported: by the hook, or by one line on standard error.
 #[cold]
 pub(crate) fn report(error: &HandlerError) {
+    if !error.is_told_now() {
+        return;
+    }
     let hook = HOOK.lock().clone();
     let by_hook = catch_unwind(AssertUnwindSafe(move || {
         hook.is_some_and(|hook| {

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use crate::drain::{Note, Source, discard, drain, drop_all, drop_counted, report_if, run_one, status_of};
-use crate::error::{CloseError, Gathered, Handed, HandlerError, HandlerErrorKind, Outcome, Refused, Site, joined};
+use crate::error::{Asked, CloseError, Gathered, HandlerError, HandlerErrorKind, Outcome, Refused, Site, joined};
 use crate::handler::{IntoHandler, PendingHandler, SharedEntry, identity};
 use crate::list::{HandlerId, HandlerList};
 use crate::raw::{self, Bound, Closure};
@@ -168,8 +168,8 @@ struct Drain {
     /// The drain in which its owner began this one.
     outer: Option<Begun>,
     gathered: Option<Box<Gathered>>,
-    /// What of it the drain around this one has.
-    handed: Handed,
+    /// What it has gathered before that, which the drain around this one has already.
+    merged: Result<(), CloseError>,
     /// Failures go to the report hook as they happen.
     reports: bool,
     /// Where others wait for its end.
@@ -177,11 +177,17 @@ struct Drain {
 }
 
 impl Drain {
-    /// Lets failures go to the report hook from now on; returns those that have not, and are not the drain's around.
+    /// Lets failures go to the report hook from now on; returns those that there are.
     fn report_all(&mut self) -> Vec<HandlerError> {
-        let all = mem::replace(&mut self.reports, true);
-        let gathered = self.gathered.as_ref().filter(|_| !all);
-        gathered.map_or(Vec::new(), |gathered| gathered.new_since(self.handed).0.to_vec())
+        self.reports = true;
+        self.gathered.as_ref().map_or(Vec::new(), |gathered| gathered.errors.clone())
+    }
+
+    /// What came of it so far; the drain around this one has all of that then.
+    fn merge_all(&mut self) -> Drained {
+        let new = Gathered::into_result(self.gathered.take());
+        self.merged = joined(mem::replace(&mut self.merged, Ok(())), new.clone());
+        Drained { whole: self.merged.clone(), new }
     }
 
     /// A place to wait for its end.
@@ -387,7 +393,7 @@ impl State {
             drain.waiters.clear();
             // The parent's to be told, and to drop.
             mem::forget(drain.gathered.take());
-            drain.handed = Handed::default();
+            mem::forget(mem::replace(&mut drain.merged, Ok(())));
         }
     }
 
@@ -820,10 +826,10 @@ impl SharedExitStack {
                 Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, who) {
                     Waited::Drained(drained) if occasion.is_for_good() => {
                         // It may have passed an interpreter in which a handler still runs.
-                        before = joined(before, drained.result);
+                        before = joined(before, drained.whole);
                         continue;
                     }
-                    Waited::Drained(drained) => drained.result,
+                    Waited::Drained(drained) => drained.whole,
                     Waited::NotNeeded => Ok(()),
                     Waited::Inside => self.descend(occasion),
                 },
@@ -863,8 +869,8 @@ impl SharedExitStack {
         }
         let Some(drain) = &mut state.drain else {
             let outer = self.begun().and_then(|this| set_innermost(Some(this)));
-            let (handed, reports) = (Handed::default(), occasion.reports());
-            state.drain = Some(Drain { owner: me, outer, gathered: None, handed, reports, waiters: Vec::new() });
+            let (merged, reports) = (Ok(()), occasion.reports());
+            state.drain = Some(Drain { owner: me, outer, gathered: None, merged, reports, waiters: Vec::new() });
             state.nested.newest_first().for_each(|nested| nested.passed = None);
             self.note_outermost(occasion);
             return Claim::Taken;
@@ -912,18 +918,14 @@ impl SharedExitStack {
         let ends = |drain: &mut Drain| drain.owner == ThreadKey::current() && (!in_tree || is_innermost(self));
         if let Some(drain) = state.drain.take_if(ends) {
             let ended = if in_tree { [set_innermost(drain.outer), self.take_outermost()] } else { [None, None] };
-            let (result, reported) = (Gathered::into_result(drain.gathered), drain.reports);
-            let drained = Drained { result, reported, handed: drain.handed };
+            let new = Gathered::into_result(drain.gathered);
+            let whole = joined(drain.merged, new.clone());
+            let drained = Drained { whole, new };
             return Done { drained, waiters: drain.waiters, ended, settled: state.is_settled() };
         }
         // A handler still runs in it, or a fork took the drain away under its owner.
-        let mut drained = Drained { result: Ok(()), reported: true, handed: Handed::default() };
-        if let Some(drain) = &mut state.drain {
-            let all = drain.gathered.as_ref().map_or(Handed::default(), |gathered| gathered.all());
-            let handed = mem::replace(&mut drain.handed, all);
-            let (result, reported) = (Gathered::into_result(drain.gathered.clone()), drain.reports);
-            drained = Drained { result, reported, handed };
-        }
+        let nothing = Drained { whole: Ok(()), new: Ok(()) };
+        let drained = state.drain.as_mut().map_or(nothing, Drain::merge_all);
         Done { drained, waiters: Vec::new(), ended: [None, None], settled: state.is_settled() }
     }
 
@@ -1046,7 +1048,7 @@ impl SharedExitStack {
 
     /// Records an exit status with the drain that runs, and returns the one in which it was begun.
     pub(crate) fn ask_exit(&self, code: i32) -> Option<Begun> {
-        self.gather(|gathered| gathered.get_or_insert_default().ask_exit(code));
+        self.gather(|gathered| gathered.get_or_insert_default().ask_exit(Asked::now(code)));
         self.lock().drain.as_ref()?.outer.clone()
     }
 
@@ -1135,8 +1137,8 @@ impl Descent<'_> {
             Claim::Taken | Claim::Inside => self.enter(node),
             Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, Who::Drain) {
                 Waited::Drained(drained) => {
-                    self.absorb(&drained);
-                    discard((waiter, drained));
+                    self.merge(drained);
+                    discard(waiter); // it holds the result too
                 }
                 Waited::NotNeeded => {}
                 Waited::Inside => self.enter(node),
@@ -1155,8 +1157,8 @@ impl Descent<'_> {
     #[cold]
     fn ascend(&mut self, done: Done) -> bool {
         let node = self.top.take();
-        let drained = done.drained;
         let own = node.clone().or_else(|| self.root.node());
+        let drained = done.drained;
         match &node {
             _ if done.settled => own.into_iter().for_each(detach),
             Some(node) => node.place().get().into_iter().for_each(|place| node.outer().pass(*place)),
@@ -1167,7 +1169,7 @@ impl Descent<'_> {
         }
         drop(done.ended);
         let Some(node) = node else {
-            self.result = drained.result;
+            self.result = drained.whole;
             return false;
         };
         self.depth -= 1;
@@ -1175,19 +1177,18 @@ impl Descent<'_> {
             self.top = node.parent();
         }
         set_current(self.top.clone().or_else(|| self.root.node()));
-        self.absorb(&drained);
-        discard(drained);
+        self.merge(drained);
         true
     }
 
-    /// Adds what a nested drain gathered to what the top has gathered.
-    fn absorb(&self, nested: &Drained) {
-        let Err(error) = &nested.result else { return };
-        let (errors, exit) = error.gathered().new_since(nested.handed);
-        let reports = self.top().gather(|gathered| Gathered::absorb(gathered, errors, exit));
-        if reports && !nested.reported {
-            errors.iter().for_each(report);
+    /// Adds what a nested drain came to to what the top has gathered.
+    fn merge(&self, nested: Drained) {
+        if let Err(error) = &nested.new {
+            if self.top().gather(|gathered| Gathered::merge(gathered, error.gathered())) {
+                error.iter().for_each(report);
+            }
         }
+        discard(nested); // an error's own drop may panic
     }
 }
 

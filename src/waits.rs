@@ -15,7 +15,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{CloseError, Handed};
+use crate::error::CloseError;
 use crate::sync::{Latch, Lock, global, per_thread};
 
 /// A thread, by a number of our own: it is known also when the thread-locals that have destructors are gone, as on the
@@ -42,11 +42,10 @@ impl ThreadKey {
 /// What came of a drain, for those who waited for it.
 #[derive(Clone, Debug)]
 pub(crate) struct Drained {
-    pub(crate) result: Result<(), CloseError>,
-    /// Whether the failures in it went to the report hook already.
-    pub(crate) reported: bool,
-    /// What of it the drain around has been given already.
-    pub(crate) handed: Handed,
+    /// All of it: what a closer is told.
+    pub(crate) whole: Result<(), CloseError>,
+    /// What the drain around it has not been given before.
+    pub(crate) new: Result<(), CloseError>,
 }
 
 /// Where one thread waits for a drain; set to nothing if it is to wait no longer.
