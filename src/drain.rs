@@ -168,11 +168,11 @@ pub(crate) fn discard<T>(left: T) {
 
 /// The exit status that a result asks for which nobody is told. What it holds is dropped: errors of the users' own, whose
 /// drop may panic.
-pub(crate) fn status_of(result: Result<(), CloseError>) -> Option<i32> {
+pub(crate) fn status_of(result: Result<(), CloseError>) -> Option<Asked> {
     let error = result.err()?;
-    let code = error.exit_code();
+    let asked = error.asked();
     discard(error);
-    code
+    asked
 }
 
 /// Reports a failure, if there is one.

@@ -26,14 +26,12 @@ use crate::drain::discard;
 use crate::error::Exit;
 use crate::raw::{self, Held};
 use crate::report::{HOOK, Hook};
-use crate::shared::{
-    Node, Occasion, SharedExitStack, State, ends, forget_begun, forked, innermost, is_innermost, nested,
-};
+use crate::shared::{Node, Occasion, SharedExitStack, State, ends, forked, nested};
 use crate::sync::{Lock, MutexGuard, global};
-use crate::waits::{EDGES, Edge};
+use crate::waits::{GRAPH, Graph, leave};
 
 global! {
-    static PROCESS: SharedExitStack = SharedExitStack::of_process(arm, process_stack);
+    static PROCESS: SharedExitStack = SharedExitStack::of_process(arm);
 }
 
 /// The process's own stack: it drains on every normal way out of the process.
@@ -133,40 +131,19 @@ extern "C" fn hook() {
     }
 }
 
-/// Goes on with the drains that this thread has begun, the innermost first, and drains the process stack; returns the exit
-/// status that handlers asked for.
+/// Goes on with the drains that this thread was in, the innermost first, and drains the process stack for good; returns the
+/// exit status that was asked for.
 #[cfg_attr(not(loom), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
 pub fn drain_for_good() -> Option<i32> {
-    while let Some(begun) = innermost() {
-        if let Some(code) = begun.stack().drain_untold(Occasion::Exit) {
-            ask_exit(code);
-            PROCESS.decide(code);
-        }
-        if is_innermost(begun.stack()) {
-            forget_begun(); // a fork that went past C's hooks took the drain away
-        }
+    let left = leave();
+    for node in PROCESS.left_by(left) {
+        PROCESS.decide(node.stack().drain_untold(Occasion::Exit));
     }
-    loop {
-        if let Some(code) = PROCESS.drain_untold(Occasion::Exit) {
-            PROCESS.decide(code);
-        }
-        if PROCESS.is_settled() || !PROCESS.is_over() {
-            break;
-        }
-        thread::yield_now(); // a handler that waited for this drain goes on now, and is waited for
-    }
+    PROCESS.decide(PROCESS.drain_untold(Occasion::Exit));
     if PROCESS.is_over() {
         OVER.store(true, Ordering::Release);
     }
     PROCESS.decided()
-}
-
-/// Records an exit status with every drain that this thread has begun.
-fn ask_exit(code: i32) {
-    let mut begun = innermost();
-    while let Some(this) = begun {
-        begun = this.stack().ask_exit(code);
-    }
 }
 
 /// Drains the process stack, then ends the process with this status.
@@ -190,7 +167,7 @@ fn ask_exit(code: i32) {
 /// }
 /// ```
 pub fn exit(code: i32) -> ! {
-    ask_exit(code);
+    PROCESS.ask_exit(code);
     if PROCESS.drains_here() && cfg!(panic = "unwind") && !thread::panicking() {
         resume_unwind(Box::new(Exit(code)));
     }
@@ -234,7 +211,7 @@ pub fn run<T, E: Debug>(body: impl FnOnce() -> Result<T, E>) -> ExitCode {
         101
     });
     let asked = PROCESS.drain_untold(Occasion::Run);
-    ExitCode::from(asked.map_or(status, low_byte))
+    ExitCode::from(asked.map_or(status, |asked| low_byte(asked.code)))
 }
 
 /// What a parent sees of an exit status.
@@ -273,7 +250,7 @@ fn arm() -> bool {
 struct Locks {
     stacks: Vec<Held<dyn Node, State>>,
     process: MutexGuard<'static, State>,
-    edges: MutexGuard<'static, Vec<Edge>>,
+    edges: MutexGuard<'static, Graph>,
     _hook: MutexGuard<'static, Option<Arc<Hook>>>,
     _armed: MutexGuard<'static, Armed>,
 }
@@ -293,7 +270,7 @@ thread_local! {
 fn take_locks() -> Locks {
     let armed = ARMED.lock();
     let hook = HOOK.lock();
-    let edges = EDGES.lock();
+    let edges = GRAPH.lock();
     let process = PROCESS.lock();
     let mut stacks: Vec<Held<dyn Node, State>> = Vec::new();
     let mut nodes: Vec<Arc<dyn Node>> = nested(&process).cloned().collect();
@@ -319,7 +296,7 @@ extern "C" fn in_child() {
     let _ = catch_unwind(|| {
         LOCKS.with(|locks| {
             if let Some(locks) = &mut **locks.borrow_mut() {
-                locks.edges.clear();
+                locks.edges.edges.clear();
                 FORKED_IN_EXIT.fetch_or(ends(&locks.process), Ordering::Relaxed);
                 forked(&mut locks.process);
                 locks.stacks.iter_mut().for_each(|stack| forked(stack.get_mut()));

@@ -8,14 +8,15 @@
 //!    (invariant 4 of `waits`), takes entries out to run them. Its owner ends it, in the same critical section that found
 //!    the lists empty: what was registered before that ran, what is registered after that waits for the next drain.
 //! 4. What a drain gathered is kept in `State::drain`, not in the owner's frame: a handler that calls C `exit` never
-//!    returns to that frame. The drains that a thread has begun in the tree of interpreters are linked, the innermost in
-//!    `INNERMOST`, each other one in the `outer` of the next: the way out goes on with them in this order.
+//!    returns to that frame. The drains that such a thread was in are nobody's then (invariant 5 of `waits`): the thread goes
+//!    on with them, the innermost first, unless another one comes by before.
 //! 5. A nested stack stays in its parent's `nested` until it is settled: over, without a drain, and with nothing nested
 //!    in it. Its place among the parent's handlers is its id.
 //! 6. Once `State::phase` is `Over` it stays so, and `handlers` stays empty.
 
 use std::any::Any;
 use std::cell::Cell;
+use std::cmp::Reverse;
 use std::fmt;
 use std::mem::{self, ManuallyDrop};
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
@@ -94,8 +95,8 @@ pub struct SharedExitStack {
 enum Owner {
     /// The user: it is a value.
     User,
-    /// The process. `arm` sets up what drains it at the end, and says whether that worked; `stack` is this very one.
-    Process { arm: fn() -> bool, stack: fn() -> &'static SharedExitStack },
+    /// The process. `arm` sets up what drains it at the end, and says whether that worked.
+    Process { arm: fn() -> bool },
     /// An interpreter.
     Interpreter(Weak<dyn Node>),
 }
@@ -135,8 +136,8 @@ pub(crate) struct State {
     refused: Option<Refusals>,
     /// Interpreters that have refused more than one, to be reported with this stack's own refusals.
     refusing: Vec<Weak<dyn Node>>,
-    /// The exit status that handlers have asked for in drains which the way out of the process went on with.
-    status: Option<i32>,
+    /// The exit status that was asked for last, in a drain of the way out of the process or by `exit`.
+    status: Option<Asked>,
     /// The thread that is to leave the process, once the drain is over; the others are not to disturb it.
     leaver: Option<ThreadKey>,
     /// In which process, counted by forks, this was last touched.
@@ -165,8 +166,8 @@ struct Nested {
 /// A drain that runs.
 struct Drain {
     owner: ThreadKey,
-    /// The drain in which its owner began this one.
-    outer: Option<Begun>,
+    /// The descent that began it, or took it over: that one ends it.
+    descent: usize,
     gathered: Option<Box<Gathered>>,
     /// What it has gathered before that, which the drain around this one has already.
     merged: Result<(), CloseError>,
@@ -203,61 +204,11 @@ enum Phase {
     Open,
     /// Draining for the last time, or asked to: so many were registered since.
     Last {
-        late: Late,
+        late: usize,
         reopen: bool,
     },
     /// Nothing is taken any more.
     Over,
-}
-
-/// How many registrations were taken in a last drain, those with interpreters that were made meanwhile included: they
-/// would be a way round the limit.
-enum Late {
-    Own(usize),
-    /// Its own, and that of interpreters too.
-    Lent(Arc<AtomicUsize>),
-    /// That of the drain in which this stack was made.
-    Borrowed(Arc<AtomicUsize>),
-}
-
-impl Late {
-    /// What a shared count is set to when there is no limit any more.
-    const NO_LIMIT: usize = usize::MAX;
-
-    fn admits(&mut self) -> bool {
-        let one_more = |taken| match taken {
-            Self::NO_LIMIT => Some(taken),
-            ..LATE => Some(taken + 1),
-            _ => None,
-        };
-        match self {
-            Self::Own(taken) => one_more(*taken).map(|more| *taken = more).is_some(),
-            Self::Lent(taken) | Self::Borrowed(taken) => {
-                taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
-            }
-        }
-    }
-
-    fn lend(&mut self) -> Self {
-        let taken = match self {
-            Self::Own(taken) => Arc::new(AtomicUsize::new(*taken)),
-            Self::Lent(taken) => Arc::clone(taken),
-            Self::Borrowed(taken) => return Self::Borrowed(Arc::clone(taken)),
-        };
-        *self = Self::Lent(Arc::clone(&taken));
-        Self::Borrowed(taken)
-    }
-
-    /// The drain whose count it is is over.
-    fn lift(&self) {
-        if let Self::Lent(taken) = self {
-            taken.store(Self::NO_LIMIT, Ordering::Relaxed);
-        }
-    }
-
-    fn is_lifted(&self) -> bool {
-        matches!(self, Self::Borrowed(taken) if taken.load(Ordering::Relaxed) == Self::NO_LIMIT)
-    }
 }
 
 /// Why a stack drains, which says how.
@@ -292,6 +243,10 @@ impl Occasion {
     /// Whether failures go to the report hook.
     fn reports(self) -> bool {
         !matches!(self, Self::Close | Self::Finalize)
+    }
+
+    fn waits_as(self) -> Who {
+        if self == Self::Exit { Who::Drain } else { Who::Closer }
     }
 
     /// How what is nested in the stack drains.
@@ -329,8 +284,6 @@ struct Done {
     drained: Drained,
     /// Who waits for the end of the drain; none if it has not come to its end, for a handler still runs in it.
     waiters: Vec<Arc<Waiter>>,
-    /// What the thread-locals held of the drain that ended, to be dropped where no lock is held.
-    ended: [Option<Begun>; 2],
     settled: bool,
 }
 
@@ -352,14 +305,22 @@ impl State {
         }
     }
 
-    /// Whether one more registration is taken.
-    #[inline]
+    /// Whether one more registration is taken. In a last drain it counts with the stack, whichever thread makes it, and with
+    /// the thread, on whichever stack it is made.
     fn admits(&mut self) -> bool {
-        match &mut self.phase {
-            Phase::Open => true,
-            Phase::Last { late, .. } => late.admits(),
-            Phase::Over => false,
+        let mut unlimited = 0;
+        let own = match &mut self.phase {
+            Phase::Open => &mut unlimited,
+            Phase::Last { late, .. } => late,
+            Phase::Over => return false,
+        };
+        let here = late_here();
+        if *own == LATE || here == Some(LATE) {
+            return false;
         }
+        *own += 1;
+        set_late_here(here.map(|late| late + 1));
+        true
     }
 
     /// Whether nothing is left of it, nor will be.
@@ -397,28 +358,10 @@ impl State {
         }
     }
 
-    /// What counts the registrations in its last drain, if it is in that, for interpreters that are made meanwhile.
-    fn late(&mut self) -> Option<Late> {
-        match &mut self.phase {
-            Phase::Last { late, .. } => Some(late.lend()),
-            Phase::Open | Phase::Over => None,
-        }
-    }
-
-    /// Lets a stack go on after its last drain, with all that was made in it meanwhile.
+    /// Lets a stack go on after its last drain.
     fn reopen(&mut self) {
-        if let Phase::Last { late, .. } = &self.phase {
-            late.lift();
+        if matches!(self.phase, Phase::Last { .. }) {
             self.phase = Phase::Open;
-        }
-    }
-
-    /// Lets a stack that was made in a last drain go by itself, if that drain is over.
-    fn let_go(&mut self) {
-        match &mut self.phase {
-            Phase::Last { late, reopen: true } if late.is_lifted() => self.phase = Phase::Open,
-            Phase::Last { late, reopen: false } if late.is_lifted() => *late = Late::Own(0),
-            Phase::Open | Phase::Last { .. } | Phase::Over => {}
         }
     }
 
@@ -444,8 +387,8 @@ impl SharedExitStack {
     }
 
     const_fn! {
-        pub(crate) const fn of_process(arm: fn() -> bool, stack: fn() -> &'static SharedExitStack) -> Self {
-            Self { state: Lock::new(State::new(false)), owner: Owner::Process { arm, stack } }
+        pub(crate) const fn of_process(arm: fn() -> bool) -> Self {
+            Self { state: Lock::new(State::new(false)), owner: Owner::Process { arm } }
         }
     }
 
@@ -475,7 +418,7 @@ impl SharedExitStack {
     #[inline]
     fn lock_to_admit(&self) -> Option<MutexGuard<'_, State>> {
         let state = self.state.lock();
-        if state.ready == self.epoch() {
+        if state.ready == self.epoch() && late_here().is_none() {
             return Some(state);
         }
         drop(state);
@@ -490,7 +433,6 @@ impl SharedExitStack {
             drop(state);
             state = self.arm()?;
         }
-        state.let_go();
         if matches!(state.phase, Phase::Open) {
             state.ready = self.epoch();
         }
@@ -818,12 +760,13 @@ impl SharedExitStack {
 
     /// Drains the stack and what is nested in it.
     pub(crate) fn drain(&self, occasion: Occasion) -> Result<(), CloseError> {
-        let who = if occasion == Occasion::Exit { Who::Drain } else { Who::Closer };
-        let mut before = Ok(());
+        let _restored = occasion.is_last().then(count_late);
+        let mut descent = Descent::new(self, occasion);
+        let (mut before, mut left) = (Ok(()), None);
         loop {
-            let then = match self.claim(occasion) {
-                Claim::Taken => self.descend(occasion),
-                Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, who) {
+            let then = match self.claim(occasion, descent.number, left) {
+                Claim::Taken => descent.run(),
+                Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, occasion.waits_as()) {
                     Waited::Drained(drained) if occasion.is_for_good() => {
                         // It may have passed an interpreter in which a handler still runs.
                         before = joined(before, drained.whole);
@@ -831,7 +774,11 @@ impl SharedExitStack {
                     }
                     Waited::Drained(drained) => drained.whole,
                     Waited::NotNeeded => Ok(()),
-                    Waited::Inside => self.descend(occasion),
+                    Waited::Inside => descent.run(),
+                    Waited::Left(owner) => {
+                        left = Some(owner);
+                        continue;
+                    }
                 },
                 Claim::Inside | Claim::Over => Ok(()),
             };
@@ -839,46 +786,39 @@ impl SharedExitStack {
         }
     }
 
-    fn descend(&self, occasion: Occasion) -> Result<(), CloseError> {
-        let _restored = self.make_current();
-        let mut descent = Descent { root: self, depth: 0, top: None, running: None, occasion, result: Ok(()) };
-        drain(&mut descent, Outcome::Success);
-        descent.result
-    }
-
     /// [`drain`](Self::drain) where nobody is told: what failed was reported. The exit status asked for.
-    pub(crate) fn drain_untold(&self, occasion: Occasion) -> Option<i32> {
+    pub(crate) fn drain_untold(&self, occasion: Occasion) -> Option<Asked> {
         status_of(self.drain(occasion))
     }
 
-    /// Makes the drain of this stack this thread's, or says whose it is.
-    fn claim(&self, occasion: Occasion) -> Claim {
+    /// Makes the drain of this stack this descent's, or says whose it is. What the thread `left` ran is taken over.
+    fn claim(&self, occasion: Occasion, descent: usize, left: Option<ThreadKey>) -> Claim {
         let me = ThreadKey::current();
         let mut state = self.lock();
         if state.is_settled() {
             return Claim::Over;
         }
-        state.let_go();
         match &mut state.phase {
             Phase::Last { reopen, .. } => *reopen &= !occasion.is_last() || occasion == Occasion::Run,
             open @ Phase::Open if occasion.is_last() => {
-                *open = Phase::Last { late: Late::Own(0), reopen: occasion == Occasion::Run };
+                *open = Phase::Last { late: 0, reopen: occasion == Occasion::Run };
                 state.ready = 0;
             }
             Phase::Open | Phase::Over => {}
         }
         let Some(drain) = &mut state.drain else {
-            let outer = self.begun().and_then(|this| set_innermost(Some(this)));
             let (merged, reports) = (Ok(()), occasion.reports());
-            state.drain = Some(Drain { owner: me, outer, gathered: None, merged, reports, waiters: Vec::new() });
+            state.drain = Some(Drain { owner: me, descent, gathered: None, merged, reports, waiters: Vec::new() });
             state.nested.newest_first().for_each(|nested| nested.passed = None);
-            self.note_outermost(occasion);
             return Claim::Taken;
         };
-        let claim = match occasion {
-            _ if drain.owner != me => Claim::Elsewhere(drain.owner, drain.waiter()),
-            Occasion::Exit => Claim::Taken,
-            _ => Claim::Inside,
+        let claim = if left == Some(drain.owner) {
+            (drain.owner, drain.descent) = (me, descent);
+            Claim::Taken
+        } else if drain.owner == me {
+            Claim::Inside
+        } else {
+            Claim::Elsewhere(drain.owner, drain.waiter())
         };
         // Whoever is told what has failed may not live to tell it.
         let unreported = if occasion == Occasion::Exit { drain.report_all() } else { Vec::new() };
@@ -890,7 +830,7 @@ impl SharedExitStack {
 
     /// What is next in the drain that this thread runs; a handler is put in the place of the one before, which has run.
     #[inline]
-    fn step(&self, running: &mut Option<SharedEntry>) -> Step {
+    fn step(&self, running: &mut Option<SharedEntry>, descent: usize) -> Step {
         let mut state = self.lock();
         if !state.nested.is_empty() {
             let me = Some(ThreadKey::current());
@@ -900,33 +840,27 @@ impl SharedExitStack {
             }
         }
         state.handlers.pop_to(running);
-        if running.is_some() { Step::Run } else { Step::Done(self.done(state)) }
+        if running.is_some() { Step::Run } else { Step::Done(self.done(state, descent)) }
     }
 
     /// The lists are empty.
-    fn done(&self, mut state: MutexGuard<'_, State>) -> Done {
+    fn done(&self, mut state: MutexGuard<'_, State>, descent: usize) -> Done {
         state.handlers.release();
         match &state.phase {
-            Phase::Last { late, reopen: false } => {
-                late.lift();
-                state.phase = Phase::Over;
-            }
+            Phase::Last { reopen: false, .. } => state.phase = Phase::Over,
             Phase::Last { reopen: true, .. } if matches!(self.owner, Owner::Process { .. }) => state.reopen(),
             Phase::Last { .. } | Phase::Open | Phase::Over => {}
         }
-        let in_tree = !matches!(self.owner, Owner::User);
-        let ends = |drain: &mut Drain| drain.owner == ThreadKey::current() && (!in_tree || is_innermost(self));
-        if let Some(drain) = state.drain.take_if(ends) {
-            let ended = if in_tree { [set_innermost(drain.outer), self.take_outermost()] } else { [None, None] };
+        if let Some(drain) = state.drain.take_if(|drain| drain.descent == descent) {
             let new = Gathered::into_result(drain.gathered);
             let whole = joined(drain.merged, new.clone());
             let drained = Drained { whole, new };
-            return Done { drained, waiters: drain.waiters, ended, settled: state.is_settled() };
+            return Done { drained, waiters: drain.waiters, settled: state.is_settled() };
         }
         // A handler still runs in it, or a fork took the drain away under its owner.
         let nothing = Drained { whole: Ok(()), new: Ok(()) };
         let drained = state.drain.as_mut().map_or(nothing, Drain::merge_all);
-        Done { drained, waiters: Vec::new(), ended: [None, None], settled: state.is_settled() }
+        Done { drained, waiters: Vec::new(), settled: state.is_settled() }
     }
 
     /// Adds to what the drain of this stack has gathered; true if it reports.
@@ -958,27 +892,6 @@ impl SharedExitStack {
         }
     }
 
-    /// This stack, as a drain that a thread has begun; none for a value, which the way out does not go on with.
-    fn begun(&self) -> Option<Begun> {
-        match &self.owner {
-            Owner::User => None,
-            Owner::Process { stack, .. } => Some(Begun::Process(*stack)),
-            Owner::Interpreter(node) => node.upgrade().map(Begun::Interpreter),
-        }
-    }
-
-    /// Notes that this thread has begun to drain this stack for the last time, if it is in no other such drain.
-    fn note_outermost(&self, occasion: Occasion) {
-        if occasion.is_last() && outermost().is_none() {
-            set_outermost(self.begun());
-        }
-    }
-
-    /// Notes that this thread's drain of this stack has ended.
-    fn take_outermost(&self) -> Option<Begun> {
-        outermost().filter(|begun| begun.is_of(self)).and_then(|_| set_outermost(None))
-    }
-
     /// Makes the interpreter whose stack this is the current one on this thread; for the process stack, none. What was
     /// current before is restored when the guard is dropped.
     fn make_current(&self) -> Option<impl Drop> {
@@ -992,19 +905,9 @@ impl SharedExitStack {
 
     /// Puts an interpreter in at the place that a handler registered now would have; false if that is refused.
     pub(crate) fn nest(&self, node: Arc<dyn Node>) -> bool {
-        // A handler may make it where this drain will come only later: it counts all the same.
-        let mut late = outermost().and_then(|begun| begun.stack().lock().late());
         let Some(mut state) = self.lock_to_admit() else { return false };
-        if let Some(own) = state.late() {
-            late = Some(own);
-        } else if !late.as_mut().is_none_or(Late::admits) {
-            return false;
-        }
         let id = state.handlers.next_id();
         node.place().get_or_init(|| id);
-        if let Some(late) = late {
-            node.stack().lock().phase = Phase::Last { late, reopen: true };
-        }
         state.nested.push_as(id, Nested { node, passed: None });
         true
     }
@@ -1041,25 +944,25 @@ impl SharedExitStack {
         matches!(self.lock().phase, Phase::Over)
     }
 
-    /// Whether it was drained for good, and no handler of an interpreter nested in it runs any more.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.lock().is_settled()
+    /// Records that `exit` asks for this status: with the drain that this thread is in, or for who leaves the process.
+    pub(crate) fn ask_exit(&self, code: i32) {
+        let asked = Asked::now(code);
+        if self.drains_here() {
+            self.gather(|gathered| gathered.get_or_insert_default().ask_exit(asked));
+        } else {
+            self.decide(Some(asked));
+        }
     }
 
-    /// Records an exit status with the drain that runs, and returns the one in which it was begun.
-    pub(crate) fn ask_exit(&self, code: i32) -> Option<Begun> {
-        self.gather(|gathered| gathered.get_or_insert_default().ask_exit(Asked::now(code)));
-        self.lock().drain.as_ref()?.outer.clone()
+    /// Keeps an exit status that was asked for, for whichever thread leaves the process: of several the last.
+    pub(crate) fn decide(&self, asked: Option<Asked>) {
+        let mut state = self.lock();
+        state.status = state.status.max(asked);
     }
 
-    /// Keeps an exit status that handlers asked for, for whichever thread leaves the process.
-    pub(crate) fn decide(&self, code: i32) {
-        self.lock().status = Some(code);
-    }
-
-    /// The exit status that handlers asked for.
+    /// The exit status that was asked for last.
     pub(crate) fn decided(&self) -> Option<i32> {
-        self.lock().status
+        self.lock().status.map(|asked| asked.code)
     }
 
     /// Whether this thread is the first to ask: that is the one to leave the process.
@@ -1080,6 +983,22 @@ impl SharedExitStack {
             at += 1;
         }
         found
+    }
+
+    /// The interpreters nested in it whose drains this thread began, the last begun first; none of those around which it was
+    /// in this stack's own.
+    pub(crate) fn left_by(&self, thread: ThreadKey) -> Vec<Arc<dyn Node>> {
+        let begun = |stack: &Self| {
+            let state = stack.lock();
+            state.drain.as_ref().filter(|drain| drain.owner == thread).map(|drain| drain.descent)
+        };
+        let own = begun(self);
+        let mut found: Vec<_> = (self.descendants().into_iter())
+            .filter_map(|node| Some((begun(node.stack())?, node)))
+            .filter(|(descent, _)| own.is_none_or(|own| *descent > own))
+            .collect();
+        found.sort_by_key(|(descent, _)| Reverse(*descent)); // stable: of one descent the outermost first
+        found.into_iter().map(|(_, node)| node).collect()
     }
 
     /// Takes over what the parent process registered.
@@ -1122,10 +1041,25 @@ struct Descent<'s> {
     /// What runs.
     running: Option<SharedEntry>,
     occasion: Occasion,
+    /// Tells it apart from all others.
+    number: usize,
     result: Result<(), CloseError>,
 }
 
-impl Descent<'_> {
+impl<'s> Descent<'s> {
+    fn new(root: &'s SharedExitStack, occasion: Occasion) -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { root, depth: 0, top: None, running: None, occasion, number, result: Ok(()) }
+    }
+
+    /// Drains what was claimed.
+    fn run(&mut self) -> Result<(), CloseError> {
+        let _restored = self.root.make_current();
+        drain(self, Outcome::Success);
+        mem::replace(&mut self.result, Ok(()))
+    }
+
     fn top(&self) -> &SharedExitStack {
         self.top.as_ref().map_or(self.root, |node| node.stack())
     }
@@ -1133,17 +1067,25 @@ impl Descent<'_> {
     /// Begins to drain what is nested in the top, or waits for its end.
     #[cold]
     fn descend(&mut self, id: HandlerId, node: Arc<dyn Node>) {
-        match node.stack().claim(self.occasion.for_nested()) {
-            Claim::Taken | Claim::Inside => self.enter(node),
-            Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, Who::Drain) {
-                Waited::Drained(drained) => {
-                    self.merge(drained);
-                    discard(waiter); // it holds the result too
-                }
-                Waited::NotNeeded => {}
-                Waited::Inside => self.enter(node),
-            },
-            Claim::Over => drop(self.top().unnest(id)),
+        let mut left = None;
+        loop {
+            match node.stack().claim(self.occasion.for_nested(), self.number, left) {
+                Claim::Taken | Claim::Inside => self.enter(node),
+                Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, Who::Drain) {
+                    Waited::Drained(drained) => {
+                        self.merge(drained);
+                        discard(waiter); // it holds the result too
+                    }
+                    Waited::NotNeeded => {}
+                    Waited::Inside => self.enter(node),
+                    Waited::Left(owner) => {
+                        left = Some(owner);
+                        continue;
+                    }
+                },
+                Claim::Over => drop(self.top().unnest(id)),
+            }
+            return;
         }
     }
 
@@ -1165,9 +1107,8 @@ impl Descent<'_> {
             None => {}
         }
         for waiter in done.waiters {
-            waiter.set(Some(drained.clone()));
+            waiter.set(Waited::Drained(drained.clone()));
         }
-        drop(done.ended);
         let Some(node) = node else {
             self.result = drained.whole;
             return false;
@@ -1197,7 +1138,7 @@ impl Source<dyn Bound + Send> for Descent<'_> {
     fn next(&mut self) -> Option<&mut SharedEntry> {
         loop {
             let top = self.top.as_ref().map_or(self.root, |node| node.stack());
-            match top.step(&mut self.running) {
+            match top.step(&mut self.running, self.number) {
                 Step::Run => return self.running.as_mut(),
                 Step::Nested(id, node) => self.descend(id, node),
                 Step::Done(done) => {
@@ -1220,30 +1161,6 @@ impl Source<dyn Bound + Send> for Descent<'_> {
     }
 }
 
-/// A drain in the tree of interpreters that a thread has begun.
-#[derive(Clone)]
-pub(crate) enum Begun {
-    Process(fn() -> &'static SharedExitStack),
-    Interpreter(Arc<dyn Node>),
-}
-
-impl Begun {
-    pub(crate) fn stack(&self) -> &SharedExitStack {
-        match self {
-            Self::Process(stack) => stack(),
-            Self::Interpreter(node) => node.stack(),
-        }
-    }
-
-    /// Whether it is this stack's. (Does not ask for the process stack: loom has none left when it drops that.)
-    fn is_of(&self, stack: &SharedExitStack) -> bool {
-        match self {
-            Self::Process(_) => matches!(stack.owner, Owner::Process { .. }),
-            Self::Interpreter(node) => ptr::eq(node.stack(), stack),
-        }
-    }
-}
-
 // `ManuallyDrop` leaves the thread-locals without a destructor, so that they can be asked also when those are over, as on
 // the way out of the process; they are emptied by what filled them.
 per_thread! {
@@ -1252,44 +1169,28 @@ per_thread! {
 }
 
 per_thread! {
-    /// The drain that this thread has begun last.
-    static INNERMOST: Cell<ManuallyDrop<Option<Begun>>> = Cell::new(ManuallyDrop::new(None));
+    /// How many registrations this thread has made in the last drain that it is in, if it is in one.
+    static LATE_HERE: Cell<Option<usize>> = Cell::new(None);
 }
 
-per_thread! {
-    /// The outermost drain that this thread has begun, of those that are the last of their stack.
-    static OUTERMOST: Cell<ManuallyDrop<Option<Begun>>> = Cell::new(ManuallyDrop::new(None));
+#[inline]
+fn late_here() -> Option<usize> {
+    LATE_HERE.with(Cell::get)
 }
 
-/// Forgets all drains that this thread has begun.
-pub(crate) fn forget_begun() {
-    drop([set_innermost(None), set_outermost(None)]);
+fn set_late_here(late: Option<usize>) {
+    LATE_HERE.with(|here| here.set(late));
 }
 
-fn set_innermost(begun: Option<Begun>) -> Option<Begun> {
-    INNERMOST.with(|innermost| ManuallyDrop::into_inner(innermost.replace(ManuallyDrop::new(begun))))
-}
-
-/// The drain that this thread has begun last, of those that have not ended.
-pub(crate) fn innermost() -> Option<Begun> {
-    let begun = set_innermost(None);
-    set_innermost(begun.clone());
-    begun
-}
-
-fn set_outermost(begun: Option<Begun>) -> Option<Begun> {
-    OUTERMOST.with(|outermost| ManuallyDrop::into_inner(outermost.replace(ManuallyDrop::new(begun))))
-}
-
-fn outermost() -> Option<Begun> {
-    let begun = set_outermost(None);
-    set_outermost(begun.clone());
-    begun
-}
-
-/// Whether this stack's drain is the one that this thread has begun last.
-pub(crate) fn is_innermost(stack: &SharedExitStack) -> bool {
-    innermost().is_some_and(|begun| begun.is_of(stack))
+/// Counts the registrations that this thread makes until the guard is dropped, if it does not do so already.
+fn count_late() -> impl Drop {
+    let before = late_here();
+    set_late_here(before.or(Some(0)));
+    scopeguard::guard(before, |before| {
+        if before.is_none() {
+            set_late_here(None);
+        }
+    })
 }
 
 /// Makes this interpreter, or none, the current one on this thread.

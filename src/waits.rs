@@ -9,11 +9,13 @@
 //!    the last one sees it. As a thread has one edge, it closes one circle at most.
 //! 4. A circle is opened where a closer waits: its `close()` returns at once. Only where none does, the thread that sees
 //!    the circle goes on with the other's drain: the handler that runs there waits for this thread, as if it had called it.
-//! 5. Order of locks: the edges, then a latch. No stack's lock is held here.
+//! 5. A thread that ends the process never comes back to the drains that it runs. It takes another key
+//!    ([`leave`]), and what it ran is nobody's: each that waits there is told so, and takes the drain over.
+//! 6. Order of locks: the graph, then a latch. No stack's lock is held here.
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::CloseError;
 use crate::sync::{Latch, Lock, global, per_thread};
@@ -21,22 +23,27 @@ use crate::sync::{Latch, Lock, global, per_thread};
 /// A thread, by a number of our own: it is known also when the thread-locals that have destructors are gone, as on the
 /// way out of the process, and `std::thread::current()` may not be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ThreadKey(u64);
+pub(crate) struct ThreadKey(usize);
 
 impl ThreadKey {
     #[inline]
     pub(crate) fn current() -> Self {
-        per_thread! {
-            static KEY: Cell<u64> = Cell::new(0);
-        }
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         KEY.with(|key| {
             if key.get() == 0 {
-                key.set(NEXT.fetch_add(1, Ordering::Relaxed));
+                key.set(Self::another());
             }
             Self(key.get())
         })
     }
+
+    fn another() -> usize {
+        static NEXT: AtomicUsize = AtomicUsize::new(1);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+per_thread! {
+    static KEY: Cell<usize> = Cell::new(0);
 }
 
 /// What came of a drain, for those who waited for it.
@@ -48,8 +55,8 @@ pub(crate) struct Drained {
     pub(crate) new: Result<(), CloseError>,
 }
 
-/// Where one thread waits for a drain; set to nothing if it is to wait no longer.
-pub(crate) type Waiter = Latch<Option<Drained>>;
+/// Where one thread waits for a drain.
+pub(crate) type Waiter = Latch<Waited>;
 
 /// Who waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,12 +69,15 @@ pub(crate) enum Who {
 }
 
 /// What came of a wait.
+#[derive(Clone, Debug)]
 pub(crate) enum Waited {
     Drained(Drained),
     /// A closer need not wait: what it waits for waits for it.
     NotNeeded,
     /// What this drain waits for waits for it: it is to go on with that itself.
     Inside,
+    /// The thread of this key will never come back to the drain: it is to be taken over.
+    Left(ThreadKey),
 }
 
 #[derive(Debug)]
@@ -78,30 +88,53 @@ pub(crate) struct Edge {
     latch: Arc<Waiter>,
 }
 
+#[derive(Debug)]
+pub(crate) struct Graph {
+    pub(crate) edges: Vec<Edge>,
+    /// The keys that threads have laid down.
+    left: Vec<ThreadKey>,
+}
+
 global! {
-    pub(crate) static EDGES: Lock<Vec<Edge>> = Lock::new(Vec::new());
+    pub(crate) static GRAPH: Lock<Graph> = Lock::new(Graph { edges: Vec::new(), left: Vec::new() });
+}
+
+/// Lets the drains that this thread runs be nobody's: it never comes back to them. Returns the key that it had.
+pub(crate) fn leave() -> ThreadKey {
+    let before = ThreadKey::current();
+    KEY.with(|key| key.set(ThreadKey::another()));
+    let mut graph = GRAPH.lock();
+    graph.left.push(before);
+    for edge in graph.edges.iter().filter(|edge| edge.owner == before) {
+        edge.latch.set(Waited::Left(before));
+    }
+    before
 }
 
 /// Waits for the drain that `owner` runs, and at whose end `latch` is set.
 pub(crate) fn wait(owner: ThreadKey, latch: &Arc<Waiter>, who: Who) -> Waited {
     let waiter = ThreadKey::current();
     {
-        let mut edges = EDGES.lock();
+        let mut graph = GRAPH.lock();
+        if graph.left.contains(&owner) && !latch.is_set() {
+            return Waited::Left(owner);
+        }
+        let edges = &mut graph.edges;
         // The drain may have ended since it was found, and its owner wait for this thread now: that is no circle.
-        if let Some(circle) = circle(&edges, waiter, owner).filter(|_| !latch.is_set()) {
+        if let Some(circle) = circle(edges, waiter, owner).filter(|_| !latch.is_set()) {
             if who == Who::Closer {
                 return Waited::NotNeeded;
             }
             match circle.into_iter().find(|&edge| edges[edge].who == Who::Closer) {
-                Some(closer) => edges[closer].latch.set(None),
+                Some(closer) => edges[closer].latch.set(Waited::NotNeeded),
                 None => return Waited::Inside,
             }
         }
         edges.push(Edge { waiter, who, owner, latch: Arc::clone(latch) });
     }
-    let drained = latch.wait();
-    EDGES.lock().retain(|edge| edge.waiter != waiter);
-    drained.map_or(Waited::NotNeeded, Waited::Drained)
+    let waited = latch.wait();
+    GRAPH.lock().edges.retain(|edge| edge.waiter != waiter);
+    waited
 }
 
 /// The edges that lead from `owner` to `waiter`, if they do.
@@ -121,31 +154,31 @@ mod tests {
 
     #[test]
     fn an_edge_that_is_over_closes_no_circle() {
-        let [here, there] = [ThreadKey(u64::MAX), ThreadKey(u64::MAX - 1)];
+        let [here, there] = [ThreadKey(usize::MAX), ThreadKey(usize::MAX - 1)];
         let latch = Arc::new(Waiter::default());
         let edges = [Edge { waiter: there, who: Who::Closer, owner: here, latch: Arc::clone(&latch) }];
         assert_eq!(circle(&edges, here, there), Some(vec![0]));
-        latch.set(None);
+        latch.set(Waited::NotNeeded);
         assert_eq!(circle(&edges, here, there), None);
     }
 
     #[test]
     fn a_wait_that_is_over_leaves_no_edge_behind() {
         let latch = Arc::new(Waiter::default());
-        latch.set(None);
-        let owner = ThreadKey(u64::MAX);
+        latch.set(Waited::NotNeeded);
+        let owner = ThreadKey(usize::MAX);
         assert!(matches!(wait(owner, &latch, Who::Closer), Waited::NotNeeded));
-        assert!(EDGES.lock().iter().all(|edge| edge.waiter != ThreadKey::current()));
+        assert!(GRAPH.lock().edges.iter().all(|edge| edge.waiter != ThreadKey::current()));
     }
 
     #[test]
     fn a_wait_that_is_over_leaves_the_edges_of_others() {
-        let [owner, other] = [ThreadKey(u64::MAX - 2), ThreadKey(u64::MAX - 3)];
-        EDGES.lock().push(Edge { waiter: other, who: Who::Drain, owner, latch: Arc::default() });
+        let [owner, other] = [ThreadKey(usize::MAX - 2), ThreadKey(usize::MAX - 3)];
+        GRAPH.lock().edges.push(Edge { waiter: other, who: Who::Drain, owner, latch: Arc::default() });
         let latch = Arc::new(Waiter::default());
-        latch.set(None);
+        latch.set(Waited::NotNeeded);
         wait(owner, &latch, Who::Closer);
-        let mut edges = EDGES.lock();
+        let edges = &mut GRAPH.lock().edges;
         let before = edges.len();
         edges.retain(|edge| edge.waiter != other);
         assert_eq!(edges.len(), before - 1);
