@@ -13,12 +13,12 @@ use std::borrow::Cow;
 use std::fmt;
 use std::panic::Location;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::error::CloseError;
 use crate::handler::IntoHandler;
 use crate::list::HandlerId;
-use crate::process::process_stack;
+use crate::process::{count_refusals_of, process_stack};
 use crate::shared::{Node, Occasion, SharedExitStack, current, enter};
 
 /// A named stack of its own, nested in its parent: for language runtimes, plugin hosts, subsystems of a service, and
@@ -59,8 +59,6 @@ pub struct Interpreter(Arc<Inner>);
 struct Inner {
     name: Cow<'static, str>,
     parent: Option<Arc<Inner>>,
-    /// Its place in the parent's list, if it got one.
-    place: OnceLock<HandlerId>,
     handles: AtomicUsize,
     stack: SharedExitStack,
 }
@@ -96,7 +94,6 @@ impl Interpreter {
         let inner = Arc::new_cyclic(|inner: &Weak<Inner>| Inner {
             name,
             parent,
-            place: OnceLock::new(),
             handles: AtomicUsize::new(1),
             stack: SharedExitStack::of_interpreter(inner.clone()),
         });
@@ -193,10 +190,6 @@ impl Node for Inner {
         self.parent.as_ref().map_or_else(|| process_stack(), |parent| &parent.stack)
     }
 
-    fn place(&self) -> &OnceLock<HandlerId> {
-        &self.place
-    }
-
     fn path(&self) -> String {
         let mut names = vec![&*self.name];
         let mut outer = &self.parent;
@@ -210,7 +203,7 @@ impl Node for Inner {
     }
 
     fn count_refusals(self: Arc<Self>) {
-        process_stack().count_refusals_of(&(self as _));
+        count_refusals_of(&(self as _));
     }
 
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {

@@ -206,6 +206,16 @@ impl<T> HandlerList<T> {
         self.end = self.next + block;
     }
 
+    /// A list whose ids are greater than all that were given before the fork that made this process.
+    pub(crate) fn after_fork() -> Self {
+        Self::new() // each block of ids is greater than all before it
+    }
+
+    /// The id that was given last by [`next_id`](Self::next_id).
+    pub(crate) fn last_given(&self) -> HandlerId {
+        HandlerId(self.next - 1)
+    }
+
     /// Appends a value under an id of another list's [`next_id`](Self::next_id), greater than all here.
     #[inline]
     pub(crate) fn push_as(&mut self, id: HandlerId, value: T) {

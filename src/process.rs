@@ -7,28 +7,26 @@
 //! 2. What a drain has gathered stands in the stack (invariant 4 of `shared`), and so does what came of those that the way
 //!    out went on with: a hook that runs inside a handler (C `exit` called there) goes on where it was. A status that
 //!    handlers decide is left to `raw::end_with`: some C libraries let `exit` be entered again, some do not.
-//! 3. Nothing unwinds out of `hook`, `before_fork`, `after_fork` and `in_child`: C calls them.
-//! 4. Around a fork, the locks are taken in this order: `ARMED`, the report hook, the edges of waiting threads, then the
-//!    stacks from the root outwards. No other code of the crate holds two of these at a time, except the edges and a
-//!    latch, and a stack and one that is nested in it anew.
+//! 3. Nothing unwinds out of `hook`: C calls it.
+//! 4. Nothing is done at a fork: everything that a lock protects belongs to one process (`PerProcess`). The counts of hooks
+//!    are about C's list, which a child inherits with them.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fmt::Debug;
-use std::mem::ManuallyDrop;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
 use crate::drain::discard;
-use crate::error::Exit;
-use crate::raw::{self, Held};
-use crate::report::{HOOK, Hook};
-use crate::shared::{Node, Occasion, SharedExitStack, State, ends, forked, nested};
-use crate::sync::{Lock, MutexGuard, global};
-use crate::waits::{GRAPH, Graph, leave};
+use crate::error::{Asked, Exit};
+use crate::raw;
+use crate::shared::{Node, Occasion, SharedExitStack};
+use crate::sync::{PerProcess, global};
+use crate::waits::{ThreadKey, leave};
 
 global! {
     static PROCESS: SharedExitStack = SharedExitStack::of_process(arm);
@@ -91,11 +89,56 @@ const MORE_HOOKS: usize = 15;
 /// How many hooks C has been given, and how many it has called.
 static REGISTERED: AtomicUsize = AtomicUsize::new(0);
 static CALLED: AtomicUsize = AtomicUsize::new(0);
-/// The last drain is over.
-static OVER: AtomicBool = AtomicBool::new(false);
-/// This is the child of a process that was on its way out: `std::process::exit` would wait for a thread that only the
-/// parent has.
-static FORKED_IN_EXIT: AtomicBool = AtomicBool::new(false);
+/// The epoch of the first process of this line of forks that was on its way out; zero if none was.
+static LEFT_IN: AtomicUsize = AtomicUsize::new(0);
+
+/// The end of this process.
+#[derive(Default)]
+pub(crate) struct End {
+    /// The exit status that was asked for last, in a drain of the way out or by `exit`.
+    status: Option<Asked>,
+    /// The thread that is to end the process, once the drain is over; the others are not to disturb it.
+    leaver: Option<ThreadKey>,
+    /// Interpreters that have refused more than one handler, to be reported at the end; and at which length of this list
+    /// those that are gone are taken out.
+    refusing: Vec<Weak<dyn Node>>,
+    prune_at: usize,
+}
+
+global! {
+    static END: PerProcess<End> = PerProcess::new(End { status: None, leaver: None, refusing: Vec::new(), prune_at: 0 });
+}
+
+/// Keeps an exit status that was asked for: of several the last one counts.
+fn decide(asked: Option<Asked>) {
+    let mut end = END.lock();
+    end.status = end.status.max(asked);
+}
+
+/// Whether this thread is the first to ask: that is the one to end the process.
+fn leaves_first() -> bool {
+    let me = ThreadKey::current();
+    *END.lock().leaver.get_or_insert(me) == me
+}
+
+/// Has the refusals of this interpreter reported at the process's end, if not before.
+pub(crate) fn count_refusals_of(node: &Arc<dyn Node>) {
+    let mut end = END.lock();
+    if end.refusing.len() >= end.prune_at {
+        end.refusing.retain(|node| node.strong_count() > 0);
+        end.prune_at = 2 * end.refusing.len().max(8);
+    }
+    end.refusing.push(Arc::downgrade(node));
+}
+
+/// Reports the refusals that were only counted.
+fn report_refused() {
+    PROCESS.report_refused();
+    let refusing = mem::take(&mut END.lock().refusing);
+    for node in refusing.iter().filter_map(Weak::upgrade) {
+        node.stack().report_refused();
+    }
+}
 
 thread_local! {
     /// This thread is inside C's `exit`.
@@ -112,17 +155,17 @@ extern "C" fn hook() {
     IN_C_EXIT.set(true);
     let called = CALLED.fetch_add(1, Ordering::Relaxed) + 1;
     let mut status = None;
-    if !OVER.load(Ordering::Acquire) {
+    if !PROCESS.is_over() {
         register_hooks(if called == 1 { MORE_HOOKS } else { 1 });
         status = catch_unwind(drain_for_good).unwrap_or_else(|payload| {
             discard(payload);
             None
         });
     } else if called == REGISTERED.load(Ordering::Relaxed) {
-        let _ = catch_unwind(|| PROCESS.report_refused()).map_err(discard);
+        let _ = catch_unwind(report_refused).map_err(discard);
     }
     if raw::in_main_program() {
-        while !PROCESS.leaves_first() {
+        while !leaves_first() {
             thread::sleep(Duration::MAX); // until another thread has ended the process
         }
         if let Some(status) = status {
@@ -135,15 +178,13 @@ extern "C" fn hook() {
 /// exit status that was asked for.
 #[cfg_attr(not(loom), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
 pub fn drain_for_good() -> Option<i32> {
+    let _ = LEFT_IN.compare_exchange(0, raw::epoch(), Ordering::Relaxed, Ordering::Relaxed);
     let left = leave();
     for node in PROCESS.left_by(left) {
-        PROCESS.decide(node.stack().drain_untold(Occasion::Exit));
+        decide(node.stack().drain_untold(Occasion::Exit));
     }
-    PROCESS.decide(PROCESS.drain_untold(Occasion::Exit));
-    if PROCESS.is_over() {
-        OVER.store(true, Ordering::Release);
-    }
-    PROCESS.decided()
+    decide(PROCESS.drain_untold(Occasion::Exit));
+    END.lock().status.map(|asked| asked.code)
 }
 
 /// Drains the process stack, then ends the process with this status.
@@ -167,12 +208,19 @@ pub fn drain_for_good() -> Option<i32> {
 /// }
 /// ```
 pub fn exit(code: i32) -> ! {
-    PROCESS.ask_exit(code);
+    let asked = Asked::now(code);
+    if PROCESS.drains_here() {
+        PROCESS.ask_exit(asked);
+    } else {
+        decide(Some(asked));
+    }
     if PROCESS.drains_here() && cfg!(panic = "unwind") && !thread::panicking() {
         resume_unwind(Box::new(Exit(code)));
     }
     let code = drain_for_good().unwrap_or(code);
-    if IN_C_EXIT.get() || FORKED_IN_EXIT.load(Ordering::Relaxed) {
+    // The child of a process on its way out would wait in std's `exit` for a thread that only its parent has.
+    let forked_in_exit = !matches!(LEFT_IN.load(Ordering::Relaxed), left if left == 0 || left == raw::epoch());
+    if IN_C_EXIT.get() || forked_in_exit {
         raw::exit_inside_exit(code)
     }
     std::process::exit(code)
@@ -222,90 +270,20 @@ fn low_byte(code: i32) -> u8 {
 // ---------------------------------------------------------------------------------------------------------------------
 // The way in
 
-global! {
-    static ARMED: Lock<Armed> = Lock::new(Armed { forks: false, exit: false });
-}
-
-#[derive(Debug)]
-pub(crate) struct Armed {
-    forks: bool,
-    exit: bool,
-}
-
-/// Sets up what drains the process stack; called before its first registration. False if C refuses.
+/// Sets up what drains the process stack; called before its first registration in each process. False if C refuses. (C's
+/// list, and the hooks in it that were not called yet, are inherited by a child. Threads that race here may register some
+/// hooks too many.)
 fn arm() -> bool {
     if cfg!(loom) {
         return true; // a model is over before the process is
     }
-    let mut armed = ARMED.lock();
-    armed.forks = armed.forks || raw::at_fork(before_fork, after_fork, in_child);
-    armed.exit = armed.exit || armed.forks && register_hooks(HOOKS) > 0;
-    armed.exit
+    let in_list = || REGISTERED.load(Ordering::Relaxed) - CALLED.load(Ordering::Relaxed);
+    while in_list() < HOOKS && register_hooks(1) > 0 {}
+    in_list() > 0
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Fork
-
-/// Every lock of the crate that a child may need, in the order they are taken; they are released in reverse.
-struct Locks {
-    stacks: Vec<Held<dyn Node, State>>,
-    process: MutexGuard<'static, State>,
-    edges: MutexGuard<'static, Graph>,
-    _hook: MutexGuard<'static, Option<Arc<Hook>>>,
-    _armed: MutexGuard<'static, Armed>,
-}
-
-impl Locks {
-    /// Releases all. What kept the stacks is left, to be dropped after that: it may be the last of an interpreter.
-    fn release(self) -> Vec<Arc<dyn Node>> {
-        self.stacks.into_iter().map(Held::release).collect()
-    }
-}
-
-thread_local! {
-    /// The locks, while this thread forks. `ManuallyDrop`: without a destructor, the thread-local is there to the end.
-    static LOCKS: RefCell<ManuallyDrop<Option<Locks>>> = const { RefCell::new(ManuallyDrop::new(None)) };
-}
-
-fn take_locks() -> Locks {
-    let armed = ARMED.lock();
-    let hook = HOOK.lock();
-    let edges = GRAPH.lock();
-    let process = PROCESS.lock();
-    let mut stacks: Vec<Held<dyn Node, State>> = Vec::new();
-    let mut nodes: Vec<Arc<dyn Node>> = nested(&process).cloned().collect();
-    while let Some(node) = nodes.pop() {
-        let held = Held::new(node, |node| node.stack().lock());
-        nodes.extend(nested(held.get()).cloned());
-        stacks.push(held);
-    }
-    Locks { stacks, process, edges, _hook: hook, _armed: armed }
-}
-
-extern "C" fn before_fork() {
-    let _ = catch_unwind(|| LOCKS.with(|locks| **locks.borrow_mut() = Some(take_locks()))).map_err(discard);
-}
-
-extern "C" fn after_fork() {
-    let take = || LOCKS.with(|locks| locks.borrow_mut().take());
-    let _ = catch_unwind(|| drop(take().map(Locks::release))).map_err(discard);
-}
-
-extern "C" fn in_child() {
-    raw::new_epoch();
-    let _ = catch_unwind(|| {
-        LOCKS.with(|locks| {
-            if let Some(locks) = &mut **locks.borrow_mut() {
-                locks.edges.edges.clear();
-                FORKED_IN_EXIT.fetch_or(ends(&locks.process), Ordering::Relaxed);
-                forked(&mut locks.process);
-                locks.stacks.iter_mut().for_each(|stack| forked(stack.get_mut()));
-            }
-        });
-    })
-    .map_err(discard);
-    after_fork();
-}
 
 /// Lets this forked child own what its parent registered, with the process stack and with every interpreter.
 ///
@@ -315,15 +293,13 @@ extern "C" fn in_child() {
 ///
 /// CPython runs inherited handlers in every child that exits normally.
 ///
-/// A child may use the process stack and the interpreters of its parent, whatever other threads did at the fork: their locks
-/// are free in it. Two kinds of stack are not looked after: a [`SharedExitStack`] that is a value, and the stack of an
-/// interpreter that was finalized. If another thread was in one of their methods at the fork, using it in the child waits
-/// for ever, as with any lock.
+/// False if another thread was in a method of one of the stacks at the fork, or if one takes no more handlers: what that
+/// one held is lost to the child. A child may use every shared stack of its parent, whatever other threads did at the fork.
+/// For a stack that is a value there is [`SharedExitStack::adopt_after_fork`].
 ///
 /// ```
-/// exitstack::adopt_after_fork(); // in a process that did not fork: nothing
+/// assert!(exitstack::adopt_after_fork()); // in a process that did not fork: nothing
 /// ```
-pub fn adopt_after_fork() {
-    PROCESS.adopt();
-    PROCESS.descendants().iter().for_each(|node| node.stack().adopt());
+pub fn adopt_after_fork() -> bool {
+    PROCESS.adopt_after_fork()
 }

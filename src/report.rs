@@ -15,12 +15,29 @@ use std::sync::Arc;
 use crate::drain::discard;
 use crate::error::{HandlerError, OneLine};
 use crate::raw;
-use crate::sync::{Lock, global};
+use crate::sync::{MutexGuard, PerProcess, global};
 
-pub(crate) type Hook = Box<dyn Fn(&HandlerError) + Send + Sync>;
+type Hook = Box<dyn Fn(&HandlerError) + Send + Sync>;
+
+#[derive(Default)]
+pub(crate) struct Installed {
+    hook: Option<Arc<Hook>>,
+    /// A child has what its parent had: that was looked for.
+    inherited: bool,
+}
 
 global! {
-    pub(crate) static HOOK: Lock<Option<Arc<Hook>>> = Lock::new(None);
+    static HOOK: PerProcess<Installed> = PerProcess::new(Installed { hook: None, inherited: true });
+}
+
+fn installed() -> MutexGuard<'static, Installed> {
+    let mut installed = HOOK.lock();
+    if !installed.inherited {
+        installed.inherited = true;
+        // What was locked at the fork was about to change: the default takes its place.
+        installed.hook = HOOK.earlier().last().flatten().and_then(|parents| parents.hook.clone());
+    }
+    installed
 }
 
 /// Lets `hook` receive every failure that has nobody to return to, in place of the hook before it.
@@ -66,7 +83,7 @@ pub fn take_hook() -> Box<dyn Fn(&HandlerError) + Send + Sync> {
 
 /// The earlier hook comes back, to be dropped by a caller who holds no lock.
 fn replace(hook: Option<Arc<Hook>>) -> Option<Arc<Hook>> {
-    std::mem::replace(&mut *HOOK.lock(), hook)
+    std::mem::replace(&mut installed().hook, hook)
 }
 
 /// Reports one failure, if it has not been reported: by the hook, or by one line on standard error.
@@ -75,7 +92,7 @@ pub(crate) fn report(error: &HandlerError) {
     if !error.is_told_now() {
         return;
     }
-    let hook = HOOK.lock().clone();
+    let hook = installed().hook.clone();
     let by_hook = catch_unwind(AssertUnwindSafe(move || {
         hook.is_some_and(|hook| {
             hook(error);

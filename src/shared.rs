@@ -2,8 +2,9 @@
 //!
 //! 1. No lock is held while user code runs: handlers, the drop of what they capture, `==`, the report hook. What is
 //!    taken out of a list is dropped after the lock was released.
-//! 2. At most one stack's lock is held at a time, but for a `fork`, which takes them all, and for a stack that is nested
-//!    anew, which nobody else knows yet; outer ones first.
+//! 2. At most one stack's lock is held at a time, but for that of an interpreter which takes its place in its parent: the
+//!    parent's first. A state and its lock belong to one process ([`PerProcess`]): a child begins with another one, and what
+//!    its parent left is looked at by adoption alone.
 //! 3. `State::drain` is `Some` while a drain of this stack runs. Its owner, or a thread for which the owner waits
 //!    (invariant 4 of `waits`), takes entries out to run them. Its owner ends it, in the same critical section that found
 //!    the lists empty: what was registered before that ran, what is registered after that waits for the next drain.
@@ -20,8 +21,9 @@ use std::cmp::Reverse;
 use std::fmt;
 use std::mem::{self, ManuallyDrop};
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use crate::drain::{Note, Source, discard, drain, drop_all, drop_counted, report_if, run_one, status_of};
 use crate::error::{Asked, CloseError, Gathered, HandlerError, HandlerErrorKind, Outcome, Refused, Site, joined};
@@ -29,7 +31,7 @@ use crate::handler::{IntoHandler, PendingHandler, SharedEntry, identity};
 use crate::list::{HandlerId, HandlerList};
 use crate::raw::{self, Bound, Closure};
 use crate::report::report;
-use crate::sync::{Lock, MutexGuard, const_fn, per_thread};
+use crate::sync::{MutexGuard, PerProcess, const_fn, per_thread};
 use crate::waits::{Drained, ThreadKey, Waited, Waiter, Who, wait};
 
 /// How many handlers a stack, together with the interpreters made in it meanwhile, takes while it drains for the last
@@ -86,8 +88,10 @@ pub(crate) const LATE: usize = 65_536;
 #[doc(alias = "cleanup")]
 #[must_use = "a stack that is not bound to a name is dropped, and drained, at once"]
 pub struct SharedExitStack {
-    state: Lock<State>,
+    state: PerProcess<State>,
     owner: Owner,
+    /// An interpreter's: it was finalized, in this process or in one before it.
+    finalized: AtomicBool,
 }
 
 /// Whom a stack belongs to.
@@ -110,9 +114,6 @@ pub(crate) trait Node: Any + Send + Sync + UnwindSafe + RefUnwindSafe {
     /// The stack it is nested in.
     fn outer(&self) -> &SharedExitStack;
 
-    /// Its place there, once it got one.
-    fn place(&self) -> &OnceLock<HandlerId>;
-
     /// Its names from the root, `process > plugin-a > db`.
     fn path(&self) -> String;
 
@@ -127,22 +128,13 @@ pub(crate) struct State {
     nested: HandlerList<Nested>,
     drain: Option<Drain>,
     phase: Phase,
-    /// The epoch in which nothing stands in the way of a registration: the phase is `Open`, and `armed`. Zero if there is
-    /// anything to be looked at first.
-    ready: u64,
+    /// Nothing stands in the way of a registration: the phase is `Open`, and `armed`.
+    ready: bool,
     /// What drains the stack at the process's end has been set up.
     armed: bool,
+    /// An interpreter's place in its parent's list, once it got one.
+    place: Option<HandlerId>,
     refused: Option<Refusals>,
-    /// Interpreters that have refused more than one, to be reported with this stack's own refusals.
-    refusing: Vec<Weak<dyn Node>>,
-    /// The exit status that was asked for last, in a drain of the way out of the process or by `exit`.
-    status: Option<Asked>,
-    /// The thread that is to leave the process, once the drain is over; the others are not to disturb it.
-    leaver: Option<ThreadKey>,
-    /// In which process, counted by forks, this was last touched.
-    epoch: u64,
-    /// What this process's parent had registered: never run and never dropped here, hence leaked.
-    inherited: Option<&'static mut HandlerList<SharedEntry>>,
 }
 
 /// Registrations that were refused.
@@ -287,20 +279,17 @@ struct Done {
 }
 
 impl State {
+    /// `armed`: nobody needs to set anything up.
     const fn new(armed: bool) -> Self {
         Self {
             handlers: HandlerList::new(),
             nested: HandlerList::new(),
             drain: None,
             phase: Phase::Open,
-            ready: 0,
+            ready: armed,
             armed,
+            place: None,
             refused: None,
-            refusing: Vec::new(),
-            status: None,
-            leaver: None,
-            epoch: 0,
-            inherited: None,
         }
     }
 
@@ -322,39 +311,14 @@ impl State {
         true
     }
 
+    /// Whether there is nothing to drain and nothing to report.
+    fn is_idle(&self) -> bool {
+        self.handlers.is_empty() && self.nested.is_empty() && self.drain.is_none() && self.refused.is_none()
+    }
+
     /// Whether nothing is left of it, nor will be.
     fn is_settled(&self) -> bool {
         matches!(self.phase, Phase::Over) && self.drain.is_none() && self.nested.is_empty()
-    }
-
-    /// Brings the state up to date with a fork: in the child, what the parent registered steps aside, and a drain that
-    /// another thread ran is no more.
-    #[cold]
-    fn forked(&mut self, epoch: u64) {
-        let first = mem::replace(&mut self.epoch, epoch) == 0;
-        if first {
-            return;
-        }
-        let parents = mem::take(&mut self.handlers);
-        match &mut self.inherited {
-            Some(inherited) => inherited.append(parents),
-            None if parents.is_empty() => {}
-            None => self.inherited = Some(Box::leak(Box::new(parents))),
-        }
-        self.refused = None;
-        self.refusing.clear();
-        self.status = None;
-        self.leaver = None;
-        if let Some(lost) = self.drain.take_if(|drain| drain.owner != ThreadKey::current()) {
-            mem::forget(lost);
-            self.reopen();
-        }
-        if let Some(drain) = &mut self.drain {
-            drain.waiters.clear();
-            // The parent's to be told, and to drop.
-            mem::forget(drain.gathered.take());
-            mem::forget(mem::replace(&mut drain.merged, Ok(())));
-        }
     }
 
     /// Lets a stack go on after its last drain.
@@ -363,12 +327,11 @@ impl State {
             self.phase = Phase::Open;
         }
     }
+}
 
-    fn adopt(&mut self) {
-        if let Some(inherited) = self.inherited.take() {
-            let own = mem::replace(&mut self.handlers, mem::take(inherited));
-            self.handlers.append(own);
-        }
+impl Default for State {
+    fn default() -> Self {
+        Self::new(false)
     }
 }
 
@@ -381,43 +344,62 @@ impl SharedExitStack {
         /// assert!(STACK.is_empty());
         /// ```
         pub const fn new() -> Self {
-            Self { state: Lock::new(State::new(true)), owner: Owner::User }
+            Self::of(Owner::User, true)
         }
     }
 
     const_fn! {
         pub(crate) const fn of_process(arm: fn() -> bool) -> Self {
-            Self { state: Lock::new(State::new(false)), owner: Owner::Process { arm } }
+            Self::of(Owner::Process { arm }, false)
         }
     }
 
     pub(crate) fn of_interpreter(node: Weak<dyn Node>) -> Self {
-        Self { state: Lock::new(State::new(true)), owner: Owner::Interpreter(node) }
+        Self::of(Owner::Interpreter(node), false)
+    }
+
+    const_fn! {
+        const fn of(owner: Owner, armed: bool) -> Self {
+            Self { state: PerProcess::new(State::new(armed)), owner, finalized: AtomicBool::new(false) }
+        }
     }
 
     #[inline]
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        let mut state = self.state.lock();
-        if !matches!(self.owner, Owner::User) {
-            let epoch = raw::epoch();
-            if state.epoch != epoch {
-                state.forked(epoch);
-            }
-        }
-        state
+        self.state.lock_or(|| self.fresh())
     }
 
-    /// The number of this process, as far as it matters to this stack.
-    #[inline]
-    fn epoch(&self) -> u64 {
-        if matches!(self.owner, Owner::User) { 1 } else { raw::epoch() }
+    /// The state with which a forked child begins: empty, but what was finalized stays so.
+    fn fresh(&self) -> State {
+        let mut fresh = State::new(matches!(self.owner, Owner::User));
+        fresh.handlers = HandlerList::after_fork();
+        if self.finalized.load(Ordering::Acquire) {
+            fresh.phase = Phase::Over;
+        }
+        fresh
+    }
+
+    /// Lets this forked child have the handlers that its parent registered here, and in interpreters nested in the stack.
+    ///
+    /// Returns false if some cannot be had: another thread was in a method of one of these stacks at the fork, or one of
+    /// them takes no more handlers. What such a stack held neither runs nor drops in this process. For the process stack
+    /// there is [`adopt_after_fork`](crate::adopt_after_fork), which says when this is wanted.
+    ///
+    /// ```
+    /// let stack = exitstack::SharedExitStack::new();
+    /// assert!(stack.adopt_after_fork()); // in a process that did not fork: nothing
+    /// ```
+    pub fn adopt_after_fork(&self) -> bool {
+        let mut all = self.adopt_own();
+        self.descendants(|node| all &= node.stack().adopt_own());
+        all
     }
 
     /// Locks the state for a registration, if the stack takes one.
     #[inline]
     fn lock_to_admit(&self) -> Option<MutexGuard<'_, State>> {
-        let state = self.state.lock();
-        if state.ready == self.epoch() && late_here().is_none() {
+        let state = self.lock();
+        if state.ready && late_here().is_none() {
             return Some(state);
         }
         drop(state);
@@ -433,17 +415,18 @@ impl SharedExitStack {
             state = self.arm()?;
         }
         if matches!(state.phase, Phase::Open) {
-            state.ready = self.epoch();
+            state.ready = true;
         }
         state.admits().then_some(state)
     }
 
+    /// Sees to it that something will drain it.
     #[cold]
     fn arm(&self) -> Option<MutexGuard<'_, State>> {
-        if let Owner::Process { arm, .. } = self.owner {
-            if !arm() {
-                return None;
-            }
+        match &self.owner {
+            Owner::Process { arm } if !arm() => return None,
+            Owner::User | Owner::Process { .. } => {}
+            Owner::Interpreter(node) => node.upgrade().into_iter().for_each(take_places),
         }
         let mut state = self.lock();
         state.armed = true;
@@ -515,24 +498,11 @@ impl SharedExitStack {
         HandlerId::unknown()
     }
 
-    /// Has the refusals of this interpreter reported with the stack's own.
-    pub(crate) fn count_refusals_of(&self, node: &Arc<dyn Node>) {
-        let mut state = self.lock();
-        state.refusing.retain(|node| node.strong_count() > 0);
-        state.refusing.push(Arc::downgrade(node));
-    }
-
     /// Reports the refusals that were only counted.
     pub(crate) fn report_refused(&self) {
-        let (refused, refusing) = {
-            let mut state = self.lock();
-            (state.refused.take(), mem::take(&mut state.refusing))
-        };
+        let refused = self.lock().refused.take();
         if let Some(Refusals { first, path, more: more @ 1.. }) = refused {
             report(&HandlerError::more_refused(path, first, more));
-        }
-        for node in refusing.iter().filter_map(Weak::upgrade) {
-            node.stack().report_refused();
         }
     }
 
@@ -760,9 +730,9 @@ impl SharedExitStack {
     /// Drains the stack and what is nested in it.
     pub(crate) fn drain(&self, occasion: Occasion) -> Result<(), CloseError> {
         let _restored = occasion.is_last().then(count_late);
-        let mut descent = Descent::new(self, occasion);
         let (mut before, mut left) = (Ok(()), None);
         loop {
+            let mut descent = Descent::new(self, occasion);
             let then = match self.claim(occasion, descent.number, left) {
                 Claim::Taken => descent.run(),
                 Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, occasion.waits_as()) {
@@ -781,6 +751,13 @@ impl SharedExitStack {
                 },
                 Claim::Inside | Claim::Over => Ok(()),
             };
+            if descent.is_parents() {
+                // A child of this moment goes on with what it has registered itself. What came before is its parent's to be
+                // told, and to drop.
+                mem::forget(mem::replace(&mut before, then));
+                left = None;
+                continue;
+            }
             return joined(before, then);
         }
     }
@@ -801,7 +778,7 @@ impl SharedExitStack {
             Phase::Last { reopen, .. } => *reopen &= !occasion.is_last() || occasion == Occasion::Run,
             open @ Phase::Open if occasion.is_last() => {
                 *open = Phase::Last { late: 0, reopen: occasion == Occasion::Run };
-                state.ready = 0;
+                state.ready = false;
             }
             Phase::Open | Phase::Over => {}
         }
@@ -846,7 +823,10 @@ impl SharedExitStack {
     fn done(&self, mut state: MutexGuard<'_, State>, descent: usize) -> Done {
         state.handlers.release();
         match &state.phase {
-            Phase::Last { reopen: false, .. } => state.phase = Phase::Over,
+            Phase::Last { reopen: false, .. } => {
+                state.phase = Phase::Over;
+                self.finalized.store(matches!(self.owner, Owner::Interpreter(_)), Ordering::Release);
+            }
             Phase::Last { reopen: true, .. } if matches!(self.owner, Owner::Process { .. }) => state.reopen(),
             Phase::Last { .. } | Phase::Open | Phase::Over => {}
         }
@@ -856,7 +836,7 @@ impl SharedExitStack {
             let drained = Drained { whole, new };
             return Done { drained, waiters: drain.waiters, settled: state.is_settled() };
         }
-        // A handler still runs in it, or a fork took the drain away under its owner.
+        // A handler still runs in it.
         let nothing = Drained { whole: Ok(()), new: Ok(()) };
         let drained = state.drain.as_mut().map_or(nothing, Drain::merge_all);
         Done { drained, waiters: Vec::new(), settled: state.is_settled() }
@@ -866,7 +846,7 @@ impl SharedExitStack {
     fn gather(&self, add: impl FnOnce(&mut Option<Box<Gathered>>)) -> bool {
         let mut state = self.lock();
         let Some(drain) = &mut state.drain else {
-            // A fork took the drain away under its owner: nobody will ask for its result.
+            // Nobody will ask for its result.
             add(&mut None);
             return true;
         };
@@ -905,10 +885,22 @@ impl SharedExitStack {
     /// Puts an interpreter in at the place that a handler registered now would have; false if that is refused.
     pub(crate) fn nest(&self, node: Arc<dyn Node>) -> bool {
         let Some(mut state) = self.lock_to_admit() else { return false };
-        let id = state.handlers.next_id();
-        node.place().get_or_init(|| id);
+        {
+            let mut own = node.stack().lock();
+            if own.place.is_some() {
+                return true; // another thread of this child used it first, too
+            }
+            own.place = Some(state.handlers.next_id());
+            own.armed = true;
+        }
+        let id = state.handlers.last_given();
         state.nested.push_as(id, Nested { node, passed: None });
         true
+    }
+
+    /// An interpreter's place in its parent's list.
+    fn place(&self) -> Option<HandlerId> {
+        self.lock().place
     }
 
     /// Takes an interpreter out; true if the stack is settled now.
@@ -931,6 +923,7 @@ impl SharedExitStack {
     /// Refuses all registrations from now on; for a stack that nobody else knows yet.
     pub(crate) fn refuse_all(&self) {
         self.lock().phase = Phase::Over;
+        self.finalized.store(true, Ordering::Release);
     }
 
     /// Whether this thread is inside a handler of this stack's drain, or of one nested in it.
@@ -943,45 +936,20 @@ impl SharedExitStack {
         matches!(self.lock().phase, Phase::Over)
     }
 
-    /// Records that `exit` asks for this status: with the drain that this thread is in, or for who leaves the process.
-    pub(crate) fn ask_exit(&self, code: i32) {
-        let asked = Asked::now(code);
-        if self.drains_here() {
-            self.gather(|gathered| gathered.get_or_insert_default().ask_exit(asked));
-        } else {
-            self.decide(Some(asked));
-        }
+    /// Records an exit status that is asked for with the drain that runs.
+    pub(crate) fn ask_exit(&self, asked: Asked) {
+        self.gather(|gathered| gathered.get_or_insert_default().ask_exit(asked));
     }
 
-    /// Keeps an exit status that was asked for, for whichever thread leaves the process: of several the last.
-    pub(crate) fn decide(&self, asked: Option<Asked>) {
-        let mut state = self.lock();
-        state.status = state.status.max(asked);
-    }
-
-    /// The exit status that was asked for last.
-    pub(crate) fn decided(&self) -> Option<i32> {
-        self.lock().status.map(|asked| asked.code)
-    }
-
-    /// Whether this thread is the first to ask: that is the one to leave the process.
-    pub(crate) fn leaves_first(&self) -> bool {
-        let me = ThreadKey::current();
-        *self.lock().leaver.get_or_insert(me) == me
-    }
-
-    /// All interpreters nested in it, at any depth, outer ones first.
-    pub(crate) fn descendants(&self) -> Vec<Arc<dyn Node>> {
+    /// Visits all interpreters nested in it, at any depth, each before its children are looked up.
+    fn descendants(&self, mut visit: impl FnMut(&Arc<dyn Node>)) {
         let children =
             |stack: &Self| stack.lock().nested.iter().map(|(_, nested)| Arc::clone(&nested.node)).collect::<Vec<_>>();
         let mut found = children(self);
-        let mut at = 0;
-        while at < found.len() {
-            let more = children(found[at].stack());
-            found.extend(more);
-            at += 1;
+        while let Some(node) = found.pop() {
+            visit(&node);
+            found.extend(children(node.stack()));
         }
-        found
     }
 
     /// The interpreters nested in it whose drains this thread began, the last begun first; none of those around which it was
@@ -992,33 +960,86 @@ impl SharedExitStack {
             state.drain.as_ref().filter(|drain| drain.owner == thread).map(|drain| drain.descent)
         };
         let own = begun(self);
-        let mut found: Vec<_> = (self.descendants().into_iter())
-            .filter_map(|node| Some((begun(node.stack())?, node)))
-            .filter(|(descent, _)| own.is_none_or(|own| *descent > own))
-            .collect();
+        let mut found = Vec::new();
+        self.descendants(|node| {
+            let descent = begun(node.stack()).filter(|descent| own.is_none_or(|own| *descent > own));
+            found.extend(descent.map(|descent| (descent, Arc::clone(node))));
+        });
         found.sort_by_key(|(descent, _)| Reverse(*descent)); // stable: of one descent the outermost first
         found.into_iter().map(|(_, node)| node).collect()
     }
 
-    /// Takes over what the parent process registered.
-    pub(crate) fn adopt(&self) {
-        self.lock().adopt();
+    /// Takes over what the processes before this one registered with this stack; false if some of that cannot be had.
+    fn adopt_own(&self) -> bool {
+        let (mut handlers, mut nested, mut all) = (Vec::new(), Vec::new(), true);
+        let mut state = self.lock();
+        let takes = !matches!(state.phase, Phase::Over);
+        for earlier in self.state.earlier() {
+            match earlier {
+                // It was locked at the fork, whatever it holds.
+                None => all = false,
+                Some(earlier) if !takes => all &= earlier.handlers.is_empty(),
+                Some(mut earlier) => {
+                    handlers.push(mem::take(&mut earlier.handlers));
+                    nested.push(mem::take(&mut earlier.nested));
+                }
+            }
+        }
+        if handlers.is_empty() {
+            return all;
+        }
+        let mut merged = HandlerList::new();
+        handlers.push(mem::take(&mut state.handlers));
+        for newer in handlers {
+            merged.append(newer);
+        }
+        state.handlers = merged;
+        let mut merged = HandlerList::new();
+        nested.push(mem::take(&mut state.nested));
+        for newer in nested {
+            merged.append(newer);
+        }
+        state.nested = merged;
+        // An interpreter that several of the processes have used keeps the first place that it had.
+        let mut seen: Vec<(*const SharedExitStack, HandlerId)> = Vec::new();
+        let mut again = Vec::new();
+        for (id, nested) in state.nested.iter() {
+            if seen.iter().any(|(stack, _)| ptr::eq(*stack, nested.node.stack())) {
+                again.push(id);
+            } else {
+                seen.push((nested.node.stack(), id));
+            }
+        }
+        let again: Vec<_> = again.into_iter().filter_map(|id| state.nested.remove(id)).collect();
+        for (id, nested) in state.nested.iter() {
+            nested.node.stack().lock().place = Some(id);
+        }
+        drop(state);
+        drop(again);
+        all
     }
 }
 
-/// The children of a stack whose lock a fork holds.
-pub(crate) fn nested(state: &State) -> impl Iterator<Item = &Arc<dyn Node>> {
-    state.nested.iter().map(|(_, nested)| &nested.node)
-}
-
-/// Whether a stack whose lock a fork holds drains for the last time, or has.
-pub(crate) fn ends(state: &State) -> bool {
-    matches!(state.phase, Phase::Over | Phase::Last { reopen: false, .. })
-}
-
-/// Brings a stack whose lock a fork holds up to date, in the child.
-pub(crate) fn forked(state: &mut State) {
-    state.forked(raw::epoch());
+/// Gives an interpreter, and those that it is nested in, their places where they have none in this process yet.
+fn take_places(node: Arc<dyn Node>) {
+    let mut without = Vec::new();
+    let mut next = Some(node);
+    while let Some(node) = next {
+        let has = {
+            let state = node.stack().lock();
+            state.place.is_some() || matches!(state.phase, Phase::Over)
+        };
+        if has {
+            break;
+        }
+        next = node.parent();
+        without.push(node);
+    }
+    while let Some(node) = without.pop() {
+        if !node.outer().nest(Arc::clone(&node)) {
+            node.stack().refuse_all();
+        }
+    }
 }
 
 /// Takes an interpreter that is settled out of its parent's list; and that one out of its own, if it is settled now; and so
@@ -1026,7 +1047,7 @@ pub(crate) fn forked(state: &mut State) {
 fn detach(node: Arc<dyn Node>) {
     let mut settled = Some(node);
     while let Some(node) = settled {
-        let outer_settled = node.place().get().is_some_and(|place| node.outer().unnest(*place));
+        let outer_settled = node.stack().place().is_some_and(|place| node.outer().unnest(place));
         settled = node.parent().filter(|_| outer_settled);
     }
 }
@@ -1042,6 +1063,10 @@ struct Descent<'s> {
     occasion: Occasion,
     /// Tells it apart from all others.
     number: usize,
+    /// The process that it is of; a child of one of its handlers goes out of it.
+    epoch: usize,
+    /// What became of the handler that this process is a child of.
+    orphaned: Option<Box<Gathered>>,
     result: Result<(), CloseError>,
 }
 
@@ -1049,7 +1074,8 @@ impl<'s> Descent<'s> {
     fn new(root: &'s SharedExitStack, occasion: Occasion) -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { root, depth: 0, top: None, running: None, occasion, number, result: Ok(()) }
+        let epoch = raw::epoch();
+        Self { root, depth: 0, top: None, running: None, occasion, number, epoch, orphaned: None, result: Ok(()) }
     }
 
     /// Drains what was claimed.
@@ -1057,6 +1083,12 @@ impl<'s> Descent<'s> {
         let _restored = self.root.make_current();
         drain(self, Outcome::Success);
         mem::replace(&mut self.result, Ok(()))
+    }
+
+    /// Whether this process is a child of one of its handlers.
+    #[inline]
+    fn is_parents(&self) -> bool {
+        raw::peek() != self.epoch && raw::epoch() != self.epoch
     }
 
     fn top(&self) -> &SharedExitStack {
@@ -1102,7 +1134,7 @@ impl<'s> Descent<'s> {
         let drained = done.drained;
         match &node {
             _ if done.settled => own.into_iter().for_each(detach),
-            Some(node) => node.place().get().into_iter().for_each(|place| node.outer().pass(*place)),
+            Some(node) => node.stack().place().into_iter().for_each(|place| node.outer().pass(place)),
             None => {}
         }
         for waiter in done.waiters {
@@ -1136,6 +1168,10 @@ impl Source<dyn Bound + Send> for Descent<'_> {
     #[inline]
     fn next(&mut self) -> Option<&mut SharedEntry> {
         loop {
+            if self.is_parents() {
+                self.result = Gathered::into_result(self.orphaned.take());
+                return None;
+            }
             let top = self.top.as_ref().map_or(self.root, |node| node.stack());
             match top.step(&mut self.running, self.number) {
                 Step::Run => return self.running.as_mut(),
@@ -1154,7 +1190,13 @@ impl Source<dyn Bound + Send> for Descent<'_> {
         let top = self.top();
         let path = top.path();
         let mut error = None;
-        if top.gather(|gathered| error = note.gather(gathered, || path)) {
+        let reports = if self.epoch == raw::epoch() {
+            top.gather(|gathered| error = note.gather(gathered, || path))
+        } else {
+            error = note.gather(&mut self.orphaned, || path);
+            self.occasion.reports()
+        };
+        if reports {
             report_if(error);
         }
     }
@@ -1168,17 +1210,18 @@ per_thread! {
 }
 
 per_thread! {
-    /// How many registrations this thread has made in the last drain that it is in, if it is in one.
-    static LATE_HERE: Cell<Option<usize>> = Cell::new(None);
+    /// The process in which this thread is in a last drain, or zero; and how many registrations it has made in that drain.
+    static LATE_HERE: Cell<(usize, usize)> = Cell::new((0, 0));
 }
 
 #[inline]
 fn late_here() -> Option<usize> {
-    LATE_HERE.with(Cell::get)
+    let (epoch, late) = LATE_HERE.with(Cell::get);
+    (epoch != 0 && epoch == raw::epoch()).then_some(late)
 }
 
 fn set_late_here(late: Option<usize>) {
-    LATE_HERE.with(|here| here.set(late));
+    LATE_HERE.with(|here| here.set(late.map_or((0, 0), |late| (raw::epoch(), late))));
 }
 
 /// Counts the registrations that this thread makes until the guard is dropped, if it does not do so already.
@@ -1211,8 +1254,10 @@ pub(crate) fn enter(node: Option<Arc<dyn Node>>) -> impl Drop {
 
 impl Drop for SharedExitStack {
     fn drop(&mut self) {
-        self.drain_untold(Occasion::Drop);
-        self.report_refused();
+        if self.state.look(State::is_idle) == Some(false) {
+            self.drain_untold(Occasion::Drop);
+            self.report_refused();
+        }
     }
 }
 

@@ -5,9 +5,15 @@
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
-use std::sync::PoisonError;
+use std::mem;
+use std::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(not(loom))]
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{PoisonError, TryLockError};
+
+use once_cell::race::OnceBox;
+
+use crate::raw;
 
 /// A `const fn`; a mere `fn` under loom, whose mutex cannot be made in one.
 macro_rules! const_fn {
@@ -71,6 +77,109 @@ impl<T> Lock<T> {
     #[inline]
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        match self.0.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn get_mut(&mut self) -> &mut T {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A value and its lock, one for each process: a line of generations, as long as the line of forks that used it.
+///
+/// 1. A generation belongs to the process whose epoch it bears, from its first use on; its lock is taken in that process
+///    alone. So a child never waits for a lock that another thread of its parent held at the fork: that lock is not the
+///    child's.
+/// 2. What an earlier process left is neither dropped nor waited for. It can be looked at, where it was not locked at the
+///    fork, by who holds this process's own lock ([`earlier`](Self::earlier)), so that no two threads do.
+/// 3. Generations are appended without a lock, their epochs ascending.
+#[derive(Debug)]
+pub(crate) struct PerProcess<T: Default> {
+    epoch: AtomicUsize,
+    value: Lock<T>,
+    next: OnceBox<Self>,
+}
+
+/// The epoch of a generation that no process has used yet.
+const UNUSED: usize = usize::MAX;
+
+impl<T: Default> PerProcess<T> {
+    const_fn! {
+        pub(crate) const fn new(value: T) -> Self {
+            Self { epoch: AtomicUsize::new(UNUSED), value: Lock::new(value), next: OnceBox::new() }
+        }
+    }
+
+    /// Locks this process's own value.
+    #[inline]
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        self.lock_or(T::default)
+    }
+
+    /// Locks this process's own value; `fresh` makes it, on its first use in a child.
+    #[inline]
+    pub(crate) fn lock_or(&self, fresh: impl FnOnce() -> T) -> MutexGuard<'_, T> {
+        let own = if self.epoch.load(Ordering::Relaxed) == raw::peek() { self } else { self.own(fresh) };
+        own.value.lock()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn own(&self, fresh: impl FnOnce() -> T) -> &Self {
+        let epoch = raw::epoch();
+        let mut fresh = Some(fresh);
+        let mut at = self;
+        loop {
+            match at.epoch.compare_exchange(UNUSED, epoch, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return at,
+                Err(theirs) if theirs == epoch => return at,
+                Err(_) => {
+                    at = at.next.get_or_init(|| {
+                        let next = Self::new(fresh.take().map_or_else(T::default, |fresh| fresh()));
+                        next.epoch.store(epoch, Ordering::Relaxed);
+                        Box::new(next)
+                    });
+                }
+            }
+        }
+    }
+
+    /// What the processes before this one left, the first one's first; `None` for what was locked at the fork. To be called
+    /// under this process's own lock.
+    pub(crate) fn earlier(&self) -> impl Iterator<Item = Option<MutexGuard<'_, T>>> {
+        let epoch = raw::epoch();
+        let line = std::iter::successors(Some(self), |this| this.next.get());
+        line.take_while(move |this| this.epoch.load(Ordering::Relaxed) < epoch).map(|this| this.value.try_lock())
+    }
+
+    /// Looks at this process's own value, if there is one, where nobody else can use it.
+    pub(crate) fn look<R>(&mut self, look: impl FnOnce(&T) -> R) -> Option<R> {
+        let epoch = match *self.epoch.get_mut() {
+            UNUSED => return None,
+            epoch => epoch,
+        };
+        if epoch == raw::peek() {
+            return Some(look(self.value.get_mut()));
+        }
+        let own = raw::epoch();
+        let mut line = std::iter::successors(Some(&*self), |this| this.next.get());
+        line.find(|this| this.epoch.load(Ordering::Relaxed) == own).map(|this| look(&this.value.lock()))
+    }
+}
+
+impl<T: Default> Drop for PerProcess<T> {
+    fn drop(&mut self) {
+        let epoch = *self.epoch.get_mut();
+        if epoch != UNUSED && epoch != raw::peek() && epoch != raw::epoch() {
+            mem::forget(mem::take(self.value.get_mut()));
+        }
     }
 }
 

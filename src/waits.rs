@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::CloseError;
-use crate::sync::{Latch, Lock, global, per_thread};
+use crate::sync::{Latch, PerProcess, global, per_thread};
 
 /// A thread, by a number of our own: it is known also when the thread-locals that have destructors are gone, as on the
 /// way out of the process, and `std::thread::current()` may not be.
@@ -81,22 +81,22 @@ pub(crate) enum Waited {
 }
 
 #[derive(Debug)]
-pub(crate) struct Edge {
+struct Edge {
     waiter: ThreadKey,
     who: Who,
     owner: ThreadKey,
     latch: Arc<Waiter>,
 }
 
-#[derive(Debug)]
-pub(crate) struct Graph {
-    pub(crate) edges: Vec<Edge>,
+#[derive(Debug, Default)]
+struct Graph {
+    edges: Vec<Edge>,
     /// The keys that threads have laid down.
     left: Vec<ThreadKey>,
 }
 
 global! {
-    pub(crate) static GRAPH: Lock<Graph> = Lock::new(Graph { edges: Vec::new(), left: Vec::new() });
+    static GRAPH: PerProcess<Graph> = PerProcess::new(Graph { edges: Vec::new(), left: Vec::new() });
 }
 
 /// Lets the drains that this thread runs be nobody's: it never comes back to them. Returns the key that it had.
@@ -132,9 +132,9 @@ pub(crate) fn wait(owner: ThreadKey, latch: &Arc<Waiter>, who: Who) -> Waited {
         }
         edges.push(Edge { waiter, who, owner, latch: Arc::clone(latch) });
     }
-    let waited = latch.wait();
+    let outcome = latch.wait();
     GRAPH.lock().edges.retain(|edge| edge.waiter != waiter);
-    waited
+    outcome
 }
 
 /// The edges that lead from `owner` to `waiter`, if they do.

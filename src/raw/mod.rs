@@ -18,7 +18,6 @@
 
 mod closure;
 mod entered;
-mod held;
 
 #[cfg_attr(unix, path = "fork.rs")]
 #[cfg_attr(not(unix), path = "no_fork.rs")]
@@ -39,7 +38,6 @@ mod system;
 pub use closure::Task;
 pub(crate) use closure::{Bound, BoxError, Closure};
 pub(crate) use entered::enter;
-pub(crate) use fork::{at_fork, epoch, new_epoch};
-pub(crate) use held::Held;
+pub(crate) use fork::{epoch, peek};
 pub(crate) use status::{end_with, exit_inside_exit};
 pub(crate) use system::{at_exit, in_main_program, write_stderr};

@@ -95,7 +95,10 @@ fn runs() -> usize {
 }
 
 fn main() -> Ended {
-    let cases: Vec<Case> = [ways::cases(), resume::cases(), fork::cases()].into_iter().flatten().collect();
+    let mut cases: Vec<Case> = [ways::cases(), resume::cases(), fork::cases()].into_iter().flatten().collect();
+    if cfg!(exitstack_no_wipe) {
+        cases.retain(|case| !case.name.starts_with("a_raw_clone")); // the hooks of `pthread_atfork` do not see it
+    }
     if let Ok(name) = std::env::var("EXITSTACK_CASE") {
         if name == "race" {
             return race::child();
