@@ -143,6 +143,9 @@ fn report_refused() {
 thread_local! {
     /// This thread is inside C's `exit`.
     static IN_C_EXIT: Cell<bool> = const { Cell::new(false) };
+
+    /// The status with which this thread has entered C's `exit`, as far as that is known.
+    static GIVEN: Cell<Option<i32>> = const { Cell::new(None) };
 }
 
 fn register_hooks(count: usize) -> usize {
@@ -168,7 +171,7 @@ extern "C" fn hook() {
         while !leaves_first() {
             thread::sleep(Duration::MAX); // until another thread has ended the process
         }
-        if let Some(status) = status {
+        if let Some(status) = status.filter(|status| GIVEN.get() != Some(*status)) {
             raw::end_with(status);
         }
     }
@@ -178,12 +181,16 @@ extern "C" fn hook() {
 /// exit status that was asked for.
 #[cfg_attr(not(loom), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
 pub fn drain_for_good() -> Option<i32> {
+    drain_all(Occasion::Exit)
+}
+
+fn drain_all(occasion: Occasion) -> Option<i32> {
     let _ = LEFT_IN.compare_exchange(0, raw::epoch(), Ordering::Relaxed, Ordering::Relaxed);
     let left = leave();
     for node in PROCESS.left_by(left) {
         decide(node.stack().drain_untold(Occasion::Exit));
     }
-    decide(PROCESS.drain_untold(Occasion::Exit));
+    decide(PROCESS.drain_untold(occasion));
     END.lock().status.map(|asked| asked.code)
 }
 
@@ -217,13 +224,20 @@ pub fn exit(code: i32) -> ! {
     if PROCESS.drains_here() && cfg!(panic = "unwind") && !thread::panicking() {
         resume_unwind(Box::new(Exit(code)));
     }
-    let code = drain_for_good().unwrap_or(code);
-    // The child of a process on its way out would wait in std's `exit` for a thread that only its parent has.
-    let forked_in_exit = !matches!(LEFT_IN.load(Ordering::Relaxed), left if left == 0 || left == raw::epoch());
-    if IN_C_EXIT.get() || forked_in_exit {
+    // C's `exit` drains for good: this thread's thread-locals, which are dropped before, may register still.
+    let occasion = if raw::EXIT_CALLS_HOOKS && !in_exit() { Occasion::Leave } else { Occasion::Exit };
+    let code = drain_all(occasion).unwrap_or(code);
+    GIVEN.set(Some(code));
+    if in_exit() {
         raw::exit_inside_exit(code)
     }
     std::process::exit(code)
+}
+
+/// Whether std's `exit` would not end this process: this thread is inside C's, or the process is the child of one that was on
+/// its way out, and std would wait for a thread that only that one has.
+fn in_exit() -> bool {
+    IN_C_EXIT.get() || !matches!(LEFT_IN.load(Ordering::Relaxed), left if left == 0 || left == raw::epoch())
 }
 
 /// For `main`: runs `body`, then the handlers of the process stack, and returns the exit status.

@@ -146,12 +146,50 @@ struct Refusals {
     more: usize,
 }
 
-/// An interpreter in its parent's list.
+/// What is nested in a stack, at a place among its handlers.
 struct Nested {
-    node: Arc<dyn Node>,
+    what: What,
     /// The thread that has run, in the parent's drain, all that was in it; what is left is a handler of it that this very
     /// thread is in, or that waits for this thread.
     passed: Option<ThreadKey>,
+}
+
+enum What {
+    Interpreter(Arc<dyn Node>),
+    /// A handler that `run_now` took out, and that runs on this thread; and where others wait for its end.
+    Handler(ThreadKey, Waiters),
+}
+
+impl Nested {
+    fn new(what: What) -> Self {
+        Self { what, passed: None }
+    }
+
+    fn node(&self) -> Option<&Arc<dyn Node>> {
+        match &self.what {
+            What::Interpreter(node) => Some(node),
+            What::Handler(..) => None,
+        }
+    }
+}
+
+/// Where threads wait for the end of what runs.
+#[derive(Default)]
+struct Waiters(Vec<Arc<Waiter>>);
+
+impl Waiters {
+    fn another(&mut self) -> Arc<Waiter> {
+        self.0.retain(|waiter| Arc::strong_count(waiter) > 1);
+        let waiter = Arc::<Waiter>::default();
+        self.0.push(Arc::clone(&waiter));
+        waiter
+    }
+
+    fn tell(self, drained: &Drained) {
+        for waiter in self.0 {
+            waiter.set(Waited::Drained(drained.clone()));
+        }
+    }
 }
 
 /// A drain that runs.
@@ -164,8 +202,7 @@ struct Drain {
     merged: Result<(), CloseError>,
     /// Failures go to the report hook as they happen.
     reports: bool,
-    /// Where others wait for its end.
-    waiters: Vec<Arc<Waiter>>,
+    waiters: Waiters,
 }
 
 impl Drain {
@@ -180,14 +217,6 @@ impl Drain {
         let new = Gathered::into_result(self.gathered.take());
         self.merged = joined(mem::replace(&mut self.merged, Ok(())), new.clone());
         Drained { whole: self.merged.clone(), new }
-    }
-
-    /// A place to wait for its end.
-    fn waiter(&mut self) -> Arc<Waiter> {
-        self.waiters.retain(|waiter| Arc::strong_count(waiter) > 1);
-        let waiter = Arc::<Waiter>::default();
-        self.waiters.push(Arc::clone(&waiter));
-        waiter
     }
 }
 
@@ -215,8 +244,9 @@ pub(crate) enum Occasion {
     Abandon,
     /// The end of `run`: as `Abandon`, but the stack goes on.
     Run,
-    /// The process exits on this thread: as `Abandon`; and a drain that this thread is in the middle of will never be
-    /// gone back to, so it is resumed.
+    /// This thread ends the process, but C's `exit` is still to come: as `Exit`, but the stack goes on.
+    Leave,
+    /// The process ends on this thread: as `Abandon`; and no closer may be told before the end that this thread waits for.
     Exit,
 }
 
@@ -237,7 +267,7 @@ impl Occasion {
     }
 
     fn waits_as(self) -> Who {
-        if self == Self::Exit { Who::Drain } else { Who::Closer }
+        if self.exits() { Who::Drain } else { Who::Closer }
     }
 
     /// How what is nested in the stack drains.
@@ -245,8 +275,13 @@ impl Occasion {
         match self {
             Self::Close | Self::Finalize => Self::Finalize,
             Self::Drop | Self::Abandon | Self::Run => Self::Abandon,
-            Self::Exit => Self::Exit,
+            Self::Leave | Self::Exit => Self::Exit,
         }
+    }
+
+    /// Whether the process ends on this thread.
+    fn exits(self) -> bool {
+        matches!(self, Self::Leave | Self::Exit)
     }
 }
 
@@ -266,6 +301,8 @@ enum Claim {
 enum Step {
     Run,
     Nested(HandlerId, Arc<dyn Node>),
+    /// A handler that `run_now` runs on another thread, to be waited for.
+    Handler(HandlerId, ThreadKey, Arc<Waiter>),
     /// The lists are empty.
     Done(Done),
 }
@@ -274,7 +311,7 @@ enum Step {
 struct Done {
     drained: Drained,
     /// Who waits for the end of the drain; none if it has not come to its end, for a handler still runs in it.
-    waiters: Vec<Arc<Waiter>>,
+    waiters: Waiters,
     settled: bool,
 }
 
@@ -589,7 +626,8 @@ impl SharedExitStack {
     /// Takes this handler out and runs it now on this thread, whatever its turn; `None` if it is not in this stack (any
     /// more).
     ///
-    /// It is no drain: it neither waits for one nor makes one wait.
+    /// It waits for nothing. A drain of the stack (a close, the parent's, the process's end) that comes to the handler's place
+    /// while it runs waits for it, and is told of its failure as well.
     ///
     /// # Errors
     ///
@@ -602,9 +640,24 @@ impl SharedExitStack {
     /// ```
     #[must_use = "it tells whether the handler failed"]
     pub fn run_now(&self, id: HandlerId) -> Option<Result<(), CloseError>> {
-        let entry = self.lock().handlers.remove(id)?;
-        let _restored = self.make_current();
-        Some(run_one(entry, || self.path()))
+        let entry = {
+            let mut state = self.lock();
+            let entry = state.handlers.remove(id)?;
+            state.nested.insert_as(id, Nested::new(What::Handler(ThreadKey::current(), Waiters::default())));
+            entry
+        };
+        let result = {
+            let _restored = self.make_current();
+            run_one(entry, || self.path())
+        };
+        let (nested, settled) = self.unnest(id);
+        if let Some(Nested { what: What::Handler(_, waiters), .. }) = nested {
+            waiters.tell(&Drained { whole: result.clone(), new: result.clone() });
+        }
+        if settled {
+            self.node().into_iter().for_each(detach);
+        }
+        Some(result)
     }
 
     /// Moves all handlers to a new stack, unrun; this one is empty then.
@@ -775,16 +828,17 @@ impl SharedExitStack {
             return Claim::Over;
         }
         match &mut state.phase {
-            Phase::Last { reopen, .. } => *reopen &= !occasion.is_last() || occasion == Occasion::Run,
+            Phase::Last { reopen, .. } => *reopen &= !occasion.is_for_good(),
             open @ Phase::Open if occasion.is_last() => {
-                *open = Phase::Last { late: 0, reopen: occasion == Occasion::Run };
+                *open = Phase::Last { late: 0, reopen: !occasion.is_for_good() };
                 state.ready = false;
             }
             Phase::Open | Phase::Over => {}
         }
         let Some(drain) = &mut state.drain else {
             let (merged, reports) = (Ok(()), occasion.reports());
-            state.drain = Some(Drain { owner: me, descent, gathered: None, merged, reports, waiters: Vec::new() });
+            state.drain =
+                Some(Drain { owner: me, descent, gathered: None, merged, reports, waiters: Waiters::default() });
             state.nested.newest_first().for_each(|nested| nested.passed = None);
             return Claim::Taken;
         };
@@ -794,10 +848,10 @@ impl SharedExitStack {
         } else if drain.owner == me {
             Claim::Inside
         } else {
-            Claim::Elsewhere(drain.owner, drain.waiter())
+            Claim::Elsewhere(drain.owner, drain.waiters.another())
         };
         // Whoever is told what has failed may not live to tell it.
-        let unreported = if occasion == Occasion::Exit { drain.report_all() } else { Vec::new() };
+        let unreported = if occasion.exits() { drain.report_all() } else { Vec::new() };
         drop(state);
         unreported.iter().for_each(report);
         discard(unreported);
@@ -809,10 +863,19 @@ impl SharedExitStack {
     fn step(&self, running: &mut Option<SharedEntry>, descent: usize) -> Step {
         let mut state = self.lock();
         if !state.nested.is_empty() {
-            let me = Some(ThreadKey::current());
-            let newest = state.nested.iter().rev().find(|(_, nested)| nested.passed != me);
-            if let Some((id, nested)) = newest.filter(|(id, _)| Some(*id) > state.handlers.last_id()) {
-                return Step::Nested(id, Arc::clone(&nested.node));
+            let me = ThreadKey::current();
+            // A handler of this thread's own `run_now` is what drains here.
+            let passed = |nested: &Nested| {
+                nested.passed == Some(me) || matches!(nested.what, What::Handler(thread, _) if thread == me)
+            };
+            let handlers = state.handlers.last_id();
+            let newest = state.nested.iter().rev().find(|(_, nested)| !passed(nested)).map(|(id, _)| id);
+            if let Some(id) = newest.filter(|id| Some(*id) > handlers) {
+                match state.nested.get_mut(id).map(|nested| &mut nested.what) {
+                    Some(What::Interpreter(node)) => return Step::Nested(id, Arc::clone(node)),
+                    Some(What::Handler(thread, waiters)) => return Step::Handler(id, *thread, waiters.another()),
+                    None => {}
+                }
             }
         }
         state.handlers.pop_to(running);
@@ -839,7 +902,7 @@ impl SharedExitStack {
         // A handler still runs in it.
         let nothing = Drained { whole: Ok(()), new: Ok(()) };
         let drained = state.drain.as_mut().map_or(nothing, Drain::merge_all);
-        Done { drained, waiters: Vec::new(), settled: state.is_settled() }
+        Done { drained, waiters: Waiters::default(), settled: state.is_settled() }
     }
 
     /// Adds to what the drain of this stack has gathered; true if it reports.
@@ -894,7 +957,7 @@ impl SharedExitStack {
             own.armed = true;
         }
         let id = state.handlers.last_given();
-        state.nested.push_as(id, Nested { node, passed: None });
+        state.nested.push_as(id, Nested::new(What::Interpreter(node)));
         true
     }
 
@@ -903,14 +966,12 @@ impl SharedExitStack {
         self.lock().place
     }
 
-    /// Takes an interpreter out; true if the stack is settled now.
-    fn unnest(&self, id: HandlerId) -> bool {
+    /// Takes out what is nested at this place; true if the stack is settled now.
+    fn unnest(&self, id: HandlerId) -> (Option<Nested>, bool) {
         let mut state = self.lock();
-        let node = state.nested.remove(id);
-        let settled = node.is_some() && state.is_settled();
-        drop(state);
-        drop(node);
-        settled
+        let nested = state.nested.remove(id);
+        let settled = nested.is_some() && state.is_settled();
+        (nested, settled)
     }
 
     /// Notes that this thread, in a drain of this stack, has passed an interpreter that is not settled.
@@ -943,8 +1004,9 @@ impl SharedExitStack {
 
     /// Visits all interpreters nested in it, at any depth, each before its children are looked up.
     fn descendants(&self, mut visit: impl FnMut(&Arc<dyn Node>)) {
-        let children =
-            |stack: &Self| stack.lock().nested.iter().map(|(_, nested)| Arc::clone(&nested.node)).collect::<Vec<_>>();
+        let children = |stack: &Self| {
+            stack.lock().nested.iter().filter_map(|(_, nested)| nested.node().cloned()).collect::<Vec<_>>()
+        };
         let mut found = children(self);
         while let Some(node) = found.pop() {
             visit(&node);
@@ -1003,16 +1065,17 @@ impl SharedExitStack {
         // An interpreter that several of the processes have used keeps the first place that it had.
         let mut seen: Vec<(*const SharedExitStack, HandlerId)> = Vec::new();
         let mut again = Vec::new();
-        for (id, nested) in state.nested.iter() {
-            if seen.iter().any(|(stack, _)| ptr::eq(*stack, nested.node.stack())) {
-                again.push(id);
-            } else {
-                seen.push((nested.node.stack(), id));
+        for (id, nested) in &state.nested {
+            match nested.node() {
+                // A handler that the parent ran.
+                None => again.push(id),
+                Some(node) if seen.iter().any(|(stack, _)| ptr::eq(*stack, node.stack())) => again.push(id),
+                Some(node) => seen.push((node.stack(), id)),
             }
         }
         let again: Vec<_> = again.into_iter().filter_map(|id| state.nested.remove(id)).collect();
-        for (id, nested) in state.nested.iter() {
-            nested.node.stack().lock().place = Some(id);
+        for (id, node) in state.nested.iter().filter_map(|(id, nested)| Some((id, nested.node()?))) {
+            node.stack().lock().place = Some(id);
         }
         drop(state);
         drop(again);
@@ -1047,7 +1110,7 @@ fn take_places(node: Arc<dyn Node>) {
 fn detach(node: Arc<dyn Node>) {
     let mut settled = Some(node);
     while let Some(node) = settled {
-        let outer_settled = node.stack().place().is_some_and(|place| node.outer().unnest(place));
+        let outer_settled = node.stack().place().is_some_and(|place| node.outer().unnest(place).1);
         settled = node.parent().filter(|_| outer_settled);
     }
 }
@@ -1120,6 +1183,18 @@ impl<'s> Descent<'s> {
         }
     }
 
+    /// Waits for a handler that `run_now` runs on another thread.
+    #[cold]
+    fn await_handler(&mut self, id: HandlerId, owner: ThreadKey, waiter: &Arc<Waiter>) {
+        match wait(owner, waiter, Who::Drain) {
+            Waited::Drained(drained) => self.merge(drained),
+            // It waits for this thread.
+            Waited::NotNeeded | Waited::Inside => self.top().pass(id),
+            // It never returns.
+            Waited::Left(_) => drop(self.top().unnest(id)),
+        }
+    }
+
     fn enter(&mut self, node: Arc<dyn Node>) {
         set_current(Some(Arc::clone(&node)));
         self.depth += 1;
@@ -1137,9 +1212,7 @@ impl<'s> Descent<'s> {
             Some(node) => node.stack().place().into_iter().for_each(|place| node.outer().pass(place)),
             None => {}
         }
-        for waiter in done.waiters {
-            waiter.set(Waited::Drained(drained.clone()));
-        }
+        done.waiters.tell(&drained);
         let Some(node) = node else {
             self.result = drained.whole;
             return false;
@@ -1176,6 +1249,7 @@ impl Source<dyn Bound + Send> for Descent<'_> {
             match top.step(&mut self.running, self.number) {
                 Step::Run => return self.running.as_mut(),
                 Step::Nested(id, node) => self.descend(id, node),
+                Step::Handler(id, owner, waiter) => self.await_handler(id, owner, &waiter),
                 Step::Done(done) => {
                     if !self.ascend(done) {
                         return None;

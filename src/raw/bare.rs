@@ -3,6 +3,9 @@
 //! No way out of such a program can be hooked. `exitstack::exit` and `run` drain the process stack by themselves, so it
 //! takes handlers there too.
 
+/// Whether `std::process::exit` calls what was registered with `atexit`.
+pub(crate) const EXIT_CALLS_HOOKS: bool = false;
+
 /// Does nothing: nobody would call `hook`.
 pub(crate) fn at_exit(_hook: extern "C" fn()) -> bool {
     true

@@ -40,4 +40,4 @@ pub(crate) use closure::{Bound, BoxError, Closure};
 pub(crate) use entered::enter;
 pub(crate) use fork::{epoch, peek};
 pub(crate) use status::{end_with, exit_inside_exit};
-pub(crate) use system::{at_exit, in_main_program, write_stderr};
+pub(crate) use system::{EXIT_CALLS_HOOKS, at_exit, in_main_program, write_stderr};

@@ -10,6 +10,9 @@
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use std::ffi::c_void;
 
+/// Whether `std::process::exit` calls what was registered with `atexit`.
+pub(crate) const EXIT_CALLS_HOOKS: bool = true;
+
 /// Lets C call `hook` when the process ends, or when this library is unloaded. False if C refuses.
 pub(crate) fn at_exit(hook: extern "C" fn()) -> bool {
     // SAFETY: `hook` is a function of this library, to which C binds the registration.

@@ -10,6 +10,9 @@ unsafe extern "C" {
     fn write(file: c_int, bytes: *const c_void, length: usize) -> isize;
 }
 
+/// Whether `std::process::exit` calls what was registered with `atexit`.
+pub(crate) const EXIT_CALLS_HOOKS: bool = true;
+
 /// Lets C call `hook` when the process ends. False if C refuses.
 pub(crate) fn at_exit(hook: extern "C" fn()) -> bool {
     // SAFETY: `hook` is a function of this program.

@@ -32,6 +32,9 @@ const STD_ERROR_HANDLE: u32 = 0_u32.wrapping_sub(12);
 const GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT: u32 = 2;
 const GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS: u32 = 4;
 
+/// Whether `std::process::exit` calls what was registered with `atexit`.
+pub(crate) const EXIT_CALLS_HOOKS: bool = false;
+
 /// Lets C call `hook` when the process ends by return from `main` or by C's `exit`, or when this library is unloaded.
 /// False if C refuses.
 pub(crate) fn at_exit(hook: extern "C" fn()) -> bool {
