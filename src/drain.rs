@@ -1,11 +1,12 @@
 //! How handlers run: the one drain loop.
 
 use std::any::Any;
-use std::borrow::Cow;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use crate::error::{Asked, CloseError, Exit, Gathered, HandlerError, HandlerErrorKind, Outcome, Site, panic_message};
+use crate::error::{
+    Asked, CloseError, Exit, Gathered, HandlerError, HandlerErrorKind, Name, Outcome, Site, panic_message,
+};
 use crate::handler::Entry;
 use crate::raw::BoxError;
 use crate::report::report;
@@ -46,19 +47,14 @@ impl Note {
         Self { site, failure, exit_code }
     }
 
-    /// Adds it to what the drain has gathered; a failure is returned too, for who reports it.
-    pub(crate) fn gather(
-        self,
-        gathered: &mut Option<Box<Gathered>>,
-        path: impl FnOnce() -> Option<String>,
-    ) -> Option<HandlerError> {
-        let gathered = gathered.get_or_insert_default();
-        if let Some(code) = self.exit_code {
-            gathered.ask_exit(Asked::now(code));
+    /// What the drain is to gather of it; a failure is returned too, for who reports it.
+    pub(crate) fn gathered(self, path: Option<String>) -> (Gathered, Option<HandlerError>) {
+        let mut gathered = self.exit_code.map_or_else(Gathered::default, |code| Gathered::exit(Asked::now(code)));
+        let error = self.failure.map(|kind| HandlerError::new(path, self.site, kind));
+        if let Some(error) = &error {
+            gathered.merge(Gathered::failure(error.clone()));
         }
-        let error = HandlerError::new(path(), self.site, self.failure?);
-        gathered.errors.push(error.clone());
-        Some(error)
+        (gathered, error)
     }
 }
 
@@ -97,12 +93,8 @@ pub(crate) fn drain<B: ?Sized>(source: &mut impl Source<B>, outcome: Outcome) {
 /// Runs a handler that may have a name, or drops it if it waits for another outcome. The name stands in `name` meanwhile,
 /// and after that if it failed.
 #[inline(never)]
-fn run_dressed<B: ?Sized>(
-    entry: &mut Entry<B>,
-    outcome: Outcome,
-    name: &mut Option<Cow<'static, str>>,
-) -> Result<(), BoxError> {
-    *name = entry.closure.take_name();
+fn run_dressed<B: ?Sized>(entry: &mut Entry<B>, outcome: Outcome, name: &mut Option<Name>) -> Result<(), BoxError> {
+    *name = entry.closure.name().cloned();
     if entry.closure.only().is_none_or(|only| only == outcome) {
         entry.closure.run()?;
     } else {
@@ -117,7 +109,7 @@ pub(crate) fn run_one<B: ?Sized>(entry: Entry<B>, path: impl Fn() -> Option<Stri
     struct One<B: ?Sized, P> {
         entry: Entry<B>,
         lent: bool,
-        gathered: Option<Box<Gathered>>,
+        gathered: Gathered,
         path: P,
     }
     impl<B: ?Sized, P: Fn() -> Option<String>> Source<B> for One<B, P> {
@@ -126,13 +118,13 @@ pub(crate) fn run_one<B: ?Sized>(entry: Entry<B>, path: impl Fn() -> Option<Stri
         }
 
         fn note(&mut self, note: Note) {
-            note.gather(&mut self.gathered, &self.path);
+            self.gathered.merge(note.gathered((self.path)()).0);
         }
     }
     let outcome = entry.closure.only().unwrap_or(Outcome::Success);
-    let mut one = One { entry, lent: false, gathered: None, path };
+    let mut one = One { entry, lent: false, gathered: Gathered::default(), path };
     drain(&mut one, outcome);
-    Gathered::into_result(one.gathered)
+    one.gathered.into_result()
 }
 
 /// Drops every value, also when the drop of one panics; the first such panic then goes on.

@@ -4,9 +4,12 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::{self, Display, Write as _};
+use std::ops::Deref;
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::chain::{Chain, Link};
 
 /// How the work ended whose cleanup runs: what `on_success` and `on_failure` handlers ask.
 ///
@@ -110,10 +113,37 @@ impl Moment {
     }
 }
 
+/// A handler's name, which is cloned without an allocation.
+#[derive(Clone, Debug)]
+pub enum Name {
+    Static(&'static str),
+    Shared(Arc<str>),
+}
+
+impl From<Cow<'static, str>> for Name {
+    fn from(name: Cow<'static, str>) -> Self {
+        match name {
+            Cow::Borrowed(name) => Self::Static(name),
+            Cow::Owned(name) => Self::Shared(name.into()),
+        }
+    }
+}
+
+impl Deref for Name {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::Static(name) => name,
+            Self::Shared(name) => name,
+        }
+    }
+}
+
 /// Which handler: what remains of it while and after it runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Site {
-    pub(crate) name: Option<Cow<'static, str>>,
+    pub(crate) name: Option<Name>,
     pub(crate) location: &'static Location<'static>,
 }
 
@@ -220,12 +250,17 @@ impl Error for HandlerError {
 /// assert_eq!(error.source().unwrap().source().unwrap().to_string(), "second to run");
 /// ```
 #[derive(Clone)]
-pub struct CloseError(Arc<Gathered>);
+pub struct CloseError(Arc<Told>);
 
-/// What a drain has gathered so far. A drain keeps an `Option<Box<Gathered>>`: one word, until something fails.
-#[derive(Clone, Default)]
+struct Told {
+    errors: Vec<HandlerError>,
+    exit: Option<Asked>,
+}
+
+/// What a drain has gathered so far: failures in any order, some perhaps twice, for several drains may tell of one.
+#[derive(Default)]
 pub(crate) struct Gathered {
-    pub(crate) errors: Vec<HandlerError>,
+    errors: Chain<HandlerError>,
     exit: Option<Asked>,
 }
 
@@ -243,41 +278,58 @@ impl Asked {
 }
 
 impl Gathered {
-    /// What `close()` returns for it.
-    pub(crate) fn into_result(this: Option<Box<Self>>) -> Result<(), CloseError> {
-        this.map_or(Ok(()), |gathered| Err(CloseError(Arc::from(gathered))))
+    pub(crate) fn failure(error: HandlerError) -> Self {
+        let mut errors = Chain::new();
+        errors.push(Link::new(error));
+        Self { errors, exit: None }
     }
 
-    /// Merges in what another drain came to. The failures stand in the order in which they happened, and each once: one
-    /// drain may be told of another's failures several times.
-    pub(crate) fn merge(this: &mut Option<Box<Self>>, other: &Self) {
-        let this = this.get_or_insert_default();
-        this.exit = this.exit.max(other.exit);
-        let in_order = this.errors.last().map(|last| last.0.at) < other.errors.first().map(|first| first.0.at);
-        this.errors.extend_from_slice(&other.errors);
-        if !in_order {
-            this.errors.sort_by_key(|error| error.0.at);
-            this.errors.dedup_by_key(|error| error.0.at);
+    pub(crate) fn exit(asked: Asked) -> Self {
+        Self { errors: Chain::new(), exit: Some(asked) }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.errors.len()
+    }
+
+    pub(crate) fn errors(&self) -> impl Iterator<Item = &HandlerError> {
+        self.errors.iter()
+    }
+
+    /// Adds what another drain gathered, without allocating.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.errors.append(other.errors);
+        self.exit = self.exit.max(other.exit);
+    }
+
+    /// What `close()` returns for it: the failures in the order in which they happened, each once.
+    pub(crate) fn into_result(self) -> Result<(), CloseError> {
+        if self.errors.is_empty() && self.exit.is_none() {
+            return Ok(());
         }
-    }
-
-    /// Notes an exit status that is asked for.
-    pub(crate) fn ask_exit(&mut self, asked: Asked) {
-        self.exit = self.exit.max(Some(asked));
+        let mut errors: Vec<_> = self.errors.collect();
+        errors.sort_by_key(|error| error.0.at);
+        errors.dedup_by_key(|error| error.0.at);
+        Err(CloseError(Arc::new(Told { errors, exit: self.exit })))
     }
 }
 
 /// What two drains came to, together.
 pub(crate) fn joined(first: Result<(), CloseError>, then: Result<(), CloseError>) -> Result<(), CloseError> {
     let (Err(first), Err(then)) = (&first, &then) else { return first.and(then) };
-    let mut gathered = Some(Box::new(Gathered::clone(&first.0)));
-    Gathered::merge(&mut gathered, &then.0);
-    Gathered::into_result(gathered)
+    let mut gathered = first.gathered();
+    gathered.merge(then.gathered());
+    gathered.into_result()
 }
 
 impl CloseError {
-    pub(crate) fn gathered(&self) -> &Gathered {
-        &self.0
+    /// Its failures and its exit status, to be merged with others.
+    pub(crate) fn gathered(&self) -> Gathered {
+        let mut errors = Chain::new();
+        for error in self {
+            errors.push(Link::new(error.clone()));
+        }
+        Gathered { errors, exit: self.0.exit }
     }
 
     /// The exit status that was asked for, and when.

@@ -7,7 +7,7 @@ use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
 
-use crate::error::{Outcome, Site};
+use crate::error::{Name, Outcome, Site};
 use crate::list::HandlerId;
 use crate::raw::{Bound, BoxError, Closure, Task};
 
@@ -135,7 +135,7 @@ pub enum NoKey {}
 /// ```
 pub struct Handler<F, K = NoKey> {
     function: F,
-    name: Option<Cow<'static, str>>,
+    name: Option<Name>,
     key: Option<Arc<K>>,
 }
 
@@ -162,7 +162,7 @@ impl<F, K> Handler<F, K> {
     /// ```
     #[must_use]
     pub fn named(self, name: impl Into<Cow<'static, str>>) -> Self {
-        Self { name: Some(name.into()), ..self }
+        Self { name: Some(name.into().into()), ..self }
     }
 
     /// Gives it a key, in place of an earlier one. For a handler of a stack between threads the key must be
@@ -182,7 +182,10 @@ impl<F, K> Handler<F, K> {
 
 impl<F, K> fmt::Debug for Handler<F, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handler").field("name", &self.name).field("keyed", &self.key.is_some()).finish_non_exhaustive()
+        f.debug_struct("Handler")
+            .field("name", &self.name.as_deref())
+            .field("keyed", &self.key.is_some())
+            .finish_non_exhaustive()
     }
 }
 
@@ -198,12 +201,8 @@ impl<F: FnOnce() -> R, R: HandlerResult, K: 'static> Task for Handler<F, K> {
         F::function()
     }
 
-    fn name(&self) -> Option<&Cow<'static, str>> {
+    fn name(&self) -> Option<&Name> {
         self.name.as_ref()
-    }
-
-    fn take_name(&mut self) -> Option<Cow<'static, str>> {
-        self.name.take()
     }
 
     fn key(&self) -> Option<&dyn Any> {
@@ -226,12 +225,8 @@ impl<T: Task, const SUCCESS: bool> Task for Only<T, SUCCESS> {
         T::function()
     }
 
-    fn name(&self) -> Option<&Cow<'static, str>> {
+    fn name(&self) -> Option<&Name> {
         self.0.name()
-    }
-
-    fn take_name(&mut self) -> Option<Cow<'static, str>> {
-        self.0.take_name()
     }
 
     fn key(&self) -> Option<&dyn Any> {

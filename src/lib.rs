@@ -123,6 +123,7 @@
 //!   `close`.
 //! - [exit-stack](https://docs.rs/exit-stack) is an unrelated crate, which pins values to the stack.
 
+mod chain;
 mod drain;
 mod error;
 mod handler;

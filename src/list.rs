@@ -223,18 +223,6 @@ impl<T> HandlerList<T> {
         self.put(id, || value);
     }
 
-    /// Puts a value in at the place of an id that this list does not hold.
-    pub(crate) fn insert_as(&mut self, id: HandlerId, value: T) {
-        let mut newer: Vec<(HandlerId, T)> = Vec::new();
-        while self.last_id() > Some(id) {
-            newer.extend(self.pop());
-        }
-        self.push_as(id, value);
-        for (id, value) in newer.into_iter().rev() {
-            self.push_as(id, value);
-        }
-    }
-
     /// Takes the value out, wherever it stands; `None` if the id is not in this list (any more).
     ///
     /// ```

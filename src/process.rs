@@ -21,6 +21,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
+use crate::chain::{Chain, Link};
 use crate::drain::discard;
 use crate::error::{Asked, Exit};
 use crate::raw;
@@ -101,12 +102,12 @@ pub(crate) struct End {
     leaver: Option<ThreadKey>,
     /// Interpreters that have refused more than one handler, to be reported at the end; and at which length of this list
     /// those that are gone are taken out.
-    refusing: Vec<Weak<dyn Node>>,
+    refusing: Chain<Weak<dyn Node>>,
     prune_at: usize,
 }
 
 global! {
-    static END: PerProcess<End> = PerProcess::new(End { status: None, leaver: None, refusing: Vec::new(), prune_at: 0 });
+    static END: PerProcess<End> = PerProcess::new(End { status: None, leaver: None, refusing: Chain::new(), prune_at: 0 });
 }
 
 /// Keeps an exit status that was asked for: of several the last one counts.
@@ -123,19 +124,24 @@ fn leaves_first() -> bool {
 
 /// Has the refusals of this interpreter reported at the process's end, if not before.
 pub(crate) fn count_refusals_of(node: &Arc<dyn Node>) {
+    let link = Link::new(Arc::downgrade(node));
+    let mut gone = Chain::new();
     let mut end = END.lock();
     if end.refusing.len() >= end.prune_at {
-        end.refusing.retain(|node| node.strong_count() > 0);
+        gone = end.refusing.take_if(|node| node.strong_count() == 0);
         end.prune_at = 2 * end.refusing.len().max(8);
     }
-    end.refusing.push(Arc::downgrade(node));
+    end.refusing.push(link);
+    drop(end);
+    drop(gone);
 }
 
 /// Reports the refusals that were only counted.
 fn report_refused() {
     PROCESS.report_refused();
     let refusing = mem::take(&mut END.lock().refusing);
-    for node in refusing.iter().filter_map(Weak::upgrade) {
+    let oldest_last: Vec<_> = refusing.filter_map(|node| node.upgrade()).collect();
+    for node in oldest_last.into_iter().rev() {
         node.stack().report_refused();
     }
 }

@@ -25,6 +25,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
+use crate::chain::{Chain, Link};
 use crate::drain::{Note, Source, discard, drain, drop_all, drop_counted, report_if, run_one, status_of};
 use crate::error::{Asked, CloseError, Gathered, HandlerError, HandlerErrorKind, Outcome, Refused, Site, joined};
 use crate::handler::{IntoHandler, PendingHandler, SharedEntry, identity};
@@ -126,6 +127,7 @@ pub(crate) trait Node: Any + Send + Sync + UnwindSafe + RefUnwindSafe {
 pub(crate) struct State {
     handlers: HandlerList<SharedEntry>,
     nested: HandlerList<Nested>,
+    out_of_turn: Chain<OutOfTurn>,
     drain: Option<Drain>,
     phase: Phase,
     /// Nothing stands in the way of a registration: the phase is `Open`, and `armed`.
@@ -146,43 +148,48 @@ struct Refusals {
     more: usize,
 }
 
-/// What is nested in a stack, at a place among its handlers.
+/// An interpreter in its parent's list.
 struct Nested {
-    what: What,
+    node: Arc<dyn Node>,
     /// The thread that has run, in the parent's drain, all that was in it; what is left is a handler of it that this very
     /// thread is in, or that waits for this thread.
     passed: Option<ThreadKey>,
 }
 
-enum What {
-    Interpreter(Arc<dyn Node>),
-    /// A handler that `run_now` took out, and that runs on this thread; and where others wait for its end.
-    Handler(ThreadKey, Waiters),
-}
-
-impl Nested {
-    fn new(what: What) -> Self {
-        Self { what, passed: None }
-    }
-
-    fn node(&self) -> Option<&Arc<dyn Node>> {
-        match &self.what {
-            What::Interpreter(node) => Some(node),
-            What::Handler(..) => None,
-        }
-    }
+/// A handler that `run_now` has taken out, and that runs now: nested in the stack at the place that it had.
+struct OutOfTurn {
+    id: HandlerId,
+    thread: ThreadKey,
+    waiters: Waiters,
+    passed: Option<ThreadKey>,
 }
 
 /// Where threads wait for the end of what runs.
 #[derive(Default)]
-struct Waiters(Vec<Arc<Waiter>>);
+struct Waiters(Chain<Arc<Waiter>>);
+
+/// A place to wait, not among any [`Waiters`] yet.
+struct Place {
+    waiter: Arc<Waiter>,
+    link: Option<Link<Arc<Waiter>>>,
+}
+
+impl Place {
+    fn new() -> Self {
+        let waiter = Arc::<Waiter>::default();
+        let link = Some(Link::new(Arc::clone(&waiter)));
+        Self { waiter, link }
+    }
+}
 
 impl Waiters {
-    fn another(&mut self) -> Arc<Waiter> {
-        self.0.retain(|waiter| Arc::strong_count(waiter) > 1);
-        let waiter = Arc::<Waiter>::default();
-        self.0.push(Arc::clone(&waiter));
-        waiter
+    /// Adds a place to wait; returns those where nobody waits any more.
+    fn add(&mut self, place: &mut Place) -> Chain<Arc<Waiter>> {
+        let gone = self.0.take_if(|waiter| Arc::strong_count(waiter) == 1);
+        if let Some(link) = place.link.take() {
+            self.0.push(link);
+        }
+        gone
     }
 
     fn tell(self, drained: &Drained) {
@@ -197,27 +204,12 @@ struct Drain {
     owner: ThreadKey,
     /// The descent that began it, or took it over: that one ends it.
     descent: usize,
-    gathered: Option<Box<Gathered>>,
+    gathered: Gathered,
     /// What it has gathered before that, which the drain around this one has already.
-    merged: Result<(), CloseError>,
+    merged: Gathered,
     /// Failures go to the report hook as they happen.
     reports: bool,
     waiters: Waiters,
-}
-
-impl Drain {
-    /// Lets failures go to the report hook from now on; returns those that there are.
-    fn report_all(&mut self) -> Vec<HandlerError> {
-        self.reports = true;
-        self.gathered.as_ref().map_or(Vec::new(), |gathered| gathered.errors.clone())
-    }
-
-    /// What came of it so far; the drain around this one has all of that then.
-    fn merge_all(&mut self) -> Drained {
-        let new = Gathered::into_result(self.gathered.take());
-        self.merged = joined(mem::replace(&mut self.merged, Ok(())), new.clone());
-        Drained { whole: self.merged.clone(), new }
-    }
 }
 
 enum Phase {
@@ -291,8 +283,22 @@ enum Claim {
     Taken,
     /// This thread is inside of it already.
     Inside,
-    /// Another thread runs it; wait there for its end.
-    Elsewhere(ThreadKey, Arc<Waiter>),
+    /// Another thread runs it; wait for its end at the place that was given, if one was.
+    Elsewhere(ThreadKey),
+    /// There is nothing to drain any more.
+    Over,
+}
+
+/// What came of a thread's wish to drain a stack.
+enum Came {
+    /// It is to run what there is.
+    In,
+    /// It is inside of the drain already.
+    Inside,
+    /// It has waited for another thread's drain.
+    After(Drained),
+    /// It need not wait for that.
+    NotNeeded,
     /// There is nothing to drain any more.
     Over,
 }
@@ -302,7 +308,7 @@ enum Step {
     Run,
     Nested(HandlerId, Arc<dyn Node>),
     /// A handler that `run_now` runs on another thread, to be waited for.
-    Handler(HandlerId, ThreadKey, Arc<Waiter>),
+    OutOfTurn(HandlerId, ThreadKey),
     /// The lists are empty.
     Done(Done),
 }
@@ -321,6 +327,7 @@ impl State {
         Self {
             handlers: HandlerList::new(),
             nested: HandlerList::new(),
+            out_of_turn: Chain::new(),
             drain: None,
             phase: Phase::Open,
             ready: armed,
@@ -350,12 +357,33 @@ impl State {
 
     /// Whether there is nothing to drain and nothing to report.
     fn is_idle(&self) -> bool {
-        self.handlers.is_empty() && self.nested.is_empty() && self.drain.is_none() && self.refused.is_none()
+        self.handlers.is_empty() && self.nothing_nested() && self.drain.is_none() && self.refused.is_none()
     }
 
     /// Whether nothing is left of it, nor will be.
     fn is_settled(&self) -> bool {
-        matches!(self.phase, Phase::Over) && self.drain.is_none() && self.nested.is_empty()
+        matches!(self.phase, Phase::Over) && self.drain.is_none() && self.nothing_nested()
+    }
+
+    #[inline]
+    fn nothing_nested(&self) -> bool {
+        self.nested.is_empty() && self.out_of_turn.is_empty()
+    }
+
+    /// What is nested before the newest handler, and is not passed yet.
+    #[cold]
+    fn next_nested(&self) -> Option<Step> {
+        let me = ThreadKey::current();
+        let node = self.nested.iter().rev().find(|(_, nested)| nested.passed != Some(me));
+        // What this thread runs itself is what drains here.
+        let others = self.out_of_turn.iter().filter(|handler| handler.thread != me && handler.passed != Some(me));
+        let handler = others.max_by_key(|handler| handler.id);
+        let newest = self.handlers.last_id().max(node.map(|(id, _)| id)).max(handler.map(|handler| handler.id));
+        match (node, handler) {
+            (Some((id, nested)), _) if Some(id) == newest => Some(Step::Nested(id, Arc::clone(&nested.node))),
+            (_, Some(handler)) if Some(handler.id) == newest => Some(Step::OutOfTurn(handler.id, handler.thread)),
+            _ => None,
+        }
     }
 
     /// Lets a stack go on after its last drain.
@@ -508,11 +536,11 @@ impl SharedExitStack {
         handler: impl IntoHandler + Send + 'static,
         location: &'static Location<'static>,
     ) -> HandlerId {
-        self.admit(handler, location).unwrap_or_else(|handler| self.refuse(handler, location))
+        self.admit(handler, location).unwrap_or_else(|handler| self.refuse(&handler, location))
     }
 
     #[cold]
-    fn refuse<H: IntoHandler>(&self, mut handler: H, location: &'static Location<'static>) -> HandlerId {
+    fn refuse<H: IntoHandler>(&self, handler: &H, location: &'static Location<'static>) -> HandlerId {
         let before = {
             let mut state = self.lock();
             let before = state.refused.as_ref().map(|refused| refused.more);
@@ -523,10 +551,11 @@ impl SharedExitStack {
         match before {
             None => {
                 let path = self.path();
+                let mut copy = path.clone();
                 if let Some(refused) = &mut self.lock().refused {
-                    refused.path.clone_from(&path);
+                    mem::swap(&mut refused.path, &mut copy);
                 }
-                let site = Site { name: handler.take_name(), location };
+                let site = Site { name: handler.name().cloned(), location };
                 report(&HandlerError::new(path, site, HandlerErrorKind::Refused));
             }
             Some(0) => self.node().into_iter().for_each(Node::count_refusals),
@@ -640,19 +669,22 @@ impl SharedExitStack {
     /// ```
     #[must_use = "it tells whether the handler failed"]
     pub fn run_now(&self, id: HandlerId) -> Option<Result<(), CloseError>> {
-        let entry = {
-            let mut state = self.lock();
-            let entry = state.handlers.remove(id)?;
-            state.nested.insert_as(id, Nested::new(What::Handler(ThreadKey::current(), Waiters::default())));
-            entry
-        };
+        let handler = OutOfTurn { id, thread: ThreadKey::current(), waiters: Waiters::default(), passed: None };
+        let handler = Link::new(handler);
+        let mut state = self.lock();
+        let entry = state.handlers.remove(id)?;
+        state.out_of_turn.push(handler);
+        drop(state);
         let result = {
             let _restored = self.make_current();
             run_one(entry, || self.path())
         };
-        let (nested, settled) = self.unnest(id);
-        if let Some(Nested { what: What::Handler(_, waiters), .. }) = nested {
-            waiters.tell(&Drained { whole: result.clone(), new: result.clone() });
+        let mut state = self.lock();
+        let ended = state.out_of_turn.take_if(|handler| handler.id == id);
+        let settled = state.is_settled();
+        drop(state);
+        for handler in ended {
+            handler.waiters.tell(&Drained { whole: result.clone(), new: result.clone() });
         }
         if settled {
             self.node().into_iter().for_each(detach);
@@ -783,32 +815,23 @@ impl SharedExitStack {
     /// Drains the stack and what is nested in it.
     pub(crate) fn drain(&self, occasion: Occasion) -> Result<(), CloseError> {
         let _restored = occasion.is_last().then(count_late);
-        let (mut before, mut left) = (Ok(()), None);
+        let mut before = Ok(());
         loop {
             let mut descent = Descent::new(self, occasion);
-            let then = match self.claim(occasion, descent.number, left) {
-                Claim::Taken => descent.run(),
-                Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, occasion.waits_as()) {
-                    Waited::Drained(drained) if occasion.is_for_good() => {
-                        // It may have passed an interpreter in which a handler still runs.
-                        before = joined(before, drained.whole);
-                        continue;
-                    }
-                    Waited::Drained(drained) => drained.whole,
-                    Waited::NotNeeded => Ok(()),
-                    Waited::Inside => descent.run(),
-                    Waited::Left(owner) => {
-                        left = Some(owner);
-                        continue;
-                    }
-                },
-                Claim::Inside | Claim::Over => Ok(()),
+            let then = match self.come(occasion, descent.number, occasion.waits_as()) {
+                Came::In => descent.run(),
+                Came::After(drained) if occasion.is_for_good() => {
+                    // It may have passed an interpreter in which a handler still runs.
+                    before = joined(before, drained.whole);
+                    continue;
+                }
+                Came::After(drained) => drained.whole,
+                Came::Inside | Came::NotNeeded | Came::Over => Ok(()),
             };
             if descent.is_parents() {
                 // A child of this moment goes on with what it has registered itself. What came before is its parent's to be
                 // told, and to drop.
                 mem::forget(mem::replace(&mut before, then));
-                left = None;
                 continue;
             }
             return joined(before, then);
@@ -820,9 +843,35 @@ impl SharedExitStack {
         status_of(self.drain(occasion))
     }
 
+    /// Lets this descent drain this stack, or waits for the thread that does.
+    fn come(&self, occasion: Occasion, descent: usize, who: Who) -> Came {
+        let (mut place, mut left) = (None, None);
+        loop {
+            let owner = match self.claim(occasion, descent, left, place.as_mut()) {
+                Claim::Taken => return Came::In,
+                Claim::Inside => return Came::Inside,
+                Claim::Over => return Came::Over,
+                Claim::Elsewhere(owner) => owner,
+            };
+            let Some(place) = place.take() else {
+                place = Some(Place::new());
+                continue;
+            };
+            let waited = wait(owner, &place.waiter, who);
+            discard(place); // it may hold the last of a result
+            match waited {
+                Waited::Drained(drained) => return Came::After(drained),
+                Waited::NotNeeded => return Came::NotNeeded,
+                Waited::Inside => return Came::In,
+                Waited::Left(owner) => left = Some(owner),
+            }
+        }
+    }
+
     /// Makes the drain of this stack this descent's, or says whose it is. What the thread `left` ran is taken over.
-    fn claim(&self, occasion: Occasion, descent: usize, left: Option<ThreadKey>) -> Claim {
+    fn claim(&self, occasion: Occasion, descent: usize, left: Option<ThreadKey>, place: Option<&mut Place>) -> Claim {
         let me = ThreadKey::current();
+        let mut gone = Chain::new();
         let mut state = self.lock();
         if state.is_settled() {
             return Claim::Over;
@@ -836,10 +885,11 @@ impl SharedExitStack {
             Phase::Open | Phase::Over => {}
         }
         let Some(drain) = &mut state.drain else {
-            let (merged, reports) = (Ok(()), occasion.reports());
-            state.drain =
-                Some(Drain { owner: me, descent, gathered: None, merged, reports, waiters: Waiters::default() });
+            let (gathered, merged) = (Gathered::default(), Gathered::default());
+            let (reports, waiters) = (occasion.reports(), Waiters::default());
+            state.drain = Some(Drain { owner: me, descent, gathered, merged, reports, waiters });
             state.nested.newest_first().for_each(|nested| nested.passed = None);
+            state.out_of_turn.iter_mut().for_each(|handler| handler.passed = None);
             return Claim::Taken;
         };
         let claim = if left == Some(drain.owner) {
@@ -848,34 +898,47 @@ impl SharedExitStack {
         } else if drain.owner == me {
             Claim::Inside
         } else {
-            Claim::Elsewhere(drain.owner, drain.waiters.another())
+            if let Some(place) = place {
+                gone = drain.waiters.add(place);
+            }
+            Claim::Elsewhere(drain.owner)
         };
-        // Whoever is told what has failed may not live to tell it.
-        let unreported = if occasion.exits() { drain.report_all() } else { Vec::new() };
         drop(state);
-        unreported.iter().for_each(report);
-        discard(unreported);
+        drop(gone);
+        if occasion.exits() {
+            self.report_all();
+        }
         claim
+    }
+
+    /// Lets the failures of the drain that runs go to the report hook from now on; and those that there are already, for who
+    /// is to be told of them may not live to be told.
+    #[cold]
+    fn report_all(&self) {
+        let mut errors = Vec::new();
+        loop {
+            let mut state = self.lock();
+            let Some(drain) = &mut state.drain else { return };
+            drain.reports = true;
+            let wanted = drain.gathered.len();
+            if wanted <= errors.capacity() {
+                errors.extend(drain.gathered.errors().cloned());
+                break;
+            }
+            drop(state);
+            errors.reserve(wanted);
+        }
+        errors.iter().rev().for_each(report);
+        discard(errors);
     }
 
     /// What is next in the drain that this thread runs; a handler is put in the place of the one before, which has run.
     #[inline]
     fn step(&self, running: &mut Option<SharedEntry>, descent: usize) -> Step {
         let mut state = self.lock();
-        if !state.nested.is_empty() {
-            let me = ThreadKey::current();
-            // A handler of this thread's own `run_now` is what drains here.
-            let passed = |nested: &Nested| {
-                nested.passed == Some(me) || matches!(nested.what, What::Handler(thread, _) if thread == me)
-            };
-            let handlers = state.handlers.last_id();
-            let newest = state.nested.iter().rev().find(|(_, nested)| !passed(nested)).map(|(id, _)| id);
-            if let Some(id) = newest.filter(|id| Some(*id) > handlers) {
-                match state.nested.get_mut(id).map(|nested| &mut nested.what) {
-                    Some(What::Interpreter(node)) => return Step::Nested(id, Arc::clone(node)),
-                    Some(What::Handler(thread, waiters)) => return Step::Handler(id, *thread, waiters.another()),
-                    None => {}
-                }
+        if !state.nothing_nested() {
+            if let Some(step) = state.next_nested() {
+                return step;
             }
         }
         state.handlers.pop_to(running);
@@ -893,27 +956,36 @@ impl SharedExitStack {
             Phase::Last { reopen: true, .. } if matches!(self.owner, Owner::Process { .. }) => state.reopen(),
             Phase::Last { .. } | Phase::Open | Phase::Over => {}
         }
-        if let Some(drain) = state.drain.take_if(|drain| drain.descent == descent) {
-            let new = Gathered::into_result(drain.gathered);
-            let whole = joined(drain.merged, new.clone());
-            let drained = Drained { whole, new };
-            return Done { drained, waiters: drain.waiters, settled: state.is_settled() };
+        let ended = state.drain.take_if(|drain| drain.descent == descent);
+        let settled = state.is_settled();
+        if let Some(drain) = ended {
+            drop(state);
+            let new = drain.gathered.into_result();
+            let whole = joined(drain.merged.into_result(), new.clone());
+            return Done { drained: Drained { whole, new }, waiters: drain.waiters, settled };
         }
-        // A handler still runs in it.
-        let nothing = Drained { whole: Ok(()), new: Ok(()) };
-        let drained = state.drain.as_mut().map_or(nothing, Drain::merge_all);
-        Done { drained, waiters: Waiters::default(), settled: state.is_settled() }
+        // A handler still runs in it: the drain around this one is told of what there is so far.
+        let gathered = state.drain.as_mut().map(|drain| mem::take(&mut drain.gathered)).unwrap_or_default();
+        drop(state);
+        let new = gathered.into_result();
+        if let Err(error) = &new {
+            let mut merged = Some(error.gathered());
+            if let Some(drain) = &mut self.lock().drain {
+                drain.merged.merge(merged.take().unwrap_or_default());
+            }
+        }
+        Done { drained: Drained { whole: new.clone(), new }, waiters: Waiters::default(), settled }
     }
 
     /// Adds to what the drain of this stack has gathered; true if it reports.
-    fn gather(&self, add: impl FnOnce(&mut Option<Box<Gathered>>)) -> bool {
+    fn gather(&self, new: Gathered) -> bool {
         let mut state = self.lock();
         let Some(drain) = &mut state.drain else {
-            // Nobody will ask for its result.
-            add(&mut None);
+            drop(state);
+            discard(new); // nobody will ask for it
             return true;
         };
-        add(&mut drain.gathered);
+        drain.gathered.merge(new);
         drain.reports
     }
 
@@ -957,7 +1029,7 @@ impl SharedExitStack {
             own.armed = true;
         }
         let id = state.handlers.last_given();
-        state.nested.push_as(id, Nested::new(What::Interpreter(node)));
+        state.nested.push_as(id, Nested { node, passed: None });
         true
     }
 
@@ -966,12 +1038,14 @@ impl SharedExitStack {
         self.lock().place
     }
 
-    /// Takes out what is nested at this place; true if the stack is settled now.
-    fn unnest(&self, id: HandlerId) -> (Option<Nested>, bool) {
+    /// Takes an interpreter out; true if the stack is settled now.
+    fn unnest(&self, id: HandlerId) -> bool {
         let mut state = self.lock();
         let nested = state.nested.remove(id);
         let settled = nested.is_some() && state.is_settled();
-        (nested, settled)
+        drop(state);
+        drop(nested);
+        settled
     }
 
     /// Notes that this thread, in a drain of this stack, has passed an interpreter that is not settled.
@@ -999,14 +1073,13 @@ impl SharedExitStack {
 
     /// Records an exit status that is asked for with the drain that runs.
     pub(crate) fn ask_exit(&self, asked: Asked) {
-        self.gather(|gathered| gathered.get_or_insert_default().ask_exit(asked));
+        self.gather(Gathered::exit(asked));
     }
 
     /// Visits all interpreters nested in it, at any depth, each before its children are looked up.
     fn descendants(&self, mut visit: impl FnMut(&Arc<dyn Node>)) {
-        let children = |stack: &Self| {
-            stack.lock().nested.iter().filter_map(|(_, nested)| nested.node().cloned()).collect::<Vec<_>>()
-        };
+        let children =
+            |stack: &Self| stack.lock().nested.iter().map(|(_, nested)| Arc::clone(&nested.node)).collect::<Vec<_>>();
         let mut found = children(self);
         while let Some(node) = found.pop() {
             visit(&node);
@@ -1066,16 +1139,15 @@ impl SharedExitStack {
         let mut seen: Vec<(*const SharedExitStack, HandlerId)> = Vec::new();
         let mut again = Vec::new();
         for (id, nested) in &state.nested {
-            match nested.node() {
-                // A handler that the parent ran.
-                None => again.push(id),
-                Some(node) if seen.iter().any(|(stack, _)| ptr::eq(*stack, node.stack())) => again.push(id),
-                Some(node) => seen.push((node.stack(), id)),
+            if seen.iter().any(|(stack, _)| ptr::eq(*stack, nested.node.stack())) {
+                again.push(id);
+            } else {
+                seen.push((nested.node.stack(), id));
             }
         }
         let again: Vec<_> = again.into_iter().filter_map(|id| state.nested.remove(id)).collect();
-        for (id, node) in state.nested.iter().filter_map(|(id, nested)| Some((id, nested.node()?))) {
-            node.stack().lock().place = Some(id);
+        for (id, nested) in &state.nested {
+            nested.node.stack().lock().place = Some(id);
         }
         drop(state);
         drop(again);
@@ -1110,7 +1182,7 @@ fn take_places(node: Arc<dyn Node>) {
 fn detach(node: Arc<dyn Node>) {
     let mut settled = Some(node);
     while let Some(node) = settled {
-        let outer_settled = node.stack().place().is_some_and(|place| node.outer().unnest(place).1);
+        let outer_settled = node.stack().place().is_some_and(|place| node.outer().unnest(place));
         settled = node.parent().filter(|_| outer_settled);
     }
 }
@@ -1129,7 +1201,7 @@ struct Descent<'s> {
     /// The process that it is of; a child of one of its handlers goes out of it.
     epoch: usize,
     /// What became of the handler that this process is a child of.
-    orphaned: Option<Box<Gathered>>,
+    orphaned: Gathered,
     result: Result<(), CloseError>,
 }
 
@@ -1138,7 +1210,17 @@ impl<'s> Descent<'s> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let epoch = raw::epoch();
-        Self { root, depth: 0, top: None, running: None, occasion, number, epoch, orphaned: None, result: Ok(()) }
+        Self {
+            root,
+            depth: 0,
+            top: None,
+            running: None,
+            occasion,
+            number,
+            epoch,
+            orphaned: Gathered::default(),
+            result: Ok(()),
+        }
     }
 
     /// Drains what was claimed.
@@ -1161,38 +1243,42 @@ impl<'s> Descent<'s> {
     /// Begins to drain what is nested in the top, or waits for its end.
     #[cold]
     fn descend(&mut self, id: HandlerId, node: Arc<dyn Node>) {
-        let mut left = None;
-        loop {
-            match node.stack().claim(self.occasion.for_nested(), self.number, left) {
-                Claim::Taken | Claim::Inside => self.enter(node),
-                Claim::Elsewhere(owner, waiter) => match wait(owner, &waiter, Who::Drain) {
-                    Waited::Drained(drained) => {
-                        self.merge(drained);
-                        discard(waiter); // it holds the result too
-                    }
-                    Waited::NotNeeded => {}
-                    Waited::Inside => self.enter(node),
-                    Waited::Left(owner) => {
-                        left = Some(owner);
-                        continue;
-                    }
-                },
-                Claim::Over => drop(self.top().unnest(id)),
+        match node.stack().come(self.occasion.for_nested(), self.number, Who::Drain) {
+            Came::In | Came::Inside => self.enter(node),
+            Came::After(drained) => self.merge(drained),
+            Came::NotNeeded => {}
+            Came::Over => {
+                self.top().unnest(id);
             }
-            return;
         }
     }
 
     /// Waits for a handler that `run_now` runs on another thread.
     #[cold]
-    fn await_handler(&mut self, id: HandlerId, owner: ThreadKey, waiter: &Arc<Waiter>) {
-        match wait(owner, waiter, Who::Drain) {
+    fn wait_for_handler(&mut self, id: HandlerId, thread: ThreadKey) {
+        let mut place = Place::new();
+        let mut state = self.top().lock();
+        let Some(handler) = state.out_of_turn.iter_mut().find(|handler| handler.id == id) else { return };
+        let gone = handler.waiters.add(&mut place);
+        drop(state);
+        drop(gone);
+        match wait(thread, &place.waiter, Who::Drain) {
             Waited::Drained(drained) => self.merge(drained),
             // It waits for this thread.
-            Waited::NotNeeded | Waited::Inside => self.top().pass(id),
+            Waited::NotNeeded | Waited::Inside => {
+                let mut state = self.top().lock();
+                let handler = state.out_of_turn.iter_mut().find(|handler| handler.id == id);
+                if let Some(handler) = handler {
+                    handler.passed = Some(ThreadKey::current());
+                }
+            }
             // It never returns.
-            Waited::Left(_) => drop(self.top().unnest(id)),
+            Waited::Left(_) => {
+                let left = self.top().lock().out_of_turn.take_if(|handler| handler.id == id);
+                drop(left);
+            }
         }
+        discard(place);
     }
 
     fn enter(&mut self, node: Arc<dyn Node>) {
@@ -1229,7 +1315,7 @@ impl<'s> Descent<'s> {
     /// Adds what a nested drain came to to what the top has gathered.
     fn merge(&self, nested: Drained) {
         if let Err(error) = &nested.new {
-            if self.top().gather(|gathered| Gathered::merge(gathered, error.gathered())) {
+            if self.top().gather(error.gathered()) {
                 error.iter().for_each(report);
             }
         }
@@ -1242,14 +1328,14 @@ impl Source<dyn Bound + Send> for Descent<'_> {
     fn next(&mut self) -> Option<&mut SharedEntry> {
         loop {
             if self.is_parents() {
-                self.result = Gathered::into_result(self.orphaned.take());
+                self.result = mem::take(&mut self.orphaned).into_result();
                 return None;
             }
             let top = self.top.as_ref().map_or(self.root, |node| node.stack());
             match top.step(&mut self.running, self.number) {
                 Step::Run => return self.running.as_mut(),
                 Step::Nested(id, node) => self.descend(id, node),
-                Step::Handler(id, owner, waiter) => self.await_handler(id, owner, &waiter),
+                Step::OutOfTurn(id, owner) => self.wait_for_handler(id, owner),
                 Step::Done(done) => {
                     if !self.ascend(done) {
                         return None;
@@ -1262,12 +1348,11 @@ impl Source<dyn Bound + Send> for Descent<'_> {
     #[cold]
     fn note(&mut self, note: Note) {
         let top = self.top();
-        let path = top.path();
-        let mut error = None;
+        let (new, error) = note.gathered(top.path());
         let reports = if self.epoch == raw::epoch() {
-            top.gather(|gathered| error = note.gather(gathered, || path))
+            top.gather(new)
         } else {
-            error = note.gather(&mut self.orphaned, || path);
+            self.orphaned.merge(new);
             self.occasion.reports()
         };
         if reports {

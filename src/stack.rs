@@ -386,7 +386,7 @@ impl<'a> ExitStack<'a> {
         self.began_unwinding.set(None);
         let mut gathered = None;
         self.drain(outcome, Some(&mut gathered));
-        Gathered::into_result(gathered)
+        gathered.map_or(Ok(()), |gathered| gathered.into_result())
     }
 
     /// Drains; what fails is added to `gathered`, or reported if there is no such place.
@@ -439,11 +439,13 @@ impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
 
     #[cold]
     fn note(&mut self, note: Note) {
-        let mut kept = None;
-        let untold = self.gathered.is_none();
-        let error = note.gather(self.gathered.as_deref_mut().unwrap_or(&mut kept), || None);
-        report_if(error.filter(|_| untold));
-        discard(kept); // an error's own drop may panic: that is not the handler's panic
+        let (new, error) = note.gathered(None);
+        if let Some(gathered) = &mut self.gathered {
+            gathered.get_or_insert_default().merge(new);
+        } else {
+            report_if(error);
+            discard(new); // an error's own drop may panic: that is not the handler's panic
+        }
     }
 }
 

@@ -198,8 +198,15 @@ impl<T> Default for Latch<T> {
 
 impl<T: Clone> Latch<T> {
     pub(crate) fn set(&self, value: T) {
-        self.value.lock().get_or_insert(value);
+        let mut late = Some(value);
+        {
+            let mut value = self.value.lock();
+            if value.is_none() {
+                *value = late.take();
+            }
+        }
         self.set.notify_all();
+        drop(late); // where no lock is held
     }
 
     pub(crate) fn is_set(&self) -> bool {

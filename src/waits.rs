@@ -17,6 +17,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::chain::{Chain, Link};
 use crate::error::CloseError;
 use crate::sync::{Latch, PerProcess, global, per_thread};
 
@@ -90,21 +91,22 @@ struct Edge {
 
 #[derive(Debug, Default)]
 struct Graph {
-    edges: Vec<Edge>,
+    edges: Chain<Edge>,
     /// The keys that threads have laid down.
-    left: Vec<ThreadKey>,
+    left: Chain<ThreadKey>,
 }
 
 global! {
-    static GRAPH: PerProcess<Graph> = PerProcess::new(Graph { edges: Vec::new(), left: Vec::new() });
+    static GRAPH: PerProcess<Graph> = PerProcess::new(Graph { edges: Chain::new(), left: Chain::new() });
 }
 
 /// Lets the drains that this thread runs be nobody's: it never comes back to them. Returns the key that it had.
 pub(crate) fn leave() -> ThreadKey {
     let before = ThreadKey::current();
     KEY.with(|key| key.set(ThreadKey::another()));
+    let link = Link::new(before);
     let mut graph = GRAPH.lock();
-    graph.left.push(before);
+    graph.left.push(link);
     for edge in graph.edges.iter().filter(|edge| edge.owner == before) {
         edge.latch.set(Waited::Left(before));
     }
@@ -114,38 +116,46 @@ pub(crate) fn leave() -> ThreadKey {
 /// Waits for the drain that `owner` runs, and at whose end `latch` is set.
 pub(crate) fn wait(owner: ThreadKey, latch: &Arc<Waiter>, who: Who) -> Waited {
     let waiter = ThreadKey::current();
+    let edge = Link::new(Edge { waiter, who, owner, latch: Arc::clone(latch) });
     {
         let mut graph = GRAPH.lock();
-        if graph.left.contains(&owner) && !latch.is_set() {
-            return Waited::Left(owner);
-        }
-        let edges = &mut graph.edges;
         // The drain may have ended since it was found, and its owner wait for this thread now: that is no circle.
-        if let Some(circle) = circle(edges, waiter, owner).filter(|_| !latch.is_set()) {
-            if who == Who::Closer {
-                return Waited::NotNeeded;
+        if !latch.is_set() {
+            if graph.left.iter().any(|left| *left == owner) {
+                return Waited::Left(owner);
             }
-            match circle.into_iter().find(|&edge| edges[edge].who == Who::Closer) {
-                Some(closer) => edges[closer].latch.set(Waited::NotNeeded),
-                None => return Waited::Inside,
+            if graph.leads(owner, waiter) {
+                if who == Who::Closer {
+                    return Waited::NotNeeded;
+                }
+                match graph.way(owner, waiter).find(|edge| edge.who == Who::Closer) {
+                    Some(closer) => closer.latch.set(Waited::NotNeeded),
+                    None => return Waited::Inside,
+                }
             }
         }
-        edges.push(Edge { waiter, who, owner, latch: Arc::clone(latch) });
+        graph.edges.push(edge);
     }
     let outcome = latch.wait();
-    GRAPH.lock().edges.retain(|edge| edge.waiter != waiter);
+    let ended = GRAPH.lock().edges.take_if(|edge| edge.waiter == waiter);
+    drop(ended);
     outcome
 }
 
-/// The edges that lead from `owner` to `waiter`, if they do.
-fn circle(edges: &[Edge], waiter: ThreadKey, owner: ThreadKey) -> Option<Vec<usize>> {
-    let (mut at, mut path) = (owner, Vec::new());
-    while at != waiter {
-        let next = edges.iter().position(|edge| edge.waiter == at && !edge.latch.is_set())?;
-        path.push(next);
-        at = edges[next].owner;
+impl Graph {
+    /// Whether `from` waits for `to`, through whichever threads.
+    fn leads(&self, from: ThreadKey, to: ThreadKey) -> bool {
+        from == to || self.way(from, to).last().is_some_and(|last| last.owner == to)
     }
-    Some(path)
+
+    /// The edges that lead from `from` towards `to`, as far as they go.
+    fn way(&self, from: ThreadKey, to: ThreadKey) -> impl Iterator<Item = &Edge> {
+        let edge = move |waiter| {
+            let mut edges = self.edges.iter().filter(move |_| waiter != to);
+            edges.find(|edge| edge.waiter == waiter && !edge.latch.is_set())
+        };
+        std::iter::successors(edge(from), move |last| edge(last.owner))
+    }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -156,10 +166,11 @@ mod tests {
     fn an_edge_that_is_over_closes_no_circle() {
         let [here, there] = [ThreadKey(usize::MAX), ThreadKey(usize::MAX - 1)];
         let latch = Arc::new(Waiter::default());
-        let edges = [Edge { waiter: there, who: Who::Closer, owner: here, latch: Arc::clone(&latch) }];
-        assert_eq!(circle(&edges, here, there), Some(vec![0]));
+        let mut graph = Graph::default();
+        graph.edges.push(Link::new(Edge { waiter: there, who: Who::Closer, owner: here, latch: Arc::clone(&latch) }));
+        assert!(graph.leads(there, here));
         latch.set(Waited::NotNeeded);
-        assert_eq!(circle(&edges, here, there), None);
+        assert!(!graph.leads(there, here));
     }
 
     #[test]
@@ -174,13 +185,10 @@ mod tests {
     #[test]
     fn a_wait_that_is_over_leaves_the_edges_of_others() {
         let [owner, other] = [ThreadKey(usize::MAX - 2), ThreadKey(usize::MAX - 3)];
-        GRAPH.lock().edges.push(Edge { waiter: other, who: Who::Drain, owner, latch: Arc::default() });
+        GRAPH.lock().edges.push(Link::new(Edge { waiter: other, who: Who::Drain, owner, latch: Arc::default() }));
         let latch = Arc::new(Waiter::default());
         latch.set(Waited::NotNeeded);
         wait(owner, &latch, Who::Closer);
-        let edges = &mut GRAPH.lock().edges;
-        let before = edges.len();
-        edges.retain(|edge| edge.waiter != other);
-        assert_eq!(edges.len(), before - 1);
+        assert_eq!(GRAPH.lock().edges.take_if(|edge| edge.waiter == other).len(), 1);
     }
 }

@@ -19,12 +19,11 @@
 //! derives the auto traits from it, and the only constructors demand of the task what it says.
 
 use std::any::{Any, TypeId};
-use std::borrow::Cow;
 use std::error::Error;
 use std::marker::PhantomData;
 use std::mem::{self, MaybeUninit, align_of, needs_drop, size_of};
 
-use crate::error::Outcome;
+use crate::error::{Name, Outcome};
 
 /// How many words stand in place: a closure of three references, or of a `String` or `Vec`.
 pub(crate) const WORDS: usize = 3;
@@ -49,12 +48,7 @@ pub trait Task: Sized {
     fn function() -> TypeId;
 
     /// Its name.
-    fn name(&self) -> Option<&Cow<'static, str>> {
-        None
-    }
-
-    /// Takes its name, for the report of what is about to run.
-    fn take_name(&mut self) -> Option<Cow<'static, str>> {
+    fn name(&self) -> Option<&Name> {
         None
     }
 
@@ -77,8 +71,7 @@ struct VTable {
     /// None if there is nothing to do.
     drop: Option<unsafe fn(*mut Buffer)>,
     function: fn() -> TypeId,
-    name: unsafe fn(*const Buffer) -> Option<*const Cow<'static, str>>,
-    take_name: unsafe fn(*mut Buffer) -> Option<Cow<'static, str>>,
+    name: unsafe fn(*const Buffer) -> Option<*const Name>,
     key: unsafe fn(*const Buffer) -> Option<*const dyn Any>,
 }
 
@@ -94,7 +87,6 @@ impl<T: Task> Of<T> {
         drop: if needs_drop::<T>() { Some(Self::drop) } else { None },
         function: T::function,
         name: Self::name,
-        take_name: Self::take_name,
         key: Self::key,
     };
 
@@ -108,14 +100,9 @@ impl<T: Task> Of<T> {
         unsafe { buffer.cast::<T>().drop_in_place() }
     }
 
-    unsafe fn name(buffer: *const Buffer) -> Option<*const Cow<'static, str>> {
+    unsafe fn name(buffer: *const Buffer) -> Option<*const Name> {
         // SAFETY: the buffer holds a valid `T` (vtable's condition).
         unsafe { &*buffer.cast::<T>() }.name().map(|name| &raw const *name)
-    }
-
-    unsafe fn take_name(buffer: *mut Buffer) -> Option<Cow<'static, str>> {
-        // SAFETY: the buffer holds a valid `T` (vtable's condition), and the caller has it to itself.
-        unsafe { &mut *buffer.cast::<T>() }.take_name()
     }
 
     unsafe fn key(buffer: *const Buffer) -> Option<*const dyn Any> {
@@ -152,12 +139,8 @@ impl<T: Task> Task for Boxed<T> {
         T::function()
     }
 
-    fn name(&self) -> Option<&Cow<'static, str>> {
+    fn name(&self) -> Option<&Name> {
         self.0.name()
-    }
-
-    fn take_name(&mut self) -> Option<Cow<'static, str>> {
-        self.0.take_name()
     }
 
     fn key(&self) -> Option<&dyn Any> {
@@ -251,7 +234,7 @@ impl<B: ?Sized> Closure<B> {
     }
 
     /// Its name.
-    pub(crate) fn name(&self) -> Option<&Cow<'static, str>> {
+    pub(crate) fn name(&self) -> Option<&Name> {
         if !self.vtable.labelled {
             return None;
         }
@@ -259,16 +242,6 @@ impl<B: ?Sized> Closure<B> {
         let name = unsafe { (self.vtable.name)(&raw const self.buffer) }?;
         // SAFETY: the name was lent from the value in the buffer, which `self` keeps borrowed as long.
         Some(unsafe { &*name })
-    }
-
-    /// Takes its name.
-    #[inline]
-    pub(crate) fn take_name(&mut self) -> Option<Cow<'static, str>> {
-        if !self.vtable.labelled {
-            return None;
-        }
-        // SAFETY: the buffer holds a valid value of the vtable's type (the invariant), borrowed mutably with `self`.
-        unsafe { (self.vtable.take_name)(&raw mut self.buffer) }
     }
 
     /// Its key, as the `Arc` that keeps it.

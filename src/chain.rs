@@ -1,0 +1,150 @@
+//! A list whose links are made before a lock is taken, and dropped after it is released.
+//!
+//! The global allocator is foreign code: it may register a handler. So nothing is allocated or freed under a lock. Where
+//! something is collected under one, it is collected in a [`Chain`].
+
+/// Values, the last added first.
+#[derive(Debug)]
+pub(crate) struct Chain<T> {
+    first: Option<Link<T>>,
+    len: usize,
+}
+
+/// A value that can be added to a [`Chain`] without an allocation.
+#[derive(Debug)]
+pub(crate) struct Link<T>(Box<(T, Option<Link<T>>)>);
+
+impl<T> Link<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(Box::new((value, None)))
+    }
+}
+
+impl<T> Chain<T> {
+    pub(crate) const fn new() -> Self {
+        Self { first: None, len: 0 }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    pub(crate) fn push(&mut self, mut link: Link<T>) {
+        link.0.1 = self.first.take();
+        self.first = Some(link);
+        self.len += 1;
+    }
+
+    fn pop(&mut self) -> Option<Link<T>> {
+        let mut link = self.first.take()?;
+        self.first = link.0.1.take();
+        self.len -= 1;
+        Some(link)
+    }
+
+    /// Moves all links of another chain here.
+    pub(crate) fn append(&mut self, mut other: Self) {
+        if self.is_empty() {
+            std::mem::swap(self, &mut other);
+        }
+        while let Some(link) = other.pop() {
+            self.push(link);
+        }
+    }
+
+    /// Takes out the values for which `matches` is true.
+    pub(crate) fn take_if(&mut self, mut matches: impl FnMut(&T) -> bool) -> Self {
+        let (mut kept, mut taken) = (Self::new(), Self::new());
+        while let Some(link) = self.pop() {
+            if matches(&link.0.0) { taken.push(link) } else { kept.push(link) }
+        }
+        while let Some(link) = kept.pop() {
+            self.push(link);
+        }
+        taken
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        std::iter::successors(self.first.as_ref(), |link| link.0.1.as_ref()).map(|link| &link.0.0)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        let mut at = self.first.as_mut();
+        std::iter::from_fn(move || {
+            let (value, next) = &mut *at.take()?.0;
+            at = next.as_mut();
+            Some(value)
+        })
+    }
+}
+
+impl<T> Default for Chain<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> Iterator for Chain<T> {
+    type Item = T;
+
+    fn next(&mut self) -> Option<T> {
+        self.pop().map(|link| link.0.0)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.len, Some(self.len))
+    }
+}
+
+impl<T> Drop for Chain<T> {
+    fn drop(&mut self) {
+        // One after the other, where dropping the field would recurse along the chain.
+        while let Some(link) = self.pop() {
+            drop(link);
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn chain(values: &[i32]) -> Chain<i32> {
+        let mut chain = Chain::new();
+        for value in values {
+            chain.push(Link::new(*value));
+        }
+        chain
+    }
+
+    #[test]
+    fn what_is_taken_out_of_a_chain_leaves_the_others_in_their_order() {
+        let mut all = chain(&[1, 2, 3, 4, 5]);
+        let odd = all.take_if(|value| value % 2 == 1);
+        assert_eq!((all.len(), odd.len()), (2, 3));
+        assert_eq!(all.collect::<Vec<_>>(), [4, 2]);
+        assert_eq!(odd.collect::<Vec<_>>().len(), 3);
+    }
+
+    #[test]
+    fn a_chain_that_is_appended_to_holds_all() {
+        for (first, second) in [(&[1, 2][..], &[3][..]), (&[], &[3]), (&[1], &[])] {
+            let mut all = chain(first);
+            all.append(chain(second));
+            let mut values: Vec<_> = all.collect();
+            values.sort_unstable();
+            assert_eq!(values, [first, second].concat());
+        }
+    }
+
+    #[test]
+    fn a_long_chain_is_dropped_without_recursion() {
+        let mut long = Chain::new();
+        (0..1_000_000).for_each(|n| long.push(Link::new(n)));
+        drop(long);
+    }
+}
