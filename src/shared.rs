@@ -22,7 +22,7 @@ use std::fmt;
 use std::mem::{self, ManuallyDrop};
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::chain::{Chain, Link};
@@ -91,8 +91,8 @@ pub(crate) const LATE: usize = 65_536;
 pub struct SharedExitStack {
     state: PerProcess<State>,
     owner: Owner,
-    /// An interpreter's: it was finalized, in this process or in one before it.
-    finalized: AtomicBool,
+    /// The epoch of the process in which it was drained for good; zero if it was not.
+    over_in: AtomicUsize,
 }
 
 /// Whom a stack belongs to.
@@ -425,7 +425,7 @@ impl SharedExitStack {
 
     const_fn! {
         const fn of(owner: Owner, armed: bool) -> Self {
-            Self { state: PerProcess::new(State::new(armed)), owner, finalized: AtomicBool::new(false) }
+            Self { state: PerProcess::new(State::new(armed)), owner, over_in: AtomicUsize::new(0) }
         }
     }
 
@@ -438,7 +438,7 @@ impl SharedExitStack {
     fn fresh(&self) -> State {
         let mut fresh = State::new(matches!(self.owner, Owner::User));
         fresh.handlers = HandlerList::after_fork();
-        if self.finalized.load(Ordering::Acquire) {
+        if matches!(self.owner, Owner::Interpreter(_)) && self.over_in.load(Ordering::Acquire) != 0 {
             fresh.phase = Phase::Over;
         }
         fresh
@@ -951,7 +951,7 @@ impl SharedExitStack {
         match &state.phase {
             Phase::Last { reopen: false, .. } => {
                 state.phase = Phase::Over;
-                self.finalized.store(matches!(self.owner, Owner::Interpreter(_)), Ordering::Release);
+                self.over_in.store(raw::epoch(), Ordering::Release);
             }
             Phase::Last { reopen: true, .. } if matches!(self.owner, Owner::Process { .. }) => state.reopen(),
             Phase::Last { .. } | Phase::Open | Phase::Over => {}
@@ -1058,7 +1058,7 @@ impl SharedExitStack {
     /// Refuses all registrations from now on; for a stack that nobody else knows yet.
     pub(crate) fn refuse_all(&self) {
         self.lock().phase = Phase::Over;
-        self.finalized.store(true, Ordering::Release);
+        self.over_in.store(raw::epoch(), Ordering::Release);
     }
 
     /// Whether this thread is inside a handler of this stack's drain, or of one nested in it.
@@ -1066,9 +1066,9 @@ impl SharedExitStack {
         self.lock().drain.as_ref().is_some_and(|drain| drain.owner == ThreadKey::current())
     }
 
-    /// Whether it was drained for good.
+    /// Whether it was drained for good in this process; takes no lock.
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.lock().phase, Phase::Over)
+        self.over_in.load(Ordering::Acquire) == raw::epoch()
     }
 
     /// Records an exit status that is asked for with the drain that runs.
