@@ -5,6 +5,7 @@
 //! how many of them something hangs, for slow machines.
 
 #![allow(missing_docs, reason = "a test")]
+#![allow(unreachable_pub, reason = "`watched` is shared with other tests")]
 
 mod current;
 mod late;
@@ -13,6 +14,8 @@ mod paths;
 mod refused;
 mod threads;
 mod tree;
+#[path = "../model/watched.rs"]
+mod watched;
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};

@@ -9,10 +9,13 @@ use std::time::{Duration, Instant};
 
 use exitstack::{CloseError, Exit, Interpreter, SharedExitStack};
 
+use crate::watched::Watched;
 use crate::{Log, messages, within_a_minute};
 
 const ROUNDS: usize = 3000;
 const AT_MOST: Duration = Duration::from_secs(3);
+
+type BoxedResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 fn rounds() -> impl Iterator<Item = usize> {
     let end = Instant::now() + AT_MOST;
@@ -291,6 +294,86 @@ fn a_finalizer_that_waited_for_a_handlers_close_waits_for_the_handler_too() {
                 assert_eq!(done.get(), 1);
             };
             at_once([&|| child.finalize().unwrap(), &finalize]);
+        }
+    });
+}
+
+/// The finalizer waits for a close in a handler of the child, then for that handler.
+#[test]
+fn a_finalizer_that_waits_twice_is_told_of_both() {
+    fn told(ends: impl FnOnce() -> BoxedResult + Send + 'static) -> CloseError {
+        let parent = Interpreter::new("parent");
+        let (runs, wait_runs) = channel();
+        let (waits, wait_waits) = channel::<Watched>();
+        let (then_waits, wait_then_waits) = channel();
+        parent.stack().register(move || {
+            runs.send(()).unwrap();
+            let finalizer = wait_waits.recv().unwrap();
+            finalizer.until_it_sleeps();
+            then_waits.send(finalizer).unwrap();
+            Err("first")
+        });
+        parent.stack().register(|| Err(Exit(4)));
+        let child = parent.subinterpreter("child");
+        let around = parent.clone();
+        child.stack().register(move || {
+            let _ = around.stack().close();
+            wait_then_waits.recv().unwrap().until_it_sleeps();
+            ends()
+        });
+        child.stack().register(|| Err(Exit(5)));
+        let thread = thread::spawn(move || child.finalize());
+        wait_runs.recv().unwrap();
+        waits.send(Watched::this()).unwrap();
+        let told = parent.finalize().unwrap_err();
+        thread.join().unwrap().unwrap_err();
+        told
+    }
+    within_a_minute(|| {
+        for _ in rounds().take(20) {
+            let both_fail = told(|| Err("second".into()));
+            assert_eq!(both_fail.exit_code(), Some(4));
+            assert_eq!(messages(&Err(both_fail)), ["first", "second"]);
+            let both_ask = told(|| Err(Exit(5).into()));
+            assert_eq!(both_ask.exit_code(), Some(5));
+            assert_eq!(messages(&Err(both_ask)), ["first"]);
+        }
+    });
+}
+
+/// A close has passed a child whose handler waits for this very thread. The next one does not wait in a circle.
+#[test]
+fn a_close_waits_for_a_handler_that_the_close_before_has_passed() {
+    within_a_minute(|| {
+        for _ in rounds().take(100) {
+            let done = Count::default();
+            let [parent, other] = ["parent", "other"].map(Interpreter::new);
+            let [child, inner] = [&parent, &other].map(|outer| outer.subinterpreter("inner"));
+            let (waits, wait_waits) = channel::<Watched>();
+            let (closes, wait_closes) = channel();
+            let both_run = Arc::new(Barrier::new(2));
+            let (runs, then) = (Arc::clone(&both_run), done.handler());
+            child.stack().register(move || {
+                runs.wait();
+                waits.send(Watched::this()).unwrap();
+                other.finalize().unwrap();
+                wait_closes.recv().unwrap();
+                (0..200).for_each(|_| thread::yield_now());
+                then();
+            });
+            let around = parent.clone();
+            inner.stack().register(move || {
+                both_run.wait();
+                wait_waits.recv().unwrap().until_it_sleeps();
+                around.stack().close().unwrap();
+            });
+            let close_again = || {
+                inner.finalize().unwrap();
+                closes.send(()).unwrap();
+                parent.stack().close().unwrap();
+                assert_eq!(done.get(), 1);
+            };
+            at_once([&|| child.finalize().unwrap(), &close_again]);
         }
     });
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use exitstack::{Exit, Handler, Interpreter, process_stack};
+use exitstack::{Exit, ExitStack, Handler, Interpreter, process_stack};
 
 use crate::{Log, messages, within_a_minute};
 
@@ -320,6 +320,37 @@ fn a_status_that_was_handed_on_is_not_handed_on_again_over_a_later_one() {
     child.stack().register(move || assert_eq!(around.finalize().unwrap_err().exit_code(), Some(7)));
     child.stack().register(|| Err(Exit(5)));
     assert_eq!(parent.finalize().unwrap_err().exit_code(), Some(7));
+}
+
+#[test]
+fn failures_of_nested_drains_are_listed_as_they_happened() {
+    let outer = Interpreter::new("outer");
+    outer.stack().register(|| Err("third"));
+    let inner = outer.subinterpreter("inner");
+    outer.stack().register(|| Err("second"));
+    let around = outer.clone();
+    inner.stack().register(move || {
+        assert_eq!(messages(&around.stack().close()), ["first", "second", "third"]);
+    });
+    inner.stack().register(|| Err("first"));
+    assert_eq!(messages(&inner.finalize()), ["first"]);
+}
+
+#[test]
+fn of_the_statuses_of_nested_drains_the_last_asked_for_wins() {
+    let outer = Interpreter::new("outer");
+    let inner = outer.subinterpreter("inner");
+    outer.stack().register(|| {
+        let mut local = ExitStack::new();
+        local.register(|| Err(Exit(1)));
+        local.close()
+    });
+    let around = outer.clone();
+    inner.stack().register(move || {
+        assert_eq!(around.stack().close().unwrap_err().exit_code(), Some(1));
+    });
+    inner.stack().register(|| Err(Exit(11)));
+    assert_eq!(messages(&inner.finalize()), Vec::<String>::new());
 }
 
 #[test]

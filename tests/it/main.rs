@@ -21,3 +21,5 @@ mod support;
 mod threads;
 mod types;
 mod ui;
+#[path = "../model/watched.rs"]
+mod watched;

@@ -8,6 +8,7 @@ use std::thread;
 use exitstack::{Handler, HandlerId, HandlerList, SharedExitStack};
 
 use crate::support::Counter;
+use crate::watched::Watched;
 
 type Shared = Arc<SharedExitStack>;
 
@@ -69,8 +70,6 @@ fn one_threads_handlers_run_last_in_first_out_whatever_others_register() {
     }
 }
 
-/// That the closers wait is seen from outside, where the system tells it: no handler can ask them.
-#[cfg(target_os = "linux")]
 #[test]
 fn a_second_closer_waits_and_gets_the_same_result() {
     const CLOSERS: usize = 3;
@@ -84,17 +83,11 @@ fn a_second_closer_waits_and_gets_the_same_result() {
             let (inner, results) = (Arc::clone(&inner), results.clone());
             let (here, is_here) = channel();
             thread::spawn(move || {
-                here.send(std::fs::read_link("/proc/thread-self").unwrap()).unwrap();
+                here.send(Watched::this()).unwrap();
                 results.send(inner.close().map_err(|error| error.to_string())).unwrap();
             });
-            let status = std::path::Path::new("/proc").join(is_here.recv().unwrap()).join("stat");
-            let sleeps = || std::fs::read_to_string(&status).is_ok_and(|stat| stat.contains(") S "));
-            let mut in_a_row = 0;
-            while in_a_row < 20 {
-                in_a_row = if sleeps() { in_a_row + 1 } else { 0 };
-                assert!(early.lock().unwrap().try_recv().is_err(), "a closer did not wait");
-                thread::yield_now();
-            }
+            is_here.recv().unwrap().until_it_sleeps();
+            assert!(early.lock().unwrap().try_recv().is_err(), "a closer did not wait");
         }
         Err("and this")
     });

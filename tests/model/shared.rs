@@ -2,6 +2,7 @@
 //! the same tree as vectors, drained by recursion.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::sync::Mutex;
@@ -408,14 +409,12 @@ struct Stack {
     parent: Option<usize>,
     items: Vec<Item>,
     handles: u32,
-    drain: Option<Gathered>,
+    drain: Option<Drain>,
     /// The drain that runs, or is to come, is the last one.
     last: bool,
     over: bool,
     /// What fails is reported in the drain that runs.
     reports: bool,
-    /// How much the drain around has of what was gathered.
-    handed: (usize, Option<i32>),
     /// The parent's drain went on, although a handler still runs here.
     passed: bool,
 }
@@ -426,10 +425,36 @@ impl Stack {
     }
 }
 
+/// Failures and the exit status asked for, each with its place in the order in which they happened.
 #[derive(Clone, Default)]
 struct Gathered {
-    errors: Vec<String>,
-    exit_code: Option<i32>,
+    errors: Vec<(Moment, String)>,
+    exit: Option<(Moment, i32)>,
+}
+
+type Moment = u32;
+
+impl Gathered {
+    /// Failures stand in the order in which they happened, each once; the exit status that was asked for last wins.
+    fn merge(&mut self, other: &Self) {
+        self.errors.extend_from_slice(&other.errors);
+        self.errors.sort();
+        self.errors.dedup();
+        self.exit = self.exit.max(other.exit);
+    }
+
+    fn result(&self) -> String {
+        let errors: Vec<String> = self.errors.iter().map(|(_, error)| error.clone()).collect();
+        expected_result(&errors, self.exit.map(|(_, code)| code))
+    }
+}
+
+#[derive(Default)]
+struct Drain {
+    /// What a closer is told.
+    whole: Gathered,
+    /// What the drain around it was not told before.
+    new: Gathered,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -447,6 +472,9 @@ struct Model {
     current: Option<usize>,
     ids: usize,
     made: u32,
+    now: Moment,
+    /// The failures that went to the report hook.
+    reported: HashSet<Moment>,
     events: Vec<Event>,
 }
 
@@ -547,8 +575,8 @@ impl Model {
                     }
                     let verdict = self.run(&handler);
                     self.current = before;
-                    let errors = verdict.failure.map(|what| self.described(stack, &handler, &what));
-                    self.returned(&expected_result(&Vec::from_iter(errors), verdict.exit_code));
+                    let returned = self.gathered(stack, &handler, verdict).result();
+                    self.returned(&returned);
                 }
             },
             Deed::PopAll(_, then) => {
@@ -682,12 +710,11 @@ impl Model {
 
     /// What the drain, or the waiting for none, returns.
     fn drain(&mut self, stack: usize, occasion: Occasion) -> String {
-        let gathered = self.drain_gathering(stack, occasion, false).unwrap_or_default();
-        expected_result(&gathered.errors, gathered.exit_code)
+        self.drain_gathering(stack, occasion, false).unwrap_or_default().result()
     }
 
     /// Nothing if there is nothing to drain, or a handler of the drain asks for it. But a drain of what the stack is
-    /// nested in runs what is left: `around`.
+    /// nested in runs what is left, `around`, and is told what is new.
     fn drain_gathering(&mut self, stack: usize, occasion: Occasion, around: bool) -> Option<Gathered> {
         let reports = matches!(occasion, Occasion::DropValue | Occasion::Abandon);
         let this = &mut self.stacks[stack];
@@ -700,8 +727,8 @@ impl Model {
             return None;
         }
         if begins {
-            this.drain = Some(Gathered::default());
-            (this.reports, this.handed) = (reports, (0, None));
+            this.drain = Some(Drain::default());
+            this.reports = reports;
             let nested = this.items.iter().filter_map(Item::nested).collect::<Vec<_>>();
             for nested in nested {
                 self.stacks[nested].passed = false;
@@ -716,19 +743,21 @@ impl Model {
                 let inner = if reports { Occasion::Abandon } else { Occasion::Finalize };
                 // It stays in its place until it is drained: what registers here meanwhile goes above it.
                 if let Some(gathered) = self.drain_gathering(nested, inner, true) {
-                    self.absorb(stack, nested, &gathered);
+                    self.gather(stack, &gathered);
                 }
                 self.stacks[nested].passed = true;
             } else if let Item::Handler(handler) = self.stacks[stack].items.remove(at) {
                 let verdict = self.run(&handler);
-                let error = verdict.failure.map(|what| self.described(stack, &handler, &what));
-                self.gather(stack, error.into_iter().collect(), verdict.exit_code, false);
+                let gathered = self.gathered(stack, &handler, verdict);
+                self.gather(stack, &gathered);
             }
         }
         self.current = before;
         let this = &mut self.stacks[stack];
         this.over |= this.last;
-        let gathered = this.drain.clone()?;
+        let drain = this.drain.as_mut()?;
+        let new = std::mem::take(&mut drain.new);
+        let gathered = if around { new } else { drain.whole.clone() };
         if begins {
             this.drain = None;
         }
@@ -751,23 +780,23 @@ impl Model {
         }
     }
 
-    /// Adds what is new in what a nested drain gathered.
-    fn absorb(&mut self, stack: usize, nested: usize, gathered: &Gathered) {
-        let child = &mut self.stacks[nested];
-        let (errors, exit_code) = std::mem::replace(&mut child.handed, (gathered.errors.len(), gathered.exit_code));
-        let reported = child.reports;
-        let new_code = gathered.exit_code.filter(|_| gathered.exit_code != exit_code);
-        self.gather(stack, gathered.errors[errors..].to_vec(), new_code, reported);
+    /// What came of a handler, now.
+    fn gathered(&mut self, stack: usize, handler: &Pending, verdict: Verdict) -> Gathered {
+        self.now += 1;
+        let error = verdict.failure.map(|what| (self.now, self.described(stack, handler, &what)));
+        Gathered { errors: Vec::from_iter(error), exit: verdict.exit_code.map(|code| (self.now, code)) }
     }
 
-    fn gather(&mut self, stack: usize, errors: Vec<String>, exit_code: Option<i32>, reported: bool) {
+    /// Adds it to what the drain of this stack was told, and reports what nobody reported.
+    fn gather(&mut self, stack: usize, gathered: &Gathered) {
         let this = &mut self.stacks[stack];
-        if this.reports && !reported {
-            self.events.extend(errors.iter().cloned().map(Event::Reported));
+        if this.reports {
+            let unreported = gathered.errors.iter().filter(|(at, _)| self.reported.insert(*at));
+            self.events.extend(unreported.map(|(_, error)| Event::Reported(error.clone())));
         }
         if let Some(drain) = &mut this.drain {
-            drain.errors.extend(errors);
-            drain.exit_code = exit_code.or(drain.exit_code);
+            drain.whole.merge(gathered);
+            drain.new.merge(gathered);
         }
     }
 

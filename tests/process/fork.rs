@@ -2,15 +2,17 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::{Barrier, mpsc};
 use std::thread;
 
-use exitstack::{Interpreter, adopt_after_fork, exit, process_stack, register};
+use exitstack::{
+    Exit, HandlerError, Interpreter, SharedExitStack, adopt_after_fork, exit, process_stack, register, run,
+};
 
 use crate::Status::Code;
 use crate::child::{c_exit, say, says};
-use crate::{Case, Ended, case};
+use crate::{Case, Ended, case, minutes};
 
 const OK: Ended = Ok(ExitCode::SUCCESS);
 
@@ -49,22 +51,65 @@ fn pid() -> libc::pid_t {
 fn fork(child: impl FnOnce() -> Ended) -> Result<i32, Ended> {
     // SAFETY: the child runs what is tested.
     let forked = unsafe { libc::fork() };
-    if forked == 0 { Err(child()) } else { Ok(wait(forked)) }
+    in_both(forked, child)
 }
 
-fn wait(child: libc::pid_t) -> i32 {
+fn in_both(forked: libc::pid_t, child: impl FnOnce() -> Ended) -> Result<i32, Ended> {
+    if forked == 0 {
+        // SAFETY: the child dies of it, if it hangs.
+        unsafe { libc::alarm(20 * minutes()) };
+        return Err(child());
+    }
     let mut status = 0;
     // SAFETY: `status` is a live `c_int`.
-    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-    assert_eq!(waited, child);
-    libc::WEXITSTATUS(status)
+    let waited = unsafe { libc::waitpid(forked, &raw mut status, 0) };
+    assert_eq!(waited, forked);
+    Ok(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -libc::WTERMSIG(status) })
+}
+
+/// Leaves at once, as a parent whose handlers are not to run.
+fn leave() -> ! {
+    // SAFETY: the way out that runs nothing.
+    unsafe { libc::_exit(0) }
+}
+
+/// Forks when the process is past its last drain. The main thread, which left with status 7, is in another library's
+/// handler then, which C has had from before the first of ours, or from after it.
+fn fork_past_the_last_drain(from_before: bool, child: fn() -> Ended) -> ! {
+    static RUNS: Barrier = Barrier::new(2);
+    static FORKED: Barrier = Barrier::new(2);
+    extern "C" fn handler() {
+        RUNS.wait();
+        FORKED.wait();
+    }
+    fn add() {
+        // SAFETY: the handler is a function that does not unwind.
+        assert_eq!(unsafe { libc::atexit(handler) }, 0);
+    }
+    if from_before {
+        add();
+    }
+    register(move || {
+        say("parent's");
+        if !from_before {
+            add();
+        }
+    });
+    thread::spawn(move || {
+        RUNS.wait();
+        if let Ok(status) = fork(child) {
+            say(&format!("child {status}"));
+            FORKED.wait();
+        }
+    });
+    std::process::exit(7)
 }
 
 /// A fork that `pthread_atfork`'s hooks do not see.
 fn raw_clone(child: impl FnOnce() -> Ended) -> Result<i32, Ended> {
     // SAFETY: `clone` without a new stack and without shared memory is a fork.
     let forked = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
-    if forked == 0 { Err(child()) } else { Ok(wait(libc::pid_t::try_from(forked).expect("a pid"))) }
+    in_both(libc::pid_t::try_from(forked).expect("a pid"), child)
 }
 
 fn after(forked: Result<i32, Ended>, then: impl FnOnce(i32)) -> Ended {
@@ -112,6 +157,148 @@ pub(crate) fn cases() -> Vec<Case> {
             child.stack().register(|| Err("the parent's"));
             let _ = child.finalize();
             OK
+        }),
+        case(
+            "of_a_drain_in_which_a_handler_forked_the_child_is_told_its_own_failure_alone",
+            Code(0),
+            &["in the child", "child 0", "two, one"],
+            || {
+                let root = Interpreter::new("root");
+                let parent = root.subinterpreter("parent");
+                let child = parent.subinterpreter("child");
+                child.stack().register(move || {
+                    assert_eq!(root.finalize().unwrap_err().errors().len(), 2);
+                    match fork(|| OK) {
+                        Err(_) => Err("in the child"),
+                        Ok(status) => {
+                            say(&format!("child {status}"));
+                            Ok(())
+                        }
+                    }
+                });
+                child.stack().register(|| Err("one"));
+                child.stack().register(|| Err("two"));
+                let told = parent.finalize().unwrap_err();
+                let last_word = |error: &HandlerError| error.to_string().split(": ").last().unwrap().to_owned();
+                say(&told.iter().map(last_word).collect::<Vec<_>>().join(", "));
+                OK
+            },
+        ),
+        case("a_child_forked_past_the_last_drain_ends", Code(7), &["parent's", "child 4"], || {
+            fork_past_the_last_drain(false, || c_exit(4))
+        }),
+        case(
+            "what_a_handler_that_forked_in_run_registers_in_the_child_runs",
+            Code(0),
+            &["own", "child 4", "A"],
+            || {
+                Ok(run(|| {
+                    says("A");
+                    let plugin = Interpreter::new("plugin");
+                    plugin.stack().register(|| match fork(|| OK) {
+                        Err(_) => {
+                            register(|| {
+                                say("own");
+                                Err(Exit(4))
+                            });
+                        }
+                        Ok(status) => say(&format!("child {status}")),
+                    });
+                    std::mem::forget(plugin);
+                    Ok::<_, String>(())
+                }))
+            },
+        ),
+        case(
+            "an_exit_code_of_a_handler_that_forked_decides_the_childs_status",
+            Code(5),
+            &["child 9", "child 8"],
+            || {
+                fn forks(code: i32) {
+                    register(move || match fork(|| OK) {
+                        Err(_) => Err(Exit(code)),
+                        Ok(status) => {
+                            say(&format!("child {status}"));
+                            Ok(())
+                        }
+                    });
+                }
+                forks(8);
+                forks(9);
+                exit(5)
+            },
+        ),
+        case("a_child_inherits_the_report_hook", Code(0), &["hook", "child 0"], || {
+            exitstack::report::set_hook(Box::new(|_| say("hook")));
+            register(|| ());
+            let forked = fork(|| {
+                SharedExitStack::new().register(|| Err("reported"));
+                OK
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
+        case("a_hundred_generations_each_run_their_own", Code(0), &["child 100"], || {
+            static RAN: AtomicI32 = AtomicI32::new(0);
+            fn generation(left: i32) -> i32 {
+                if left == 0 {
+                    return 0;
+                }
+                let forked = fork(|| {
+                    register(|| _ = RAN.fetch_add(1, Ordering::Relaxed));
+                    let below = generation(left - 1);
+                    process_stack().close().unwrap();
+                    exit(below + RAN.load(Ordering::Relaxed))
+                });
+                forked.unwrap_or_default()
+            }
+            let status = generation(100);
+            say(&format!("child {status}"));
+            OK
+        }),
+        case("threads_of_a_child_that_are_the_first_to_use_a_stack_lose_nothing", Code(0), &["50 children"], || {
+            static RAN: AtomicUsize = AtomicUsize::new(0);
+            static REPORTED: AtomicUsize = AtomicUsize::new(0);
+            fn counts() {
+                RAN.fetch_add(1, Ordering::Relaxed);
+            }
+            exitstack::report::set_hook(Box::new(|_| _ = REPORTED.fetch_add(1, Ordering::Relaxed)));
+            register(|| _ = RAN.fetch_add(1000, Ordering::Relaxed));
+            let outer = Interpreter::new("outer");
+            let middle = outer.subinterpreter("middle");
+            let inner = middle.subinterpreter("inner");
+            inner.stack().register(|| _ = RAN.fetch_add(1000, Ordering::Relaxed));
+            let mut right = 0;
+            for adopts in (0..50).map(|n| n % 2 == 0) {
+                let forked = fork(|| {
+                    let start = Barrier::new(4);
+                    thread::scope(|scope| {
+                        for _ in 0..4 {
+                            scope.spawn(|| {
+                                start.wait();
+                                SharedExitStack::new().register(|| Err("reported"));
+                                for _ in 0..10 {
+                                    inner.stack().register(counts);
+                                }
+                                middle.subinterpreter("new").stack().register(counts);
+                                register(counts);
+                            });
+                        }
+                    });
+                    if adopts {
+                        adopt_after_fork();
+                    }
+                    process_stack().close().unwrap();
+                    let (ran, reported) = (RAN.load(Ordering::Relaxed), REPORTED.load(Ordering::Relaxed));
+                    let all = 4 * 12 + if adopts { 2000 } else { 0 };
+                    if (ran, reported) != (all, 4) {
+                        say(&format!("{ran} of {all} ran, {reported} were reported"));
+                    }
+                    leave()
+                });
+                right += i32::from(matches!(forked, Ok(0)));
+            }
+            say(&format!("{right} children"));
+            leave()
         }),
         case("a_child_does_not_take_over_what_its_parents_drain_gathered", Code(5), &["child: 0"], || {
             register(|| {
@@ -222,8 +409,7 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             after(forked, |status| {
                 say(&format!("child {status}"));
-                // SAFETY: the parent's are not to run.
-                unsafe { libc::_exit(0) }
+                leave()
             })
         }),
         case("what_a_child_registers_after_it_adopted_is_known_to_its_stack", Code(0), &["child 0"], || {
@@ -400,8 +586,6 @@ pub(crate) fn cases() -> Vec<Case> {
             let mut ended = 0;
             for _ in 0..200 {
                 let forked = fork(|| {
-                    // SAFETY: the child dies of it, if it hangs.
-                    unsafe { libc::alarm(10) };
                     register(|| ());
                     plugin.stack().register(|| ());
                     let _ = plugin.subinterpreter("own").finalize();
@@ -430,8 +614,7 @@ pub(crate) fn cases() -> Vec<Case> {
             for _ in 0..2 {
                 // SAFETY: the child runs what is tested.
                 if unsafe { libc::fork() } != 0 {
-                    // SAFETY: the way out that runs nothing.
-                    unsafe { libc::_exit(0) };
+                    leave();
                 }
             }
             says("own");

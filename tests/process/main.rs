@@ -6,6 +6,7 @@
 
 #![allow(missing_docs, reason = "a test")]
 #![allow(unsafe_code, reason = "C's exit, fork and signals are what is tested")]
+#![allow(unreachable_pub, reason = "`watched` is shared with other tests")]
 #![cfg(unix)]
 
 mod child;
@@ -13,6 +14,8 @@ mod fork;
 mod loaded;
 mod race;
 mod resume;
+#[path = "../model/watched.rs"]
+mod watched;
 mod ways;
 
 use std::process::{Command, ExitCode, Output, Stdio};
@@ -79,8 +82,7 @@ fn run_child(name: &str, arguments: &[String]) -> Output {
     let me = std::env::current_exe().expect("a test has a path");
     let mut command = Command::new("timeout");
     let runner = std::env::var("EXITSTACK_RUNNER").unwrap_or_default();
-    let minutes = std::env::var("EXITSTACK_MINUTES").unwrap_or_else(|_| "1".into());
-    command.arg("--signal=KILL").arg(minutes + "m").args(runner.split_whitespace()).arg(me);
+    command.arg("--signal=KILL").arg(format!("{}m", minutes())).args(runner.split_whitespace()).arg(me);
     command
         .env("EXITSTACK_CASE", name)
         .env("RUST_BACKTRACE", "0")
@@ -92,6 +94,10 @@ fn run_child(name: &str, arguments: &[String]) -> Output {
 
 fn runs() -> usize {
     std::env::var("EXITSTACK_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(20)
+}
+
+fn minutes() -> u32 {
+    std::env::var("EXITSTACK_MINUTES").ok().and_then(|minutes| minutes.parse().ok()).unwrap_or(1)
 }
 
 fn main() -> Ended {

@@ -10,6 +10,7 @@ use exitstack::{Exit, ExitStack, Interpreter, SharedExitStack, exit, process_sta
 
 use crate::Status::Code;
 use crate::child::{c_exit, say};
+use crate::watched::Watched;
 use crate::{Case, Ended, case};
 
 const OK: Ended = Ok(ExitCode::SUCCESS);
@@ -204,6 +205,28 @@ pub(crate) fn cases() -> Vec<Case> {
                 exit(9)
             },
         ),
+        case("a_close_that_waits_for_a_thread_that_leaves_returns", Code(3), &["closed", "old"], || {
+            // A handler of the process stack closes a value, a handler of which leaves on another thread.
+            static VALUE: SharedExitStack = SharedExitStack::new();
+            says_on(process_stack(), "old");
+            let (runs, wait_runs) = channel();
+            let (closes, wait_closes) = channel::<Watched>();
+            register(move || {
+                wait_runs.recv().unwrap();
+                closes.send(Watched::this()).unwrap();
+                VALUE.close().unwrap();
+                say("closed");
+            });
+            VALUE.register(move || {
+                runs.send(()).unwrap();
+                wait_closes.recv().unwrap().until_it_sleeps();
+                c_exit(3)
+            });
+            thread::spawn(|| VALUE.close());
+            let _ = process_stack().close();
+            thread::park();
+            OK
+        }),
         case("a_failure_that_the_drain_around_has_reported_is_not_reported_again", Code(3), &["1 reports"], || {
             static REPORTS: AtomicUsize = AtomicUsize::new(0);
             exitstack::report::set_hook(Box::new(|_| _ = REPORTS.fetch_add(1, Ordering::SeqCst)));

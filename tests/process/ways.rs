@@ -171,6 +171,18 @@ pub(crate) fn cases() -> Vec<Case> {
             says("B");
             Ok(code)
         }),
+        case("after_a_run_inside_a_run_handlers_are_taken_again", Code(0), &["inner", "after", "A"], || {
+            let code = run(|| {
+                register(|| {
+                    let _ = run(|| Ok::<_, String>(()));
+                    say("inner");
+                });
+                Ok::<_, String>(())
+            });
+            say("after");
+            says("A");
+            Ok(code)
+        }),
         case("after_a_c_exit_inside_run_none_is_taken", Code(3), &["A", "refused"], || {
             extern "C" fn later() {
                 let refused = process_stack().try_register(|| ()).is_err();
@@ -241,6 +253,27 @@ pub(crate) fn cases() -> Vec<Case> {
             Ok(code)
         })
         .err("in the body"),
+        case("run_contains_a_panic_whose_payload_panics", Code(101), &["A", "after"], || {
+            struct Rude;
+            impl Drop for Rude {
+                fn drop(&mut self) {
+                    panic!("a payload's drop");
+                }
+            }
+            let code = run(|| -> Result<(), String> {
+                says("A");
+                std::panic::panic_any(Rude)
+            });
+            say("after");
+            Ok(code)
+        }),
+        case("run_reports_what_fails_in_an_interpreter_at_once", Signal(libc::SIGABRT), &[], || {
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(|| std::process::abort());
+            plugin.stack().register(|| Err("before the abort"));
+            Ok(run(|| Ok::<_, String>(())))
+        })
+        .err("failed: before the abort"),
         case("run_with_std_exit_inside", Code(4), &["A"], || {
             Ok(run(|| -> Result<(), String> {
                 says("A");
