@@ -8,7 +8,9 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How the work ended whose cleanup runs: what `on_success` and `on_failure` handlers ask.
+/// How the work ended whose cleanup runs: it decides between `on_success` and `on_failure` handlers.
+///
+/// **A stack that is dropped without `close()` has failed**, whatever led to the drop.
 ///
 /// ```
 /// use exitstack::{ExitStack, Outcome};
@@ -20,9 +22,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// The work was done.
+    /// The work was done: [`close()`](crate::ExitStack::close) was reached, or
+    /// [`close_with(Success)`](crate::ExitStack::close_with), or the body of a [`scope`](crate::scope) returned `Ok`.
     Success,
-    /// The work returned an error, or panicked.
+    /// The work ended in any other way: with an error, with a panic, or with a stack that nobody closed.
     Failure,
 }
 

@@ -15,6 +15,11 @@
 //! }
 //! ```
 //!
+//! **A stack that is dropped without [`close()`](ExitStack::close) has failed**: its
+//! [`on_failure`](ExitStack::on_failure) handlers run and its [`on_success`](ExitStack::on_success) handlers do not.
+//!
+//! **An [`ExitStack`] is a local variable**: it does not run on `std::process::exit` or Ctrl-C.
+//!
 //! # What runs, and when
 //!
 //! A *handler* is any closure or function without arguments that returns `()` or a `Result<(), E>`: see [`IntoHandler`].
@@ -42,7 +47,8 @@
 //! From the easy to the far:
 //!
 //! - **A function**: [`ExitStack`] is a value. Its handlers may borrow; [`enter`](ExitStack::enter) lends a resource
-//!   that the stack gives back; [`scope`] knows whether the work succeeded, so that steps can be undone if not.
+//!   that the stack gives back; steps can be undone unless the work reaches its end, which is a
+//!   [`close()`](ExitStack::close), or an `Ok` from the body of a [`scope`].
 //! - **Several threads**: [`SharedExitStack`] is the same behind `&self`, for handlers that are `Send + 'static`. It can
 //!   stand in a `static`.
 //! - **An interpreter, a plugin, a subsystem, a test**: [`Interpreter`] is a named shared stack, nested in its parent

@@ -212,6 +212,15 @@ fn rollback() {
   the error is the step's own: true
 listed: 1.0
 1.1 left a directory: false
+1.1, announced:
+  1. write the news
+  2. check that it is out
+  undo 1
+  failed, as expected: true
+1.0, announced:
+  1. write the news
+  2. check that it is out
+  1.0 is announced
 ",
     );
 }
