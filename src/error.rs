@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::{self, Display, Write as _};
 use std::panic::Location;
+use std::process::{ExitCode, Termination};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -48,12 +49,44 @@ pub enum Outcome {
 /// assert_eq!(asked.exit_code(), Some(3));
 /// assert!(asked.errors().is_empty());
 /// ```
+///
+/// # As the value of `main`
+///
+/// A `main` that returns `Exit(3)` ends with status 3, and so does a body of [`run`](crate::run), or an `Ok(Exit(3))` from
+/// either; an `ExitCode` can hold no more than the low byte of it.
+///
+/// **`Err(Exit(3))` from `main` is an error, not a request**: std reports every `Err` alike, prints `Error: Exit(3)` and
+/// ends with status 1. Return the `Exit` itself instead:
+///
+/// ```
+/// use exitstack::Exit;
+///
+/// fn work() -> Result<(), Exit> {
+///     if std::env::args().len() > 1 {
+///         eprintln!("no arguments, please");
+///         return Err(Exit(2));
+///     }
+///     Ok(())
+/// }
+///
+/// fn main() -> Exit {
+///     work().err().unwrap_or(Exit(0))
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("exit with status {0}")]
 pub struct Exit(
     /// The exit status.
     pub i32,
 );
+
+impl Termination for Exit {
+    /// The low byte: what a parent sees on Unix, and all that can be made an [`ExitCode`] of.
+    fn report(self) -> ExitCode {
+        let [low, ..] = self.0.to_le_bytes();
+        ExitCode::from(low)
+    }
+}
 
 /// What happened to a handler: see [`HandlerError::kind`].
 #[derive(Clone, Debug)]

@@ -54,7 +54,8 @@
 //! - **An interpreter, a plugin, a subsystem, a test**: [`Interpreter`] is a named shared stack, nested in its parent
 //!   and torn down at its place there. [`register`] goes to the one that is current on the thread.
 //! - **The process**: [`process_stack`] is the root. [`register`] goes there where no interpreter is current. [`exit`]
-//!   ends the process after running what it holds; [`run`], as the body of `main`, runs it while thread-locals live.
+//!   ends the process after running what it holds; [`run`], as the body of `main`, runs it while thread-locals live,
+//!   and then reports what the body returned.
 //!
 //! Below them stands [`HandlerList`], public for language runtimes that keep handler objects of their own.
 //!
