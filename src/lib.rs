@@ -117,7 +117,7 @@
 //!
 //! # Features and Rust version
 //!
-//! There are no features. The minimum supported Rust version is 1.85.
+//! There are no features but `loom`, which is for the crate's own tests. The minimum supported Rust version is 1.85.
 //!
 //! # Neighbours
 //!
@@ -153,7 +153,7 @@ pub use shared::SharedExitStack;
 pub use stack::{ExitStack, scope};
 
 /// What C's `exit` does on a thread, for the models in `tests/loom.rs`.
-#[cfg(loom)]
+#[cfg(all(loom, feature = "loom"))]
 #[doc(hidden)]
 pub use process::drain_for_good;
 

@@ -135,7 +135,7 @@ extern "C" fn hook() {
 
 /// Goes on with the drains that this thread has begun, the innermost first, and drains the process stack; returns the exit
 /// status that handlers asked for.
-#[cfg_attr(not(loom), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
+#[cfg_attr(not(all(loom, feature = "loom")), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
 pub fn drain_for_good() -> Option<i32> {
     while let Some(begun) = innermost() {
         if let Some(code) = begun.stack().drain_untold(Occasion::Exit) {
@@ -284,7 +284,7 @@ pub(crate) struct Armed {
 
 /// Sets up what drains the process stack; called before its first registration. False if C refuses.
 fn arm() -> bool {
-    if cfg!(loom) {
+    if cfg!(all(loom, feature = "loom")) {
         return true; // a model is over before the process is
     }
     let mut armed = ARMED.lock();

@@ -116,7 +116,7 @@ fn circle(edges: &[Edge], waiter: ThreadKey, owner: ThreadKey) -> Option<Vec<usi
     Some(path)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(all(loom, feature = "loom"))))]
 mod tests {
     use super::*;
 
