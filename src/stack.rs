@@ -270,8 +270,8 @@ impl<'a> ExitStack<'a> {
 
     /// Moves all handlers to a new stack, unrun; this one is empty then.
     ///
-    /// Their ids stay valid in the new stack, and there alone. The usual end of a function that must undo its steps
-    /// unless all succeed:
+    /// Their ids stay valid in the new stack, and there alone. It has to be closed as any other: **if it is dropped without
+    /// [`close()`](Self::close), it has failed**. The usual end of a function that must undo its steps unless all succeed:
     ///
     /// ```
     /// use exitstack::ExitStack;
