@@ -1,6 +1,4 @@
-//! A counter that saves itself, however the program ends.
-//!
-//! `counter [PATH] [NUMBER] [--exit STATUS | --panic]` adds NUMBER, or 1, to the count in PATH, or `counterfile`.
+//! A counter that saves itself, however the program ends: `counter --help` says how it is used.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -11,6 +9,16 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use exitstack::{Exit, Handler, process_stack, scope};
 
 type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
+
+const USAGE: &str = "\
+usage: counter [PATH] [NUMBER] [--exit STATUS | --panic]
+
+Adds NUMBER, or 1, to the count in PATH, or in `counterfile`, and saves it when the program ends.
+
+  --exit STATUS  end by `std::process::exit(STATUS)`
+  --panic        end by a panic
+  --help         print this
+";
 
 static COUNT: AtomicI64 = AtomicI64::new(0);
 
@@ -37,16 +45,28 @@ fn save(path: &Path) -> Outcome {
     })
 }
 
-fn main() -> Outcome {
+fn misused(why: &str) -> Exit {
+    eprint!("counter: {why}\n{USAGE}");
+    Exit(2)
+}
+
+fn main() -> Outcome<Exit> {
     let (mut path, mut number, mut status, mut panics) = (None, 1, None, false);
     let mut args = std::env::args_os().skip(1);
     while let Some(arg) = args.next() {
         match arg.to_str() {
-            Some("--exit") => status = Some(args.next().and_then(|n| n.to_str()?.parse().ok()).ok_or("--exit STATUS")?),
+            Some("--help") => {
+                print!("{USAGE}");
+                return Ok(Exit(0));
+            }
+            Some("--exit") => match args.next().and_then(|n| n.to_str()?.parse().ok()) {
+                Some(number) => status = Some(number),
+                None => return Ok(misused("--exit needs a number")),
+            },
             Some("--panic") => panics = true,
             Some(text) if text.parse::<i64>().is_ok() => number = text.parse()?,
             Some(text) if path.is_none() && !text.starts_with('-') => path = Some(PathBuf::from(text)),
-            _ => return Err("usage: counter [PATH] [NUMBER] [--exit STATUS | --panic]".into()),
+            _ => return Ok(misused(&format!("unexpected argument {arg:?}"))),
         }
     }
     let path = path.unwrap_or_else(|| "counterfile".into());
@@ -61,6 +81,6 @@ fn main() -> Outcome {
     match status {
         Some(status) => std::process::exit(status), // runs no destructor, but the handler
         None if panics => panic!("as you asked"),
-        None => Ok(()),
+        None => Ok(Exit(0)),
     }
 }

@@ -1,4 +1,7 @@
 //! A release in three steps that is undone unless all succeed.
+//!
+//! **A stack that is dropped without `close()` has failed.** `scope` closes its stack if the body returns `Ok`, and only
+//! then; `announce` does without it, and closes its stack itself.
 
 use std::error::Error;
 use std::fs;
@@ -34,6 +37,24 @@ fn release(root: &Path, version: &str, manual: &Path) -> Result<(), Box<dyn Erro
     })
 }
 
+/// The same by hand: every way out but the last line drops the stack, which undoes what was done.
+fn announce(root: &Path, version: &str) -> Result<(), Box<dyn Error>> {
+    let news = root.join("news");
+    let mut stack = ExitStack::new();
+    stack.on_success(|| println!("  {version} is announced"));
+
+    println!("  1. write the news");
+    fs::write(&news, version)?;
+    stack.on_failure(|| {
+        println!("  undo 1");
+        fs::remove_file(&news)
+    });
+
+    println!("  2. check that it is out");
+    fs::metadata(root.join(version))?;
+    Ok(stack.close()?) // here it is a success, and nowhere before
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let root = std::env::temp_dir().join(format!("exitstack-rollback-{}", std::process::id()));
     fs::create_dir(&root)?;
@@ -53,5 +74,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     println!("listed: {}", fs::read_to_string(root.join("releases"))?.trim());
     println!("1.1 left a directory: {}", root.join("1.1").exists());
+
+    println!("1.1, announced:");
+    println!("  failed, as expected: {}", announce(&root, "1.1").is_err());
+    println!("1.0, announced:");
+    announce(&root, "1.0")?;
     Ok(cleanup.close()?)
 }

@@ -109,7 +109,7 @@ impl<T> Drop for Chain<T> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(all(loom, feature = "loom"))))]
 mod tests {
     use super::*;
 

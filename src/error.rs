@@ -6,12 +6,15 @@ use std::error::Error;
 use std::fmt::{self, Display, Write as _};
 use std::ops::Deref;
 use std::panic::Location;
+use std::process::{ExitCode, Termination};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::chain::{Chain, Link};
 
-/// How the work ended whose cleanup runs: what `on_success` and `on_failure` handlers ask.
+/// How the work ended whose cleanup runs: it decides between `on_success` and `on_failure` handlers.
+///
+/// **A stack that is dropped without `close()` has failed**, whatever led to the drop.
 ///
 /// ```
 /// use exitstack::{ExitStack, Outcome};
@@ -23,9 +26,10 @@ use crate::chain::{Chain, Link};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// The work was done.
+    /// The work was done: [`close()`](crate::ExitStack::close) was reached, or
+    /// [`close_with(Success)`](crate::ExitStack::close_with), or the body of a [`scope`](crate::scope) returned `Ok`.
     Success,
-    /// The work returned an error, or panicked.
+    /// The work ended in any other way: with an error, with a panic, or with a stack that nobody closed.
     Failure,
 }
 
@@ -48,12 +52,44 @@ pub enum Outcome {
 /// assert_eq!(asked.exit_code(), Some(3));
 /// assert!(asked.errors().is_empty());
 /// ```
+///
+/// # As the value of `main`
+///
+/// A `main` that returns `Exit(3)` ends with status 3, and so does a body of [`run`](crate::run), or an `Ok(Exit(3))` from
+/// either; an `ExitCode` can hold no more than the low byte of it.
+///
+/// **`Err(Exit(3))` from `main` is an error, not a request**: std reports every `Err` alike, prints `Error: Exit(3)` and
+/// ends with status 1. Return the `Exit` itself instead:
+///
+/// ```
+/// use exitstack::Exit;
+///
+/// fn work() -> Result<(), Exit> {
+///     if std::env::args().len() > 1 {
+///         eprintln!("no arguments, please");
+///         return Err(Exit(2));
+///     }
+///     Ok(())
+/// }
+///
+/// fn main() -> Exit {
+///     work().err().unwrap_or(Exit(0))
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("exit with status {0}")]
 pub struct Exit(
     /// The exit status.
     pub i32,
 );
+
+impl Termination for Exit {
+    /// The low byte: what a parent sees on Unix, and all that can be made an [`ExitCode`] of.
+    fn report(self) -> ExitCode {
+        let [low, ..] = self.0.to_le_bytes();
+        ExitCode::from(low)
+    }
+}
 
 /// What happened to a handler: see [`HandlerError::kind`].
 #[derive(Clone, Debug)]

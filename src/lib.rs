@@ -15,6 +15,11 @@
 //! }
 //! ```
 //!
+//! **A stack that is dropped without [`close()`](ExitStack::close) has failed**: its
+//! [`on_failure`](ExitStack::on_failure) handlers run and its [`on_success`](ExitStack::on_success) handlers do not.
+//!
+//! **An [`ExitStack`] is a local variable**: it does not run on `std::process::exit` or Ctrl-C.
+//!
 //! # What runs, and when
 //!
 //! A *handler* is any closure or function without arguments that returns `()` or a `Result<(), E>`: see [`IntoHandler`].
@@ -42,13 +47,15 @@
 //! From the easy to the far:
 //!
 //! - **A function**: [`ExitStack`] is a value. Its handlers may borrow; [`enter`](ExitStack::enter) lends a resource
-//!   that the stack gives back; [`scope`] knows whether the work succeeded, so that steps can be undone if not.
+//!   that the stack gives back; steps can be undone unless the work reaches its end, which is a
+//!   [`close()`](ExitStack::close), or an `Ok` from the body of a [`scope`].
 //! - **Several threads**: [`SharedExitStack`] is the same behind `&self`, for handlers that are `Send + 'static`. It can
 //!   stand in a `static`.
 //! - **An interpreter, a plugin, a subsystem, a test**: [`Interpreter`] is a named shared stack, nested in its parent
 //!   and torn down at its place there. [`register`] goes to the one that is current on the thread.
 //! - **The process**: [`process_stack`] is the root. [`register`] goes there where no interpreter is current. [`exit`]
-//!   ends the process after running what it holds; [`run`], as the body of `main`, runs it while thread-locals live.
+//!   ends the process after running what it holds; [`run`], as the body of `main`, runs it while thread-locals live,
+//!   and then reports what the body returned.
 //!
 //! Below them stands [`HandlerList`], public for language runtimes that keep handler objects of their own.
 //!
@@ -110,7 +117,7 @@
 //!
 //! # Features and Rust version
 //!
-//! There are no features. The minimum supported Rust version is 1.85.
+//! There are no features but `loom`, which is for the crate's own tests. The minimum supported Rust version is 1.85.
 //!
 //! # Neighbours
 //!
@@ -147,7 +154,7 @@ pub use shared::SharedExitStack;
 pub use stack::{ExitStack, scope};
 
 /// What C's `exit` does on a thread, for the models in `tests/loom.rs`.
-#[cfg(loom)]
+#[cfg(all(loom, feature = "loom"))]
 #[doc(hidden)]
 pub use process::drain_for_good;
 

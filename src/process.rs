@@ -12,12 +12,12 @@
 //!    are about C's list, which a child inherits with them.
 
 use std::cell::Cell;
-use std::fmt::Debug;
+use std::io::{self, Write};
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::process::ExitCode;
+use std::process::{ExitCode, Termination};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Weak, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -185,7 +185,7 @@ extern "C" fn hook() {
 
 /// Goes on with the drains that this thread was in, the innermost first, and drains the process stack for good; returns the
 /// exit status that was asked for.
-#[cfg_attr(not(loom), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
+#[cfg_attr(not(all(loom, feature = "loom")), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
 pub fn drain_for_good() -> Option<i32> {
     drain_all(Occasion::Exit)
 }
@@ -246,11 +246,29 @@ fn in_exit() -> bool {
     IN_C_EXIT.get() || !matches!(LEFT_IN.load(Ordering::Relaxed), left if left == 0 || left == raw::epoch())
 }
 
-/// For `main`: runs `body`, then the handlers of the process stack, and returns the exit status.
+/// For `main`: runs `body`, then the handlers of the process stack, then reports what `body` returned as `main` would.
 ///
-/// The handlers run inside `main`, where thread-locals are alive and other threads can be joined. An error of the body is
-/// printed as `main` would print it and the status is 1; after a panic it is 101; an [`Exit`] that a handler returns
-/// decides otherwise. What is registered after that is drained by the `atexit` hook, as without `run`.
+/// The handlers run inside `main`, where thread-locals are alive and other threads can be joined. Because the value is
+/// reported after them, an error is shown on a terminal that a handler has restored.
+///
+/// | `body` | status | printed |
+/// | --- | --- | --- |
+/// | returns `()` or `Ok(())` | 0 | |
+/// | returns an [`ExitCode`] or an [`Exit`], bare or in an `Ok` | that | |
+/// | returns an `Err` | 1 | `Error: …`, after the handlers |
+/// | returns another [`Termination`] | what it reports; 101 if that panics | |
+/// | panics | 101 | the panic's message, before the handlers |
+///
+/// An [`Exit`] that a handler returns decides the status in each of these cases; the error is printed all the same. What
+/// handlers printed to standard output, also without a newline, comes before the error, unless somebody keeps standard
+/// output locked.
+///
+/// **A panic's message is written before the handlers run**, by the panic hook: a program that changes the terminal has
+/// to restore it in its panic hook, too. A handler that ends the process by itself, with `std::process::exit`, ends it
+/// before the value is reported.
+///
+/// What is registered after that is drained by the `atexit` hook, as without `run`, and by the next `run`. Called inside a
+/// handler of the process stack, `run` leaves the other handlers to the drain that it is called in.
 ///
 /// ```
 /// use std::process::ExitCode;
@@ -263,28 +281,37 @@ fn in_exit() -> bool {
 ///     })
 /// }
 /// ```
-pub fn run<T, E: Debug>(body: impl FnOnce() -> Result<T, E>) -> ExitCode {
-    let ended = catch_unwind(AssertUnwindSafe(|| match body() {
-        Ok(value) => {
-            drop(value);
-            0
-        }
-        Err(error) => {
-            raw::write_stderr(format!("Error: {error:?}\n").as_bytes());
-            1
-        }
-    }));
-    let status = ended.unwrap_or_else(|payload| {
-        discard(payload);
-        101
-    });
+pub fn run<T: Termination>(body: impl FnOnce() -> T) -> ExitCode {
+    let ended = catch_unwind(AssertUnwindSafe(body)).map_err(discard);
     let asked = PROCESS.drain_untold(Occasion::Run);
-    ExitCode::from(asked.map_or(status, |asked| low_byte(asked.code)))
+    flush_stdout();
+    let reported = ended.and_then(|value| catch_unwind(AssertUnwindSafe(|| value.report())).map_err(discard));
+    let status = reported.unwrap_or(ExitCode::from(PANICKED));
+    asked.map_or(status, |asked| Exit(asked.code).report())
 }
 
-/// What a parent sees of an exit status.
-fn low_byte(code: i32) -> u8 {
-    code.to_le_bytes()[0]
+/// The status of a `main` that panics.
+const PANICKED: u8 = 101;
+
+/// How long [`run`] waits for a thread that has locked standard output.
+const LOCKED: Duration = Duration::from_millis(200);
+
+/// Writes what is in the buffer of standard output, which std does not do before it reports an error. On a thread of its
+/// own: another one may hold the lock forever, and there is no `try_lock`.
+fn flush_stdout() {
+    let (locked, is_locked) = mpsc::sync_channel(0);
+    let flushing = thread::Builder::new().spawn(move || {
+        let mut stdout = io::stdout().lock();
+        if locked.send(()).is_ok() {
+            let _ = stdout.flush();
+        }
+    });
+    match flushing {
+        // Once it has the lock it is waited for: a reader that is slow is to get everything.
+        Ok(flushing) if is_locked.recv_timeout(LOCKED).is_ok() => _ = flushing.join(),
+        Ok(_) => {}
+        Err(_) => _ = io::stdout().flush(), // without threads, nobody else has the lock
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -294,7 +321,7 @@ fn low_byte(code: i32) -> u8 {
 /// list, and the hooks in it that were not called yet, are inherited by a child. Threads that race here may register some
 /// hooks too many.)
 fn arm() -> bool {
-    if cfg!(loom) {
+    if cfg!(all(loom, feature = "loom")) {
         return true; // a model is over before the process is
     }
     let in_list = || REGISTERED.load(Ordering::Relaxed) - CALLED.load(Ordering::Relaxed);

@@ -1,10 +1,9 @@
 //! A stack as a value in a function: [`ExitStack`] and [`scope`].
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::fmt;
 use std::mem;
 use std::panic::Location;
-use std::thread;
 
 use crate::drain::{Note, Source, discard, drain, drop_all, drop_counted, report_if, run_one};
 use crate::error::{CloseError, Gathered, Outcome};
@@ -12,7 +11,15 @@ use crate::handler::{HandlerResult, IntoHandler, LocalEntry, Only, PendingHandle
 use crate::list::{HandlerId, HandlerList, NewestFirst};
 use crate::raw::{self, Bound, Closure, Task};
 
-/// Handlers that run when the stack is dropped or closed, the last registered first.
+/// A stack of handlers that run when it is closed or dropped, the last registered first.
+///
+/// **It is a local variable.** `std::process::exit` and Ctrl-C skip it, as they skip every destructor on the threads'
+/// stacks; so does [`exitstack::exit`](crate::exit). What `exit` has to run belongs in the
+/// [process stack](crate::process_stack), or in an [`Interpreter`](crate::Interpreter).
+///
+/// **A stack that is dropped without [`close()`](Self::close) has failed**: its [`on_failure`](Self::on_failure)
+/// handlers run and its [`on_success`](Self::on_success) handlers do not, whether the drop comes from an early `?`, from a
+/// panic, or because nobody closed it. So nothing is ever committed by accident.
 ///
 /// ```
 /// use exitstack::ExitStack;
@@ -30,6 +37,8 @@ use crate::raw::{self, Bound, Closure, Task};
 /// # What it promises
 ///
 /// - Strictly last-in, first-out. A handler leaves the stack *before* it is called: it runs at most once.
+/// - Success means that [`close()`](Self::close) was reached, or [`close_with(Success)`](Self::close_with), or that the
+///   body of a [`scope`] returned `Ok`. Every other end is a failure.
 /// - Every handler runs: an `Err` or a panic never stops the ones below it. `close()` returns all failures, in the
 ///   order they happened. A drop has nobody to return them to and hands each to the [report hook](crate::report) at
 ///   the moment it happens; it never panics, also not during unwinding.
@@ -77,8 +86,6 @@ pub struct ExitStack<'a> {
     // A `RefCell`, for appending through `&self`; it also makes the stack invariant in `'a`: were it covariant, a
     // shorter-lived handler could be registered through a shared reference.
     list: RefCell<HandlerList<LocalEntry<'a>>>,
-    /// Whether the thread was unwinding when the first handler that asks for an outcome was registered.
-    began_unwinding: Cell<Option<bool>>,
 }
 
 impl<'a> ExitStack<'a> {
@@ -90,7 +97,7 @@ impl<'a> ExitStack<'a> {
     /// ```
     #[inline]
     pub const fn new() -> Self {
-        Self { list: RefCell::new(HandlerList::new()), began_unwinding: Cell::new(None) }
+        Self { list: RefCell::new(HandlerList::new()) }
     }
 
     #[inline]
@@ -117,25 +124,36 @@ impl<'a> ExitStack<'a> {
 
     /// Registers a handler that runs only if the work succeeded; otherwise it is dropped when its turn comes.
     ///
-    /// [`close`](Self::close) means success, [`close_with`](Self::close_with) and [`scope`] say. A drop means failure
-    /// if the thread is unwinding then and was not when the stack's first `on_success` or `on_failure` handler was
-    /// registered, else success: so is an early return by `?` that leaves the stack to its drop; with [`scope`] it is a
-    /// failure.
+    /// **Without [`close()`](Self::close) it does not run**: a stack that is dropped has failed, however the drop came
+    /// about. Success is [`close()`](Self::close), [`close_with(Success)`](Self::close_with), or a [`scope`] whose body
+    /// returns `Ok`.
     ///
     /// The outcome is that of the work. A handler that fails does not change it for those below: if it is the commit that
     /// may fail, and then needs a rollback, commit in the work.
     ///
     /// ```
-    /// let stack = exitstack::ExitStack::new();
-    /// stack.on_success(|| println!("committed"));
+    /// use exitstack::ExitStack;
+    ///
+    /// fn transfer(amount: u32) -> Result<(), Box<dyn std::error::Error>> {
+    ///     let mut stack = ExitStack::new();
+    ///     stack.on_success(|| println!("commit"));
+    ///     stack.on_failure(|| println!("roll back"));
+    ///     if amount > 100 {
+    ///         return Err("insufficient funds".into()); // drops the stack: rolls back
+    ///     }
+    ///     stack.close()?; // commits
+    ///     Ok(())
+    /// }
+    /// # assert!(transfer(10).is_ok() && transfer(200).is_err());
     /// ```
     #[track_caller]
     pub fn on_success(&self, handler: impl IntoHandler + 'a) -> HandlerId {
-        self.note_unwinding();
         self.push(Only::<_, true>(handler), Location::caller())
     }
 
-    /// Registers a handler that runs only if the work failed; see [`on_success`](Self::on_success).
+    /// Registers a handler that runs only if the work failed; otherwise it is dropped when its turn comes.
+    ///
+    /// **It runs unless [`close()`](Self::close) is reached**: see [`on_success`](Self::on_success).
     ///
     /// ```
     /// use exitstack::{ExitStack, Outcome};
@@ -150,14 +168,7 @@ impl<'a> ExitStack<'a> {
     #[doc(alias = "rollback")]
     #[track_caller]
     pub fn on_failure(&self, handler: impl IntoHandler + 'a) -> HandlerId {
-        self.note_unwinding();
         self.push(Only::<_, false>(handler), Location::caller())
-    }
-
-    fn note_unwinding(&self) {
-        if self.began_unwinding.get().is_none() {
-            self.began_unwinding.set(Some(thread::panicking()));
-        }
     }
 
     /// Takes a value, and lends it out until the stack drains; then `exit` gets it.
@@ -259,8 +270,8 @@ impl<'a> ExitStack<'a> {
 
     /// Moves all handlers to a new stack, unrun; this one is empty then.
     ///
-    /// Their ids stay valid in the new stack, and there alone. The usual end of a function that must undo its steps
-    /// unless all succeed:
+    /// Their ids stay valid in the new stack, and there alone. It has to be closed as any other: **if it is dropped without
+    /// [`close()`](Self::close), it has failed**. The usual end of a function that must undo its steps unless all succeed:
     ///
     /// ```
     /// use exitstack::ExitStack;
@@ -348,7 +359,10 @@ impl<'a> ExitStack<'a> {
         self.list.borrow_mut().reserve(additional);
     }
 
-    /// Runs all handlers, the last registered first; the work succeeded. The stack is empty then, and usable again.
+    /// Runs all handlers, the last registered first, and says that the work succeeded. The stack is empty then, and usable
+    /// again.
+    ///
+    /// Reaching it is what success means: an [`on_success`](Self::on_success) handler runs here, and not in a drop.
     ///
     /// # Errors
     ///
@@ -383,7 +397,6 @@ impl<'a> ExitStack<'a> {
     /// # Ok::<(), exitstack::CloseError>(())
     /// ```
     pub fn close_with(&mut self, outcome: Outcome) -> Result<(), CloseError> {
-        self.began_unwinding.set(None);
         let mut gathered = None;
         self.drain(outcome, Some(&mut gathered));
         gathered.map_or(Ok(()), |gathered| gathered.into_result())
@@ -398,8 +411,7 @@ impl<'a> ExitStack<'a> {
 
     #[inline(never)]
     fn drain_dropped(&mut self) {
-        let failed = self.began_unwinding.get() == Some(false) && thread::panicking();
-        self.drain(if failed { Outcome::Failure } else { Outcome::Success }, None);
+        self.drain(Outcome::Failure, None); // nobody said that the work was done
     }
 }
 
@@ -451,8 +463,8 @@ impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
 
 /// Runs `body` with a stack of its own, then drains the stack by how the body ended.
 ///
-/// What `with ExitStack() as stack:` is in Python, and exact about the outcome: an `Err` of the body is a failure, as a
-/// panic is.
+/// What `with ExitStack() as stack:` is in Python: a body that returns `Ok` is a success, one that returns `Err` or panics
+/// a failure. It closes the stack by itself, so a success needs no [`close()`](ExitStack::close).
 ///
 /// | body | cleanup | result |
 /// | --- | --- | --- |
@@ -489,13 +501,8 @@ impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
 #[doc(alias = "with")]
 #[doc(alias = "transaction")]
 pub fn scope<'a, T, E: From<CloseError>>(body: impl FnOnce(&ExitStack<'a>) -> Result<T, E>) -> Result<T, E> {
-    let stack = scopeguard::guard(ExitStack::new(), |mut stack| stack.drain(Outcome::Failure, None));
-    let result = body(&stack); // a panic leaves the stack to the guard
-    match result {
-        Ok(value) => {
-            scopeguard::ScopeGuard::into_inner(stack).close()?;
-            Ok(value)
-        }
-        Err(error) => Err(error), // and so does an error
-    }
+    let mut stack = ExitStack::new();
+    let value = body(&stack)?; // an error or a panic drops the stack, which has failed then
+    stack.close()?;
+    Ok(value)
 }

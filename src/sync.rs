@@ -1,13 +1,13 @@
 //! The lock and the latch that the shared stacks are built on.
 //!
-//! Under `cfg(loom)` they, and the statics and thread-locals of the protocol, are loom's: it runs all threads of a model
-//! on one, and each model anew. Little else of the crate knows of it.
+//! Under `cfg(loom)`, with the feature of that name, they and the statics and thread-locals of the protocol are loom's: it
+//! runs all threads of a model on one, and each model anew. Little else of the crate knows of it.
 
-#[cfg(loom)]
+#[cfg(all(loom, feature = "loom"))]
 pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
 use std::mem;
 use std::sync::atomic::{AtomicUsize, Ordering};
-#[cfg(not(loom))]
+#[cfg(not(all(loom, feature = "loom")))]
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 use std::sync::{PoisonError, TryLockError};
 
@@ -18,11 +18,11 @@ use crate::raw;
 /// A `const fn`; a mere `fn` under loom, whose mutex cannot be made in one.
 macro_rules! const_fn {
     ($(#[$attribute:meta])* $visible:vis const fn $($rest:tt)*) => {
-        #[cfg(not(loom))]
+        #[cfg(not(all(loom, feature = "loom")))]
         $(#[$attribute])*
         $visible const fn $($rest)*
 
-        #[cfg(loom)]
+        #[cfg(all(loom, feature = "loom"))]
         $(#[$attribute])*
         $visible fn $($rest)*
     };
@@ -32,11 +32,11 @@ pub(crate) use const_fn;
 /// A `static`; under loom one that each run of a model makes anew.
 macro_rules! global {
     ($(#[$attribute:meta])* $visible:vis static $name:ident: $type:ty = $value:expr;) => {
-        #[cfg(not(loom))]
+        #[cfg(not(all(loom, feature = "loom")))]
         $(#[$attribute])*
         $visible static $name: $type = $value;
 
-        #[cfg(loom)]
+        #[cfg(all(loom, feature = "loom"))]
         loom::lazy_static! {
             $(#[$attribute])*
             pub(crate) static ref $name: $type = $value;
@@ -48,13 +48,13 @@ pub(crate) use global;
 /// A thread-local without a destructor, or none that matters.
 macro_rules! per_thread {
     ($(#[$attribute:meta])* static $name:ident: $type:ty = $value:expr;) => {
-        #[cfg(not(loom))]
+        #[cfg(not(all(loom, feature = "loom")))]
         std::thread_local! {
             $(#[$attribute])*
             static $name: $type = const { $value };
         }
 
-        #[cfg(loom)]
+        #[cfg(all(loom, feature = "loom"))]
         loom::thread_local! {
             $(#[$attribute])*
             static $name: $type = $value;

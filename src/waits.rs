@@ -90,7 +90,7 @@ struct Edge {
 }
 
 #[derive(Debug, Default)]
-struct Graph {
+pub(crate) struct Graph {
     edges: Chain<Edge>,
     /// The keys that threads have laid down.
     left: Chain<ThreadKey>,
@@ -158,7 +158,7 @@ impl Graph {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(all(loom, feature = "loom"))))]
 mod tests {
     use super::*;
 

@@ -133,10 +133,26 @@ fn a_file_without_a_number_is_an_error_and_stays_as_it_was() {
 }
 
 #[test]
-fn the_counter_says_how_it_is_used() {
-    for args in [vec!["--exit"], vec!["--exit", "soon"], vec!["--help"], vec!["one", "two"]] {
-        let ended = counts(Some("7"), &args, 1, Some("7"));
-        assert!(ended.stderr.contains("--exit STATUS"), "{}", ended.stderr);
+fn the_counter_says_how_it_is_used_if_it_is_asked() {
+    for args in [vec!["--help"], vec!["counterfile", "3", "--help"], vec!["--help", "--nonsense"]] {
+        let ended = counts(Some("7"), &args, 0, Some("7"));
+        assert!(ended.stdout.starts_with("usage: counter [PATH]"), "{}", ended.stdout);
+        assert_eq!(ended.stderr, "");
+    }
+}
+
+#[test]
+fn the_counter_says_how_it_is_used_if_it_is_misused() {
+    let misuses = [
+        (vec!["--exit"], "--exit needs a number"),
+        (vec!["--exit", "soon"], "--exit needs a number"),
+        (vec!["--nonsense"], "unexpected argument \"--nonsense\""),
+        (vec!["one", "two"], "unexpected argument \"two\""),
+    ];
+    for (args, why) in misuses {
+        let ended = counts(Some("7"), &args, 2, Some("7"));
+        assert!(ended.stderr.starts_with(&format!("counter: {why}\nusage: counter [PATH]")), "{}", ended.stderr);
+        assert_eq!(ended.stdout, "");
     }
 }
 
@@ -212,6 +228,15 @@ fn rollback() {
   the error is the step's own: true
 listed: 1.0
 1.1 left a directory: false
+1.1, announced:
+  1. write the news
+  2. check that it is out
+  undo 1
+  failed, as expected: true
+1.0, announced:
+  1. write the news
+  2. check that it is out
+  1.0 is announced
 ",
     );
 }

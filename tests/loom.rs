@@ -1,7 +1,7 @@
 //! Models of the protocol between threads, run through every interleaving that loom finds within a bound:
 //!
 //! ```text
-//! RUSTFLAGS="--cfg loom" cargo test --release --test loom
+//! RUSTFLAGS="--cfg loom" cargo test --release --features loom --test loom
 //! ```
 //!
 //! Each model is stated once, over the trait [`Protocol`], and run twice: with the crate's `SharedExitStack`, where it

@@ -126,24 +126,6 @@ fn a_payload_whose_drop_panics_with_the_like_is_leaked() {
 }
 
 #[test]
-fn a_stack_dropped_by_a_panic_has_failed_though_the_panic_registered_more() {
-    struct Registers<'s, 'a>(&'s ExitStack<'a>);
-    impl Drop for Registers<'_, '_> {
-        fn drop(&mut self) {
-            self.0.on_failure(|| ());
-        }
-    }
-    let rolled_back = Cell::new(false);
-    panic_of(|| {
-        let stack = ExitStack::new();
-        stack.on_failure(|| rolled_back.set(true));
-        let _registers = Registers(&stack);
-        quiet_panic("in the work")
-    });
-    assert!(rolled_back.get());
-}
-
-#[test]
 fn close_returns_what_failed_and_reports_nothing() {
     let reports = reported(|| {
         let mut stack = ExitStack::new();
@@ -475,62 +457,86 @@ fn close_means_success() {
     assert_eq!(ran.get(), "success");
 }
 
-#[test]
-fn a_drop_means_success_or_by_a_panic_failure() {
-    fn work(ran: &Cell<&str>, panics: bool) {
-        let stack = ExitStack::new();
-        stack.on_success(|| ran.set("success"));
-        stack.on_failure(|| ran.set("failure"));
-        if panics {
-            quiet_panic("the work");
-        }
-    }
-    let ran = Cell::new("");
-    work(&ran, false);
-    assert_eq!(ran.get(), "success");
-    panic_of(|| work(&ran, true));
-    assert_eq!(ran.get(), "failure");
+/// Which of the two ran is in `ran`; a second one would show too.
+fn asks_for_the_outcome<'a>(stack: &ExitStack<'a>, ran: &'a RefCell<Vec<&'static str>>) {
+    stack.on_success(|| ran.borrow_mut().push("success"));
+    stack.on_failure(|| ran.borrow_mut().push("failure"));
 }
 
 #[test]
-fn a_stack_made_and_dropped_while_unwinding_means_success() {
-    struct Works<'c>(&'c Cell<&'static str>);
+fn an_early_return_is_a_failure_and_commits_nothing() {
+    fn transfer(ran: &RefCell<Vec<&'static str>>, work: Result<(), String>) -> Result<(), String> {
+        let mut stack = ExitStack::new();
+        asks_for_the_outcome(&stack, ran);
+        work?;
+        stack.close().map_err(|error| error.to_string())
+    }
+    let ran = RefCell::default();
+    assert_eq!(transfer(&ran, Err("insufficient funds".into())).unwrap_err(), "insufficient funds");
+    assert_eq!(ran.take(), ["failure"]);
+    transfer(&ran, Ok(())).unwrap();
+    assert_eq!(ran.take(), ["success"]);
+}
+
+#[test]
+fn a_panic_is_a_failure() {
+    let ran = RefCell::default();
+    panic_of(|| {
+        let stack = ExitStack::new();
+        asks_for_the_outcome(&stack, &ran);
+        quiet_panic("the work")
+    });
+    assert_eq!(ran.take(), ["failure"]);
+}
+
+#[test]
+fn a_stack_that_nobody_closes_has_failed() {
+    fn dropped<'a>(ran: &'a RefCell<Vec<&'static str>>, road: impl FnOnce(ExitStack<'a>)) {
+        let stack = ExitStack::new();
+        asks_for_the_outcome(&stack, ran);
+        road(stack);
+        assert_eq!(ran.take(), ["failure"]);
+    }
+    let ran = RefCell::default();
+    dropped(&ran, drop);
+    dropped(&ran, |mut stack| drop(stack.pop_all()));
+    dropped(&ran, |stack| drop(Some(Box::new(stack))));
+    dropped(&ran, |mut stack| drop(std::mem::take(&mut stack)));
+}
+
+#[test]
+fn a_close_speaks_for_its_own_handlers_alone() {
+    let ran = RefCell::default();
+    let mut stack = ExitStack::new();
+    asks_for_the_outcome(&stack, &ran);
+    stack.close().unwrap();
+    assert_eq!(ran.take(), ["success"]);
+    asks_for_the_outcome(&stack, &ran);
+    drop(stack);
+    assert_eq!(ran.take(), ["failure"]);
+}
+
+#[test]
+fn unwinding_around_a_stack_decides_nothing() {
+    struct Works<'r>(&'r RefCell<Vec<&'static str>>, Option<Outcome>);
     impl Drop for Works<'_> {
         fn drop(&mut self) {
             assert!(std::thread::panicking());
-            let stack = ExitStack::new();
-            stack.on_success(|| self.0.set("success"));
-            stack.on_failure(|| self.0.set("failure"));
+            let mut stack = ExitStack::new();
+            asks_for_the_outcome(&stack, self.0);
+            if let Some(outcome) = self.1 {
+                stack.close_with(outcome).unwrap();
+            }
         }
     }
-    let ran = Cell::new("");
-    panic_of(|| {
-        let _works = Works(&ran);
-        quiet_panic("outside")
-    });
-    assert_eq!(ran.get(), "success");
-}
-
-#[test]
-fn an_emptied_stack_learns_anew_whether_it_is_used_while_unwinding() {
-    struct Works<'c>(ExitStack<'c>, &'c Cell<&'static str>);
-    impl Drop for Works<'_> {
-        fn drop(&mut self) {
-            self.0.on_success(|| self.1.set("success"));
-            self.0.on_failure(|| self.1.set("failure"));
-        }
-    }
-    let roads: [fn(&mut ExitStack<'_>); 3] =
-        [|stack| stack.close().unwrap(), |stack| stack.clear(), |stack| drop(stack.pop_all())];
-    for road in roads {
-        let ran = Cell::new("");
+    for (closed, word) in [(None, "failure"), (Some(Outcome::Failure), "failure"), (Some(Outcome::Success), "success")]
+    {
+        let ran = RefCell::default();
         panic_of(|| {
-            let mut works = Works(ExitStack::new(), &ran);
-            works.0.on_failure(|| ());
-            road(&mut works.0);
+            let _works = Works(&ran, closed);
             quiet_panic("outside")
         });
-        assert_eq!(ran.get(), "success");
+        assert_eq!(ran.take(), [word]);
     }
 }
 

@@ -48,6 +48,7 @@ facts! {
     handler_error_is_clone: implements!(HandlerError: Clone);
     handler_error_kind_may_be_sent: implements!(HandlerErrorKind: Send + Sync + Clone);
     exit_is_an_error: implements!(Exit: std::error::Error + Send + Sync + Copy + Eq);
+    exit_is_a_value_of_main: implements!(Exit: std::process::Termination);
     refused_is_an_error: implements!(Refused<fn()>: std::error::Error + Send + Sync);
     refused_of_a_handler_without_debug_is_debug: implements!(Refused<Box<dyn Fn()>>: Debug);
     outcome_is_copy: implements!(Outcome: Copy + Eq);

@@ -43,7 +43,7 @@ pub enum Op {
     /// A key of a type that no handler has.
     UnregisterForeignKey(u8),
     RunNow(u8),
-    /// Into the other stack, which is dropped.
+    /// Into the other stack, which is dropped: a failure, as every drop is.
     PopAll,
     Swap,
     Clear,
@@ -361,7 +361,7 @@ impl Run<'_> {
             }
             Op::PopAll => {
                 self.stacks[1] = self.stacks[0].pop_all();
-                self.models[1].drain(Outcome::Success, true, &mut expected);
+                self.models[1].drain(Outcome::Failure, true, &mut expected);
                 self.models.swap(0, 1);
             }
             Op::Swap => {
@@ -390,7 +390,7 @@ impl Run<'_> {
             }
             Op::Drop => {
                 self.stacks[0] = ExitStack::new();
-                self.models[0].drain(Outcome::Success, true, &mut expected);
+                self.models[0].drain(Outcome::Failure, true, &mut expected);
             }
             Op::Unwind => {
                 let stack = std::mem::take(&mut self.stacks[0]);

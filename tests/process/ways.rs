@@ -3,11 +3,13 @@
 use std::cell::RefCell;
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixDatagram;
-use std::process::ExitCode;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::process::{ExitCode, Termination};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use exitstack::{Exit, ExitStack, Interpreter, exit, process_stack, register, run};
 
@@ -39,6 +41,26 @@ impl Drop for Rude {
     fn drop(&mut self) {
         panic!("an error's drop");
     }
+}
+
+/// A body's value that `main` could not report.
+struct Unreportable;
+
+impl Termination for Unreportable {
+    fn report(self) -> ExitCode {
+        panic!("in the report");
+    }
+}
+
+fn says_status(code: ExitCode) {
+    let status = (0..=u8::MAX).find(|status| code == ExitCode::from(*status));
+    say(&format!("status {}", status.unwrap()));
+}
+
+/// From now on standard error goes where standard output does.
+fn errors_join_output() {
+    // SAFETY: duplicates descriptors, which are open.
+    assert_eq!(unsafe { libc::dup2(libc::STDOUT_FILENO, libc::STDERR_FILENO) }, libc::STDERR_FILENO);
 }
 
 #[expect(clippy::too_many_lines, reason = "a table")]
@@ -214,13 +236,184 @@ pub(crate) fn cases() -> Vec<Case> {
             say(if all { "all" } else { "some" });
             Ok(code)
         }),
-        case("run_prints_the_bodys_error_before_a_handler_decides_the_status", Code(4), &[], || {
+        case("run_prints_the_bodys_error_though_a_handler_decides_the_status", Code(4), &[], || {
             Ok(run(|| {
                 register(|| Err(Exit(4)));
                 Err::<(), _>("bad")
             }))
         })
         .err("Error: \"bad\""),
+        case("run_without_a_value", Code(0), &["A"], || Ok(run(|| _ = says("A")))),
+        case("run_keeps_an_exit_codes_status", Code(3), &["A", "after"], || {
+            let code = run(|| {
+                says("A");
+                ExitCode::from(3)
+            });
+            say("after");
+            Ok(code)
+        }),
+        case("run_keeps_an_exit_codes_status_in_a_result", Code(3), &["A"], || {
+            Ok(run(|| {
+                says("A");
+                Ok::<_, String>(ExitCode::from(3))
+            }))
+        }),
+        case(
+            "run_shows_an_error_after_what_handlers_print",
+            Code(1),
+            &["B", "restored Error: \"bad\"", "after"],
+            || {
+                errors_join_output();
+                let code = run(|| {
+                    register(|| print!("restored "));
+                    register(|| println!("B"));
+                    Err::<(), _>("bad")
+                });
+                say("after");
+                Ok(code)
+            },
+        ),
+        case("run_shows_an_error_after_what_handlers_report", Code(1), &["told", "Error: \"bad\""], || {
+            errors_join_output();
+            exitstack::report::set_hook(Box::new(|_| say("told")));
+            Ok(run(|| {
+                register(|| Err("disk full"));
+                Err::<(), _>("bad")
+            }))
+        }),
+        case("run_reports_what_fails_at_the_moment_it_happens", Signal(libc::SIGABRT), &["told"], || {
+            exitstack::report::set_hook(Box::new(|_| say("told")));
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(|| std::process::abort());
+            plugin.stack().register(|| Err("disk full"));
+            Ok(run(|| ()))
+        }),
+        case("run_ends_though_standard_output_is_locked_forever", Code(1), &["A"], || {
+            let (locked, is_locked) = mpsc::channel();
+            thread::spawn(move || {
+                let _out = std::io::stdout().lock();
+                locked.send(()).unwrap();
+                loop {
+                    thread::park();
+                }
+            });
+            is_locked.recv().unwrap();
+            Ok(run(|| {
+                says("A");
+                Err::<(), _>("bad")
+            }))
+        })
+        .err("Error: \"bad\""),
+        case("run_waits_for_a_slow_reader_before_it_reports", Code(0), &[], || {
+            static READS: AtomicBool = AtomicBool::new(false);
+            struct Reports;
+            impl Termination for Reports {
+                fn report(self) -> ExitCode {
+                    u8::from(!READS.load(Ordering::SeqCst)).into()
+                }
+            }
+            let (mut reads, mut writes) = UnixStream::pair().unwrap();
+            writes.set_nonblocking(true).unwrap();
+            while writes.write(&[b'.'; 1000]).is_ok() {}
+            writes.set_nonblocking(false).unwrap();
+            // SAFETY: duplicates descriptors, which are open.
+            assert_eq!(unsafe { libc::dup2(writes.as_raw_fd(), libc::STDOUT_FILENO) }, libc::STDOUT_FILENO);
+            Ok(run(|| {
+                register(|| print!("more than there is room for"));
+                thread::spawn(move || {
+                    thread::sleep(Duration::from_millis(600)); // is slow; the verdict does not depend on it
+                    READS.store(true, Ordering::SeqCst);
+                    std::io::copy(&mut reads, &mut std::io::sink())
+                });
+                Reports
+            }))
+        }),
+        case("run_contains_a_report_that_panics", Code(101), &["A", "after"], || {
+            let code = run(|| {
+                says("A");
+                Unreportable
+            });
+            say("after");
+            Ok(code)
+        })
+        .err("in the report"),
+        case("an_exit_code_decides_after_a_report_that_panics", Code(8), &[], || {
+            Ok(run(|| {
+                register(|| Err(Exit(8)));
+                Unreportable
+            }))
+        }),
+        case("run_contains_a_panics_payload_whose_drop_panics", Code(101), &["A", "after"], || {
+            let code = run(|| {
+                says("A");
+                std::panic::panic_any(Rude)
+            });
+            say("after");
+            Ok(code)
+        })
+        .err("an error's drop"),
+        case("an_exit_code_decides_after_a_panic_in_run", Code(8), &[], || {
+            Ok(run(|| {
+                register(|| Err(Exit(8)));
+                panic!("in the body")
+            }))
+        }),
+        case(
+            "run_inside_a_handler_leaves_the_rest_to_the_drain_around_it",
+            Code(0),
+            &["status 7", "A", "status 0", "taken by the hook"],
+            || {
+                says("A");
+                register(|| says_status(run(|| ExitCode::from(7))));
+                let code = run(|| ());
+                says_status(code);
+                says("taken by the hook");
+                Ok(code)
+            },
+        ),
+        case("run_inside_a_handler_of_the_hook", Code(0), &["status 7", "A"], || {
+            says("A");
+            register(|| says_status(run(|| ExitCode::from(7))));
+            OK
+        }),
+        case(
+            "run_twice_is_asked_twice_and_the_hook_once_more",
+            Code(5),
+            &["A", "status 3", "B", "status 4", "C"],
+            || {
+                let run_with = |name, code: u8| {
+                    says(name);
+                    register(move || Err(Exit(code.into())));
+                    run(|| ())
+                };
+                for (name, code) in [("A", 3), ("B", 4)] {
+                    says_status(run_with(name, code));
+                }
+                says("C");
+                register(|| Err(Exit(5)));
+                OK
+            },
+        ),
+        // `Exit` as a value of `main`.
+        case("exit_as_mains_value_is_the_status", Code(3), &["A"], || {
+            says("A");
+            Ok(Exit(3).report())
+        }),
+        case("exit_as_mains_value_keeps_the_low_byte", Code(2), &[], || Ok(Exit(-254).report())),
+        case("exit_as_the_value_of_run", Code(3), &["A"], || {
+            Ok(run(|| {
+                says("A");
+                Exit(3)
+            }))
+        }),
+        case("exit_in_an_ok_is_the_status", Code(3), &[], || Ok(run(|| Ok::<_, String>(Exit(3))))),
+        case("exit_in_an_err_is_an_error", Code(1), &[], || Ok(run(|| Err::<(), _>(Exit(3))))).err("Error: Exit(3)"),
+        case("exit_of_a_handler_decides_over_exit_of_the_body", Code(8), &[], || {
+            Ok(run(|| {
+                register(|| Err(Exit(8)));
+                Exit(3)
+            }))
+        }),
         case("run_keeps_the_low_byte_of_a_status", Code(0), &[], || {
             Ok(run(|| {
                 register(|| Err(Exit(256)));

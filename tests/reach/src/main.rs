@@ -94,7 +94,7 @@ fn main() -> Result<ExitCode, String> {
         "c_exit_on_a_thread" => on_another_thread(|| c_exit(8), true),
         "exit" => exitstack::exit(9),
         "exit_on_a_thread" => on_another_thread(|| exitstack::exit(10), true),
-        "run" => return Ok(run(|| Ok::<_, String>(says("B")))),
+        "run" => return Ok(run(|| _ = says("B"))),
         "run_fails" => return Ok(run(|| Err::<(), _>("failed"))),
         "run_panics" => return Ok(run(|| -> Result<(), String> { panic!("in the body") })),
         "abort" => std::process::abort(),
