@@ -46,6 +46,8 @@ use crate::shared::{Node, Occasion, SharedExitStack, current, enter};
 /// - Finalized, or dropped by its last handle, it leaves nothing behind in its parent. One that is still alive when the
 ///   process exits (leaked, in a `static`, held by another thread) is finalized then, and its failures reported.
 /// - Failures carry the path, `process > plugin-a > db`.
+/// - A runtime with one big lock releases it around [`finalize`](Self::finalize) and `close`, and takes it in each handler:
+///   see [`SharedExitStack`](crate::SharedExitStack#a-runtime-with-one-big-lock).
 /// - It is no handler of its parent: `len`, `pending`, `clear`, `pop_all` and `unregister` there neither count nor touch
 ///   it.
 /// - In a forked child it is empty, as the [process stack](crate::process_stack) is.
@@ -128,8 +130,9 @@ impl Interpreter {
     /// Runs `body` with this interpreter current on this thread: [`exitstack::register`](crate::register) and its kin
     /// go to its stack. Nests; what was current before is so again afterwards, also if `body` panics.
     ///
-    /// Nothing is locked, and other threads are not touched: a new thread starts without a current interpreter. While
-    /// an interpreter's handlers run, it is current.
+    /// Nothing is locked, and other threads are not touched. **The current interpreter does not follow into other threads**:
+    /// a spawned thread, rayon's workers and a task that another thread polls start without one, and register with the
+    /// process stack. Clone the interpreter and enter it there. While an interpreter's handlers run, it is current.
     ///
     /// ```
     /// use exitstack::Interpreter;

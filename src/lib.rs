@@ -76,6 +76,11 @@
 //!   An `Err` is what it is elsewhere, and so is [`Exit`]. [`exit`] inside a handler cannot unwind then: the handlers
 //!   below run within that call, each such call on the stack of the one before, and no local of the handler is dropped.
 //! - Nothing runs on SIGKILL, `_exit` and the other ways out that the table answers with no.
+//! - **Nothing here is async-signal-safe.** A signal handler must not register, close or exit: let a thread wait for the
+//!   signal instead (the README says how a program cleans up and then dies by the signal).
+//! - A foreign exception (of C++, say) or `pthread_exit` that unwinds out of a handler aborts the process.
+//! - What a handler prints without a newline is lost if the process leaves through C's `exit`, which does not know Rust's
+//!   buffer. On every other way out standard output has no buffer by then.
 //! - **Thread-locals that have destructors are gone** when the process leaves through `atexit`, that is on every way out
 //!   but [`run`] and [`exit`]. A handler that needs one (that logs through `tracing`, say) panics, and is contained and
 //!   reported like any other.
@@ -112,7 +117,7 @@
 //!
 //! It stands in `src/raw` alone; every other module is held to safe Rust by lint. `closure.rs` keeps small handlers in
 //! the stack without an allocation, `entered.rs` lends out what is entered; a file for each kind of system is the C
-//! boundary (`atexit`, `exit`, a raw write to standard error), `fork.rs` and `held.rs` are for `fork`. Each file opens
+//! boundary (`atexit`, `exit`, a raw write to standard error), `fork.rs` is for `fork`. Each file opens
 //! with the argument why it is sound; the README tells how that is checked.
 //!
 //! # Features and Rust version

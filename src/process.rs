@@ -67,8 +67,10 @@ global! {
 /// - What is registered while it drains runs next, up to 65 536 registrations (those with interpreters made meanwhile
 ///   included). Past that, and once it has been empty, registrations are [refused](SharedExitStack::try_register). So the
 ///   process ends, whatever registers itself anew.
-/// - Handlers do not change the exit status, but for [`Exit`]. Nothing unwinds into C, and nothing is printed but
-///   [reports](crate::report).
+/// - Handlers do not change the exit status, but for [`Exit`]: a handler that fails is reported, and leaves the status as it
+///   is. Nothing unwinds into C, and nothing is printed but [reports](crate::report).
+/// - Handlers that each call C's `exit` run inside one another: some thousands of them overflow the stack, as they would in
+///   C. [`exit`] and [`Exit`] leave the handler first.
 ///
 /// ```no_run
 /// exitstack::process_stack().register(|| println!("goodbye")); // whichever interpreter is current
@@ -213,6 +215,10 @@ fn drain_all(occasion: Occasion) -> Option<i32> {
 /// call to use. Two places have no way out but C's `exit`: a function that C called from a handler (unwinding out of an
 /// `extern "C"` function aborts), and another library's `atexit` handler.
 ///
+/// **In the destructor of a thread-local it aborts**, after the handlers have run, if the thread is in
+/// `std::process::exit` or past the end of `main` already: std's `exit` cannot be called twice. On the way out by this
+/// function the handlers run before such destructors, and what the destructors register runs after them.
+///
 /// ```no_run
 /// exitstack::register(|| println!("saved"));
 /// if std::env::args().len() > 1 {
@@ -335,14 +341,21 @@ fn arm() -> bool {
 /// Lets this forked child own what its parent registered, with the process stack and with every interpreter.
 ///
 /// Without it, a child neither runs nor drops what it inherited, only what it registers itself: it would delete its
-/// parent's files. A daemon that forks and lets its parent leave by `_exit` is the one who wants the handlers. Call it in
-/// the child, once; elsewhere, and on systems without `fork`, it does nothing. The parent keeps its handlers too.
+/// parent's files. A daemon that forks and lets its parent leave by `_exit` should call this in the child, once;
+/// elsewhere, and on systems without `fork`, it does nothing.
+///
+/// **The parent keeps its handlers too.** A parent that leaves by `exit` or by returning from `main`, instead of by `_exit`,
+/// runs them: let it move them away first, with [`pop_all`](SharedExitStack::pop_all) and [`std::mem::forget`].
 ///
 /// CPython runs inherited handlers in every child that exits normally.
 ///
 /// False if another thread was in a method of one of the stacks at the fork, or if one takes no more handlers: what that
 /// one held is lost to the child. A child may use every shared stack of its parent, whatever other threads did at the fork.
 /// For a stack that is a value there is [`SharedExitStack::adopt_after_fork`].
+///
+/// C's own `atexit` is not made for forks: glibc keeps a lock in it, and a child that is forked while another thread
+/// registers with `atexit` hangs when it exits. This crate calls `atexit` at its first registration in a process and on the
+/// way out, at no other time.
 ///
 /// ```
 /// assert!(exitstack::adopt_after_fork()); // in a process that did not fork: nothing

@@ -78,13 +78,47 @@ pub(crate) const LATE: usize = 65_536;
 /// - Nothing of the library is locked while a handler, the drop of a capture, a key's `==` or the report hook runs: each
 ///   may register, unregister, close or panic.
 ///
+/// # A runtime with one big lock
+///
+/// A second `close()` waits for the drain that runs. If it waits with a lock held that a handler of that drain needs, both
+/// wait forever: only waits for drains are seen. So a runtime with a global interpreter lock releases it around `close()`
+/// (and [`finalize`](crate::Interpreter::finalize)), and each handler takes it:
+///
+/// ```
+/// use exitstack::SharedExitStack;
+/// use std::sync::{Mutex, MutexGuard};
+///
+/// static GIL: Mutex<()> = Mutex::new(());
+/// static STACK: SharedExitStack = SharedExitStack::new();
+///
+/// fn close(held: MutexGuard<'static, ()>) -> MutexGuard<'static, ()> {
+///     drop(held); // another thread may drain, and its handlers take the lock
+///     let result = STACK.close();
+///     let held = GIL.lock().unwrap();
+///     drop(result); // raise it in the language, with the lock held
+///     held
+/// }
+///
+/// STACK.register(|| {
+///     let _held = GIL.lock().unwrap();
+///     // run the language's callback
+/// });
+/// std::thread::scope(|scope| {
+///     for _ in 0..2 {
+///         scope.spawn(|| drop(close(GIL.lock().unwrap())));
+///     }
+/// });
+/// ```
+///
 /// # Elsewhere
 ///
 /// A stack that is dropped drains, and hands its failures to the [report hook](crate::report). In a `static` it is
 /// never dropped: the [process stack](crate::process_stack) is the one that drains when the process ends. A handler that
-/// calls C's `exit` never returns to the drain it is in; of the stacks, only the process stack and the interpreters are
-/// gone on with. A forked
-/// child has its own copy, like any value's (the process stack and interpreters are the exception).
+/// calls C's `exit` never returns to the drain it is in. The drains of the process stack and of interpreters are resumed
+/// then; that of a value is taken over by the next `close()`, if one comes.
+///
+/// In a forked child every shared stack is empty and usable, whatever other threads of the parent did at the fork. The
+/// child neither runs nor drops what its parent registered, unless it [adopts](Self::adopt_after_fork) that.
 #[doc(alias = "atexit")]
 #[doc(alias = "cleanup")]
 #[must_use = "a stack that is not bound to a name is dropped, and drained, at once"]
