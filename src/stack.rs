@@ -13,9 +13,9 @@ use crate::raw::{self, Bound, Closure, Task};
 
 /// A stack of handlers that run when it is closed or dropped, the last registered first.
 ///
-/// **It is a local variable.** `std::process::exit` and Ctrl-C skip it, as they skip every destructor on the threads'
-/// stacks; so does [`exitstack::exit`](crate::exit). What `exit` has to run belongs in the
-/// [process stack](crate::process_stack), or in an [`Interpreter`](crate::Interpreter).
+/// **It is a local variable: it does not run on `std::process::exit` or Ctrl-C**, nor on
+/// [`exitstack::exit`](crate::exit), which drop no locals. What has to run on an `exit` belongs in the
+/// [process stack](crate::process_stack) or in an [`Interpreter`](crate::Interpreter).
 ///
 /// **A stack that is dropped without [`close()`](Self::close) has failed**: its [`on_failure`](Self::on_failure)
 /// handlers run and its [`on_success`](Self::on_success) handlers do not, whether the drop comes from an early `?`, from a
