@@ -5,6 +5,7 @@
 
 #[cfg(all(loom, feature = "loom"))]
 pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
+use std::hint;
 use std::mem;
 use std::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(not(all(loom, feature = "loom")))]
@@ -63,6 +64,9 @@ macro_rules! per_thread {
 }
 pub(crate) use per_thread;
 
+/// How often a thread looks for a lock that is taken before it sleeps: some microseconds in all.
+const LOOKS: u32 = 8;
+
 /// A mutex that knows no poison: no user code runs under it, and what stands under it is whole at every moment.
 #[derive(Debug)]
 pub(crate) struct Lock<T>(Mutex<T>);
@@ -76,9 +80,31 @@ impl<T> Lock<T> {
 
     #[inline]
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        if cfg!(all(loom, feature = "loom")) {
+            return self.sleep(); // a model tries each look in every order
+        }
+        self.try_lock().unwrap_or_else(|| self.linger())
+    }
+
+    fn sleep(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Looks a few times more, less and less often, before it lets the system wait: these locks are held for some dozen
+    /// instructions, and a thread that looks all the time takes the lock's cache line from the one that holds it.
+    #[cold]
+    #[inline(never)]
+    fn linger(&self) -> MutexGuard<'_, T> {
+        for look in 0..LOOKS {
+            (0..1 << look).for_each(|_| hint::spin_loop());
+            if let Some(guard) = self.try_lock() {
+                return guard;
+            }
+        }
+        self.sleep()
+    }
+
+    #[inline]
     fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         match self.0.try_lock() {
             Ok(guard) => Some(guard),

@@ -5,7 +5,8 @@ use std::hint::black_box;
 
 use exitstack::ExitStack;
 use exitstack_benches::{
-    Boxes, empty, register_and_run, written_out_as_an_array, written_out_as_guards, written_out_on_a_stack,
+    Boxes, empty, one_on_a_shared_stack, register_and_run, written_out_as_an_array, written_out_as_guards,
+    written_out_on_a_stack,
 };
 use gungraun::{library_benchmark, library_benchmark_group, main};
 
@@ -56,6 +57,11 @@ fn none() {
 }
 
 #[library_benchmark]
+fn one_shared() {
+    rounds(|| one_on_a_shared_stack(black_box(1), black_box(2)));
+}
+
+#[library_benchmark]
 fn three_on_a_stack() {
     rounds(|| written_out_on_a_stack(black_box(1), black_box(2)));
 }
@@ -72,6 +78,6 @@ fn three_as_an_array() {
 
 library_benchmark_group!(
     name = counts,
-    benchmarks = [stack, boxes, nothing, none, three_on_a_stack, three_as_guards, three_as_an_array]
+    benchmarks = [stack, boxes, nothing, none, one_shared, three_on_a_stack, three_as_guards, three_as_an_array]
 );
 main!(library_benchmark_groups = counts);

@@ -110,32 +110,23 @@ fn instructions() -> Vec<Row> {
     forget_results("gungraun");
     bench("instructions", &[]);
     let count = |case: &str| (total(case) - total("nothing")) / ROUNDS;
-    let row = |work, case: &str, bar| {
-        let (ours, theirs) = (count(&format!("stack.{case}")), count(&format!("boxes.{case}")));
-        let measured = format!("{ours:.0} : {theirs:.0} instructions");
-        Row { work, against: "boxes", measured, value: ours / theirs, bar: Some(bar) }
+    // The number itself, and beside it how many the other way takes.
+    let row = |work, against, case: &str, theirs: &str, bar| {
+        let (value, theirs) = (count(case), count(theirs));
+        let measured = format!("{value:.0} : {theirs:.0}, or {:.2}", value / theirs);
+        Row { work, against, measured, value, bar: Some(bar) }
     };
-    let [stack, guards, array] = ["three_on_a_stack", "three_as_guards", "three_as_an_array"].map(count);
-    let written_out = |against, theirs: f64| Row {
-        work: "3 handlers written out, instructions",
-        against,
-        measured: format!("{stack:.0} : {theirs:.0} instructions"),
-        value: stack / theirs,
-        bar: None,
-    };
+    let alone =
+        |work, case, bar| Row { work, against: "", measured: String::new(), value: count(case), bar: Some(bar) };
+    let [stack, guards] = ["three_on_a_stack", "three_as_guards"];
     vec![
-        row("1 handler, instructions", "h1", 0.43),
-        row("3 handlers, instructions", "h3", 0.38),
-        row("8 handlers, instructions", "h8", 0.37),
-        Row {
-            work: "an empty `ExitStack`, instructions",
-            against: "",
-            measured: String::new(),
-            value: count("none"),
-            bar: Some(28.0),
-        },
-        written_out("three scopeguards", guards),
-        written_out("an array of three", array),
+        row("1 handler, instructions", "boxes", "stack.h1", "boxes.h1", 172.0),
+        row("3 handlers, instructions", "boxes", "stack.h3", "boxes.h3", 285.0),
+        row("8 handlers, instructions", "boxes", "stack.h8", "boxes.h8", 800.0),
+        alone("an empty `ExitStack`, instructions", "none", 14.0),
+        row("3 handlers written out, instructions", "three scopeguards", stack, guards, 255.0),
+        row("the same", "an array of three", stack, "three_as_an_array", 255.0),
+        alone("a `SharedExitStack`: new, register, close, drop, instructions", "one_shared", 1000.0),
     ]
 }
 
@@ -195,16 +186,18 @@ fn time() -> Vec<Row> {
     let plain =
         |work, against, group, pieces, bar| row(work, against, group, ("ours", pieces), ("theirs", pieces), Some(bar));
     let mut rows = vec![
-        plain("1 handler, time", "boxes", "1 handlers", 1.0, 0.5),
-        plain("3 handlers, time", "boxes", "3 handlers", 1.0, 0.45),
-        plain("8 handlers, time", "boxes", "8 handlers", 1.0, 0.4),
+        plain("1 handler, time", "boxes", "1 handlers", 1.0, 0.45),
+        plain("3 handlers, time", "boxes", "3 handlers", 1.0, 0.38),
+        plain("8 handlers, time", "boxes", "8 handlers", 1.0, 0.37),
         row("3 handlers written out", "three scopeguards", "written out", ("ours", 1.0), ("guards", 1.0), None),
         row("3 handlers written out", "an array of three", "written out", ("ours", 1.0), ("array", 1.0), Some(4.0)),
-        plain("1 000 000 handlers, each", "boxes", "1000000 handlers", 1e6, 0.5),
-        plain("`SharedExitStack`: register", "boxes in a `Mutex`", "shared register", 1e4, 0.6),
-        plain("the same, two threads", "boxes in a `Mutex`", "shared register, two threads", 2e5, 0.6),
+        plain("1 000 000 handlers, each", "boxes", "1000000 handlers", 1e6, 0.33),
+        plain("two threads, 3 handlers on stacks of their own", "boxes", "3 handlers, two threads", 2e5, 0.45),
+        plain("`SharedExitStack`: register", "boxes in a `Mutex`", "shared register", 1e4, 0.55),
+        plain("the same, two threads", "boxes in a `Mutex`", "shared register, two threads", 2e5, 0.75),
+        plain("the same, four threads", "boxes in a `Mutex`", "shared register, four threads", 4e5, 0.75),
         plain("`SharedExitStack`: register and close", "boxes in a `Mutex`", "shared register and close", 1e4, 1.2),
-        plain("`process_stack()`: register, of 100 000", "C `atexit`", "process register", 1e5, 1.0),
+        plain("`process_stack()`: register, of 100 000", "C `atexit`", "process register", 1e5, 1.05),
         plain("`process_stack()`: run, of 100 000", "C `atexit`", "process run", 1e5, 1.5),
     ];
     if results("criterion").join("unregister/cpython").exists() {

@@ -14,8 +14,8 @@ use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BatchSize, BenchmarkId, Criterion, SamplingMode};
 use exitstack::{ExitStack, Handler, HandlerId, SharedExitStack, process_stack};
 use exitstack_benches::{
-    Boxes, Shared, SharedBoxes, cpu_time, keep_memory, register_and_run, register_many, work, written_out_as_an_array,
-    written_out_as_guards, written_out_on_a_stack,
+    Boxes, Cleanup, Shared, SharedBoxes, cpu_time, keep_memory, register_and_run, register_many, work,
+    written_out_as_an_array, written_out_as_guards, written_out_on_a_stack,
 };
 
 const BLOCKS: usize = 5;
@@ -121,6 +121,35 @@ fn local(c: &mut Bench) {
     let guards: Case = ("guards", &|b| b.iter(|| written_out_as_guards(black_box(1), black_box(2))));
     let array: Case = ("array", &|b| b.iter(|| written_out_as_an_array(black_box(1), black_box(2))));
     compare(c, "written out", BLOCKS, &[ours, guards, array]);
+    let ours: Case = ("ours", &on_stacks_of_their_own::<ExitStack>);
+    compare_long(c, "3 handlers, two threads", BLOCKS, &[ours, ("theirs", &on_stacks_of_their_own::<Boxes>)]);
+}
+
+fn on_stacks_of_their_own<S: Cleanup<'static>>(b: &mut Bencher) {
+    from_threads(b, 2, || (), |()| (0..10 * ROUND).for_each(|_| register_and_run::<S>(black_box(3))));
+}
+
+/// Threads that do the same at once, on something that they share: from the first one's start to the last one's end, by the
+/// clock on the wall, for threads also wait for each other.
+fn from_threads<T: Sync>(b: &mut Bencher, threads: usize, make: impl Fn() -> T, work: impl Fn(&T) + Sync) {
+    b.iter_custom(|rounds| {
+        let one = |shared: &T, ready: &Barrier| {
+            ready.wait();
+            let start = Instant::now();
+            work(shared);
+            (start, Instant::now())
+        };
+        let round = || {
+            let (shared, ready) = (make(), Barrier::new(threads));
+            let spans = std::thread::scope(|scope| {
+                let all: Vec<_> = (0..threads).map(|_| scope.spawn(|| one(&shared, &ready))).collect();
+                all.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+            });
+            let start = spans.iter().map(|(start, _)| *start).min().unwrap();
+            spans.iter().map(|(_, end)| *end).max().unwrap() - start
+        };
+        (0..rounds).map(|_| round()).sum()
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -129,8 +158,10 @@ fn local(c: &mut Bench) {
 fn shared(c: &mut Bench) {
     let ours: Case = ("ours", &register::<SharedExitStack>);
     compare(c, "shared register", BLOCKS, &[ours, ("theirs", &register::<SharedBoxes>)]);
-    let ours: Case = ("ours", &register_from_two::<SharedExitStack>);
-    compare(c, "shared register, two threads", BLOCKS, &[ours, ("theirs", &register_from_two::<SharedBoxes>)]);
+    let ours: Case = ("ours", &register_from::<SharedExitStack, 2>);
+    compare(c, "shared register, two threads", BLOCKS, &[ours, ("theirs", &register_from::<SharedBoxes, 2>)]);
+    let ours: Case = ("ours", &register_from::<SharedExitStack, 4>);
+    compare_long(c, "shared register, four threads", BLOCKS, &[ours, ("theirs", &register_from::<SharedBoxes, 4>)]);
     let ours: Case = ("ours", &register_and_close::<SharedExitStack>);
     compare(c, "shared register and close", BLOCKS, &[ours, ("theirs", &register_and_close::<SharedBoxes>)]);
 }
@@ -147,25 +178,8 @@ fn register_and_close<S: Shared>(b: &mut Bencher) {
     });
 }
 
-/// From the first thread's start to the last one's end, by the clock on the wall: threads also wait for each other.
-fn register_from_two<S: Shared>(b: &mut Bencher) {
-    b.iter_custom(|rounds| {
-        let one = |stack: &S, ready: &Barrier| {
-            ready.wait();
-            let start = Instant::now();
-            register_many(stack, 10 * ROUND);
-            (start, Instant::now())
-        };
-        let round = || {
-            let (stack, ready) = (S::new(), Barrier::new(2));
-            let spans = std::thread::scope(|scope| {
-                let other = scope.spawn(|| one(&stack, &ready));
-                [one(&stack, &ready), other.join().unwrap()]
-            });
-            spans[0].1.max(spans[1].1) - spans[0].0.min(spans[1].0)
-        };
-        (0..rounds).map(|_| round()).sum()
-    });
+fn register_from<S: Shared, const THREADS: usize>(b: &mut Bencher) {
+    from_threads(b, THREADS, S::new, |stack| register_many(stack, 10 * ROUND));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -122,6 +122,14 @@ pub fn empty() {
     black_box(&stack);
 }
 
+/// A shared stack with one handler, closed and dropped.
+#[inline(never)]
+pub fn one_on_a_shared_stack(a: usize, b: usize) {
+    let stack = SharedExitStack::new();
+    stack.register(move || work(a, b));
+    stack.close().unwrap();
+}
+
 /// Three handlers written out, on a stack.
 #[inline(never)]
 pub fn written_out_on_a_stack(a: usize, b: usize) {
