@@ -266,7 +266,11 @@ pub(crate) fn cases() -> Vec<Case> {
             register(|| Err("disk full"));
             thread::spawn(|| process_stack().close());
             wait_fails.recv().unwrap();
-            thread::spawn(move || go.send(()));
+            let main = Watched::this();
+            thread::spawn(move || {
+                main.until_it_sleeps(); // in exit: the closer is not back before that
+                go.send(())
+            });
             c_exit(4)
         })
         .err("failed: disk full"),
