@@ -82,6 +82,9 @@
 //!   the same instant (more register hooks of their own as they come: 64 were tried).
 //! - The default report takes no lock. A report hook or panic hook of the program's own may, and wait for ever for a
 //!   thread that never lets go of it.
+//! - A report that cannot be written stops nothing: see [`report`]. A panic's message is written by the panic hook, which
+//!   has no such care: in a program that puts SIGPIPE back to its default action, a handler that panics when nobody reads
+//!   standard error ends the process.
 //! - A stack that is forgotten ([`std::mem::forget`]) runs nothing, and one in a `static` is never dropped: of these only
 //!   the process stack drains at the end.
 //!

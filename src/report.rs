@@ -7,6 +7,12 @@
 //! thread might hold for ever, as `eprintln!` would. Control characters in it are escaped, so that no error text can
 //! rewrite a terminal or look like a second line. CPython has `sys.unraisablehook` for this; as there, a hook that
 //! fails stops nothing.
+//!
+//! A report that cannot be written ends nothing: where nobody reads standard error, where a disk or a file is full, the
+//! report is lost and the drain goes on, also with SIGPIPE and SIGXFSZ at their default action. (On macOS and NetBSD,
+//! which send them to the process, another thread may receive them.) Where standard error is non-blocking and full, a
+//! report waits for its reader, two seconds in all, and no report waits again before something has been read. A standard
+//! error that is blocking is written to as by any program.
 
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};

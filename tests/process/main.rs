@@ -12,6 +12,7 @@ mod child;
 mod fork;
 mod loaded;
 mod race;
+mod report;
 mod resume;
 mod ways;
 
@@ -95,7 +96,8 @@ fn runs() -> usize {
 }
 
 fn main() -> Ended {
-    let cases: Vec<Case> = [ways::cases(), resume::cases(), fork::cases()].into_iter().flatten().collect();
+    let cases: Vec<Case> =
+        [ways::cases(), report::cases(), resume::cases(), fork::cases()].into_iter().flatten().collect();
     if let Ok(name) = std::env::var("EXITSTACK_CASE") {
         if name == "race" {
             return race::child();
