@@ -55,10 +55,11 @@
 //! # When a handler fails or panics
 //!
 //! The others run all the same. `close()` returns every failure in a [`CloseError`], in the order they happened, each
-//! with the handler's name, the place where it was registered, and the interpreter's path. A drop, and the end of the
-//! process, have nobody to return them to: each goes to the [report hook](report) at the moment it happens, by default
-//! one line on standard error. No drop of a stack panics. A failure does not change the exit status: a handler that
-//! wants to returns [`Exit`].
+//! with the handler's name, the place where it was registered, and the interpreter's path; its causes are its
+//! [`source`](std::error::Error::source), and `{:#}` shows everything on one line. A drop, and the end of the process, have
+//! nobody to return them to: each goes to the [report hook](report) at the moment it happens, by default one line on
+//! standard error. No drop of a stack panics. A failure does not change the exit status: a handler that wants to returns
+//! [`Exit`].
 //!
 //! # What is not promised
 //!
