@@ -6,7 +6,7 @@ use std::error::Error;
 use std::fmt::{self, Display, Write};
 use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// How the work ended whose cleanup runs: what `on_success` and `on_failure` handlers ask.
 ///
@@ -101,6 +101,8 @@ struct Facts {
     site: Site,
     kind: HandlerErrorKind,
     more: usize,
+    /// The report hook has been told of it, or is about to be.
+    told: AtomicBool,
 }
 
 /// Which handler: what remains of it while and after it runs.
@@ -112,14 +114,19 @@ pub(crate) struct Site {
 
 impl HandlerError {
     pub(crate) fn new(path: Option<String>, site: Site, kind: HandlerErrorKind) -> Self {
-        Self(Arc::new(Facts { path, site, kind, more: 0 }))
+        Self(Arc::new(Facts { path, site, kind, more: 0, told: AtomicBool::new(false) }))
     }
 
     /// The refusals of one stack beyond the first, which stood at `location`.
     pub(crate) fn more_refused(path: Option<String>, location: &'static Location<'static>, more: usize) -> Self {
         let site = Site { name: None, location };
         let kind = HandlerErrorKind::Refused;
-        Self(Arc::new(Facts { path, site, kind, more }))
+        Self(Arc::new(Facts { path, site, kind, more, told: AtomicBool::new(false) }))
+    }
+
+    /// Whether this is the first call for this failure, which gives its report to the caller.
+    pub(crate) fn tell(&self) -> bool {
+        !self.0.told.swap(true, Ordering::Relaxed)
     }
 
     /// The handler's name, if it was given one with [`Handler::named`](crate::Handler::named).
@@ -149,7 +156,7 @@ impl Display for HandlerError {
         if f.alternate() {
             return Chain { error: self, show: |link, line| write!(line, "{link}") }.fmt(f);
         }
-        let Facts { path, site, kind, more } = &*self.0;
+        let Facts { path, site, kind, more, told: _ } = &*self.0;
         if let Some(path) = path {
             OneLine(f).write_str(path)?;
             f.write_str(": ")?;

@@ -13,7 +13,8 @@
 //! report waits for its reader, two seconds in all, and no report waits again before something has been read. A standard
 //! error that is blocking is written to as by any program.
 //!
-//! CPython has `sys.unraisablehook` for this; as there, a hook that fails stops nothing.
+//! Each failure is reported once, whatever the hook does: it may exit the process, panic, or replace itself. CPython has
+//! `sys.unraisablehook` for this; as there, a hook that fails stops nothing.
 
 use std::error::Error;
 use std::fmt::{self, Write as _};
@@ -21,7 +22,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::drain::discard;
-use crate::error::{Chain, HandlerError, OneLine};
+use crate::error::{Chain, Exit, HandlerError, OneLine};
 use crate::raw;
 use crate::sync::{Lock, global};
 
@@ -36,7 +37,8 @@ global! {
 /// It is called on the thread that drains, with nothing of this library locked: it may register, unregister and close.
 /// On the way out of the process it is called when thread-locals with destructors may be gone and other threads may
 /// hold any lock: a hook that writes there should write raw. If it panics, the default report takes its place for that
-/// failure, and the drain goes on.
+/// failure, and the drain goes on. If it exits the process, the failures that were not reported yet are reported on the
+/// way out.
 ///
 /// ```
 /// use std::sync::{Arc, Mutex};
@@ -77,21 +79,20 @@ fn replace(hook: Option<Arc<Hook>>) -> Option<Arc<Hook>> {
     std::mem::replace(&mut *HOOK.lock(), hook)
 }
 
-/// Reports one failure: by the hook, or by one line on standard error.
+/// Reports one failure, if that was not done: by the hook, or by one line on standard error.
 #[cold]
 pub(crate) fn report(error: &HandlerError) {
+    if !error.tell() {
+        return;
+    }
     let hook = HOOK.lock().clone();
-    let by_hook = catch_unwind(AssertUnwindSafe(move || {
-        hook.is_some_and(|hook| {
-            hook(error);
-            true
-        })
-    }));
-    match by_hook {
-        Ok(true) => {}
-        Ok(false) => show(error),
-        Err(payload) => {
-            discard(payload);
+    let Some(hook) = hook else { return show(error) };
+    let told = catch_unwind(AssertUnwindSafe(|| hook(error)));
+    discard(hook); // may be the last of it, and what it captured may panic
+    if let Err(payload) = told {
+        let exits = payload.is::<Exit>(); // by `exit`, which has noted the status
+        discard(payload);
+        if !exits {
             show(error);
         }
     }

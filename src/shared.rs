@@ -177,11 +177,11 @@ struct Drain {
 }
 
 impl Drain {
-    /// Lets failures go to the report hook from now on; returns those that have not, and are not the drain's around.
+    /// Lets failures go to the report hook from now on; returns those so far that are not the drain's around. `report`
+    /// passes over what it was given before.
     fn report_all(&mut self) -> Vec<HandlerError> {
-        let all = mem::replace(&mut self.reports, true);
-        let gathered = self.gathered.as_ref().filter(|_| !all);
-        gathered.map_or(Vec::new(), |gathered| gathered.new_since(self.handed).0.to_vec())
+        self.reports = true;
+        self.gathered.as_ref().map_or(Vec::new(), |gathered| gathered.new_since(self.handed).0.to_vec())
     }
 
     /// A place to wait for its end.

@@ -223,6 +223,40 @@ fn the_default_report_survives_a_chain_that_panics_or_does_not_end() {
 }
 
 #[test]
+fn a_hook_that_panics_has_the_default_report_after_it() {
+    let _alone = alone();
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&seen);
+    set_hook(Box::new(move |_| {
+        counts.fetch_add(1, Ordering::SeqCst);
+        quiet_panic("the hook");
+    }));
+    let written = Capture::new().during(fail);
+    drop(take_hook());
+    assert_eq!((seen.load(Ordering::SeqCst), String::from_utf8(written).unwrap().lines().count()), (1, 1));
+}
+
+#[test]
+fn a_hook_whose_drop_panics_has_reported() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic_with_nothing();
+        }
+    }
+    let _alone = alone();
+    let seen = Arc::new(AtomicUsize::new(0));
+    let (counts, bomb) = (Arc::clone(&seen), Bomb);
+    set_hook(Box::new(move |_| {
+        let _captured = &bomb;
+        counts.fetch_add(1, Ordering::SeqCst);
+        drop(take_hook());
+    }));
+    let written = Capture::new().during(fail);
+    assert_eq!((seen.load(Ordering::SeqCst), String::from_utf8(written).unwrap()), (1, String::new()));
+}
+
+#[test]
 fn no_payload_panics_the_default_report() {
     let _alone = alone();
     let written = Capture::new().during(|| {

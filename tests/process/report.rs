@@ -1,17 +1,20 @@
-//! What becomes of a report: whatever standard error is, the drain goes on.
+//! What becomes of a report: whatever standard error is, and whatever the hook does, the drain goes on and each failure
+//! is told once.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _};
 use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
+use std::panic;
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use exitstack::{ExitStack, register};
+use exitstack::report::set_hook;
+use exitstack::{ExitStack, HandlerError, process_stack, register};
 
 use crate::Status::Code;
-use crate::child::{say, says};
+use crate::child::{c_exit, say, says};
 use crate::{Case, Ended, case};
 
 const OK: Ended = Ok(std::process::ExitCode::SUCCESS);
@@ -118,12 +121,42 @@ fn at_the_very_end(last: extern "C" fn()) {
     assert_eq!(unsafe { libc::atexit(last) }, 0);
 }
 
+/// Lets the default reports be said on standard output, each by its last word, when the handlers have run.
+fn say_reports_at_the_end() {
+    static REPORTS: OnceLock<File> = OnceLock::new();
+    extern "C" fn say_them() {
+        use std::os::unix::fs::FileExt as _;
+        let mut text = [0; 10_000];
+        let length = REPORTS.get().map_or(0, |file| file.read_at(&mut text, 0).unwrap_or_default());
+        for line in String::from_utf8_lossy(&text[..length]).lines() {
+            say(&format!("default: {}", last_word(line)));
+        }
+    }
+    at_the_very_end(say_them);
+    let file = REPORTS.get_or_init(nameless_file);
+    drop(replace_standard_error(file));
+    panic::set_hook(Box::new(|_| ()));
+}
+
 fn last_word(line: &str) -> &str {
     line.trim_end().rsplit(' ').next().unwrap_or_default()
 }
 
+fn say_failure(error: &HandlerError) {
+    say(&format!("hook: {}", last_word(&format!("{error:#}"))));
+}
+
 fn fails(text: &'static str) {
     register(move || Err(text));
+}
+
+/// Panics when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic::resume_unwind(Box::new(())); // what it carried would be leaked
+    }
 }
 
 #[expect(clippy::too_many_lines, reason = "a table")]
@@ -232,6 +265,106 @@ pub(crate) fn cases() -> Vec<Case> {
             ExitStack::new().register(|| Err("E".repeat(200_000)));
             replace_standard_error(&before);
             say(&String::from_utf8_lossy(&reader.join().unwrap()).matches('E').count().to_string());
+            OK
+        }),
+        // The hook.
+        case("a_hook_that_calls_c_exit_is_told_of_each_failure_once", Code(3), &["hook: one", "hook: two"], || {
+            say_reports_at_the_end();
+            set_hook(Box::new(|error| {
+                say_failure(error);
+                c_exit(3)
+            }));
+            register(|| c_exit(2));
+            fails("two");
+            fails("one");
+            let _ = process_stack().close();
+            say("never reached");
+            OK
+        }),
+        case("a_hook_that_calls_c_exit_as_the_process_ends", Code(3), &["hook: one", "B", "hook: two", "A"], || {
+            say_reports_at_the_end();
+            set_hook(Box::new(|error| {
+                say_failure(error);
+                c_exit(3)
+            }));
+            says("A");
+            fails("two");
+            says("B");
+            fails("one");
+            OK
+        }),
+        case(
+            "a_failure_that_two_threads_come_to_report_is_told_once",
+            Code(3),
+            &["hook: one", "hook: two", "A"],
+            || {
+                say_reports_at_the_end();
+                let (one, wait_one) = mpsc::channel();
+                let (two, wait_two) = mpsc::channel();
+                let wait_two = Mutex::new(wait_two);
+                set_hook(Box::new(move |error| {
+                    say_failure(error);
+                    if format!("{error:#}").ends_with("one") {
+                        one.send(()).unwrap();
+                        wait_two.lock().unwrap().recv().unwrap();
+                    } else {
+                        two.send(()).unwrap();
+                    }
+                }));
+                says("A");
+                register(move || {
+                    thread::spawn(|| c_exit(3)); // is to report both, and is in the hook with the first
+                    wait_one.recv().unwrap();
+                    c_exit(3) // comes to report the second too
+                });
+                fails("two");
+                fails("one");
+                let _ = process_stack().close();
+                say("never reached");
+                OK
+            },
+        ),
+        case("a_hook_that_calls_exit_has_told", Code(3), &["hook: one", "B", "hook: two", "A"], || {
+            say_reports_at_the_end();
+            set_hook(Box::new(|error| {
+                say_failure(error);
+                exitstack::exit(3)
+            }));
+            says("A");
+            fails("two");
+            says("B");
+            fails("one");
+            OK
+        }),
+        case(
+            "a_hook_that_panics_leaves_each_failure_to_the_default_report",
+            Code(0),
+            &["hook: one", "B", "hook: two", "A", "default: one", "default: two"],
+            || {
+                say_reports_at_the_end();
+                set_hook(Box::new(|error| {
+                    say_failure(error);
+                    panic!("the hook")
+                }));
+                says("A");
+                fails("two");
+                says("B");
+                fails("one");
+                OK
+            },
+        ),
+        case("a_hook_that_replaces_itself_has_told", Code(0), &["hook: one", "B", "next: two", "A"], || {
+            say_reports_at_the_end();
+            let bomb = Bomb;
+            set_hook(Box::new(move |error| {
+                let _captured = &bomb;
+                say_failure(error);
+                set_hook(Box::new(|error| say(&format!("next: {}", last_word(&format!("{error:#}"))))));
+            }));
+            says("A");
+            fails("two");
+            says("B");
+            fails("one");
             OK
         }),
     ]
