@@ -88,7 +88,7 @@ fn main() -> Result<(), CloseError> {
 
     println!("two ends; one is not touched");
     if let Err(failed) = two.finalize() {
-        println!("  {failed}");
+        println!("  {failed:#}");
     }
     println!("one ends");
     one.finalize()

@@ -12,7 +12,7 @@ fn open(what: &'static str) {
 
 fn main() {
     // On its way out, the process tells here what nobody can be handed.
-    exitstack::report::set_hook(Box::new(|error| println!("reported: {error}")));
+    exitstack::report::set_hook(Box::new(|error| println!("reported: {error:#}")));
 
     let store = Interpreter::new("store");
     store.enter(|| open("disk"));

@@ -18,6 +18,10 @@ impl<T> Link<T> {
     pub(crate) fn new(value: T) -> Self {
         Self(Box::new((value, None)))
     }
+
+    pub(crate) fn into_value(self) -> T {
+        self.0.0
+    }
 }
 
 impl<T> Chain<T> {
@@ -39,7 +43,7 @@ impl<T> Chain<T> {
         self.len += 1;
     }
 
-    fn pop(&mut self) -> Option<Link<T>> {
+    pub(crate) fn pop(&mut self) -> Option<Link<T>> {
         let mut link = self.first.take()?;
         self.first = link.0.1.take();
         self.len -= 1;
@@ -54,6 +58,15 @@ impl<T> Chain<T> {
         while let Some(link) = other.pop() {
             self.push(link);
         }
+    }
+
+    /// Lets the value that was added first be the first.
+    pub(crate) fn reverse(&mut self) {
+        let mut reversed = Self::new();
+        while let Some(link) = self.pop() {
+            reversed.push(link);
+        }
+        *self = reversed;
     }
 
     /// Takes out the values for which `matches` is true.
@@ -92,7 +105,7 @@ impl<T> Iterator for Chain<T> {
     type Item = T;
 
     fn next(&mut self) -> Option<T> {
-        self.pop().map(|link| link.0.0)
+        self.pop().map(Link::into_value)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::borrow::Cow;
 use std::error::Error;
-use std::fmt::{self, Display, Write as _};
+use std::fmt::{self, Display, Write};
 use std::ops::Deref;
 use std::panic::Location;
 use std::process::{ExitCode, Termination};
@@ -105,17 +105,22 @@ pub enum HandlerErrorKind {
 
 /// One handler that failed, panicked or was refused: which, registered where, and why.
 ///
-/// It is cheap to clone. Its `Display` is one sentence, in front of it the path of the interpreter if there is one:
+/// It is cheap to clone. Its `Display` says which handler it was, where that was registered, and that it failed; in front
+/// stands the path of the interpreter if there is one. Why it failed is its [`source`](Error::source), the handler's own
+/// error, whose text is not repeated. The alternate form, `{:#}`, shows both, with the whole chain of causes (128 of them
+/// at most), on one line:
 ///
 /// ```text
+/// process > plugin-a > db: exit handler `flush` registered at src/db.rs:10:5 failed
 /// process > plugin-a > db: exit handler `flush` registered at src/db.rs:10:5 failed: disk full
 /// ```
 ///
-/// Names and path are shown on one line, control characters escaped; the message of the handler's own error is shown
-/// as it is.
+/// A panic has no source: its message is part of the text, `... panicked: message`. In the alternate form control
+/// characters are escaped, as they always are in names and paths.
 ///
 /// ```
 /// use exitstack::{ExitStack, Handler};
+/// use std::error::Error;
 ///
 /// let mut stack = ExitStack::new();
 /// stack.register(Handler::new(|| Err("disk full")).named("flush"));
@@ -123,7 +128,9 @@ pub enum HandlerErrorKind {
 /// let error = &error.errors()[0];
 /// assert_eq!(error.name(), Some("flush"));
 /// assert!(error.location().file().ends_with(".rs"));
-/// assert!(error.to_string().ends_with("failed: disk full"));
+/// assert!(error.to_string().ends_with(" failed"));
+/// assert_eq!(error.source().unwrap().to_string(), "disk full");
+/// assert!(format!("{error:#}").ends_with(" failed: disk full"));
 /// ```
 #[derive(Clone)]
 pub struct HandlerError(Arc<Facts>);
@@ -134,7 +141,7 @@ struct Facts {
     site: Site,
     kind: HandlerErrorKind,
     more: usize,
-    /// It went to the report hook.
+    /// The report hook has been told of it, or is about to be.
     told: AtomicBool,
 }
 
@@ -197,8 +204,8 @@ impl HandlerError {
         Self(Arc::new(Facts { at: Moment::now(), path, site, kind, more, told: AtomicBool::new(false) }))
     }
 
-    /// Whether nobody has asked this before: each failure is reported once, whichever way several drains come to it.
-    pub(crate) fn is_told_now(&self) -> bool {
+    /// Whether this is the first call for this failure, which gives its report to the caller.
+    pub(crate) fn tell(&self) -> bool {
         !self.0.told.swap(true, Ordering::Relaxed)
     }
 
@@ -226,9 +233,13 @@ impl HandlerError {
 
 impl Display for HandlerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if f.alternate() {
+            return Causes { error: self, show: |link, line| write!(line, "{link}") }.fmt(f);
+        }
         let Facts { path, site, kind, more, .. } = &*self.0;
         if let Some(path) = path {
-            write!(f, "{}: ", OneLine(path))?;
+            OneLine(f).write_str(path)?;
+            f.write_str(": ")?;
         }
         if *more > 0 {
             let s = if *more == 1 { "" } else { "s" };
@@ -236,11 +247,13 @@ impl Display for HandlerError {
         }
         write!(f, "exit handler ")?;
         if let Some(name) = &site.name {
-            write!(f, "`{}` ", OneLine(name))?;
+            f.write_str("`")?;
+            OneLine(f).write_str(name)?;
+            f.write_str("` ")?;
         }
         write!(f, "registered at {} ", site.location)?;
         match kind {
-            HandlerErrorKind::Failed(error) => write!(f, "failed: {error}"),
+            HandlerErrorKind::Failed(_) => write!(f, "failed"),
             HandlerErrorKind::Panicked(message) => write!(f, "panicked: {message}"),
             HandlerErrorKind::Refused => write!(f, "refused: the stack takes no more handlers"),
         }
@@ -267,23 +280,66 @@ impl Error for HandlerError {
     }
 }
 
+/// How many causes of a failure are shown: an error may be its own source.
+const CAUSES: usize = 128;
+
+/// A failure with the whole chain of its causes, on one line.
+pub(crate) struct Causes<'e> {
+    pub(crate) error: &'e HandlerError,
+    /// Shows one of them: its own text alone.
+    pub(crate) show: fn(&dyn Error, &mut OneLine<'_>) -> fmt::Result,
+}
+
+impl Display for Causes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = OneLine(f);
+        (self.show)(self.error, &mut line)?;
+        let mut causes = 0;
+        let mut next = self.error.source();
+        while let Some(cause) = next {
+            line.write_str(": ")?;
+            if causes == CAUSES {
+                return line.write_str("...");
+            }
+            (self.show)(cause, &mut line)?;
+            causes += 1;
+            next = cause.source();
+        }
+        Ok(())
+    }
+}
+
 /// Every failure of one drain, in the order they happened, and the exit status asked for, if any.
 ///
-/// It is cheap to clone. [`source`](Error::source) is the last failure, as `atexit` keeps the last exception; unlike
-/// Python, where the earlier ones are printed or lost, all are kept. A `CloseError` that carries only an exit request
-/// ([`Exit`]) has no failures and no source.
+/// It is cheap to clone. One failure is told once, however it is printed:
+///
+/// - If there is one failure, this is that failure: `Display` and [`source`](Error::source) are those of the
+///   [`HandlerError`].
+/// - If there are several, `Display` shows them all, each with its whole chain of causes, on one line; there is no source,
+///   as a chain has room for one of them only. The one that Python's `atexit` would re-raise is the [`last`](Self::last).
+/// - If there is only an exit request ([`Exit`]), there is no failure and no source.
+///
+/// The alternate form, `{:#}`, always shows everything on one line. So what prints the whole chain of an error's causes,
+/// as `anyhow` does, leaves nothing out and repeats nothing.
 ///
 /// ```
 /// use exitstack::ExitStack;
 /// use std::error::Error;
 ///
 /// let mut stack = ExitStack::new();
+/// stack.register(|| Err("disk full"));
+/// let error = stack.close().unwrap_err();
+/// assert!(error.to_string().ends_with(" failed"));
+/// assert_eq!(error.source().unwrap().to_string(), "disk full");
+///
 /// stack.register(|| Err("second to run"));
 /// stack.register(|| Err("first to run"));
 /// let error = stack.close().unwrap_err();
 /// let messages: Vec<String> = error.errors().iter().map(|e| e.source().unwrap().to_string()).collect();
 /// assert_eq!(messages, ["first to run", "second to run"]);
-/// assert_eq!(error.source().unwrap().source().unwrap().to_string(), "second to run");
+/// assert!(error.to_string().starts_with("2 exit handlers failed: exit handler registered at "));
+/// assert!(error.to_string().ends_with(" failed: second to run"));
+/// assert!(error.source().is_none());
 /// ```
 #[derive(Clone)]
 pub struct CloseError(Arc<Told>);
@@ -383,6 +439,21 @@ impl CloseError {
         self.0.errors.iter()
     }
 
+    /// Returns the failure that happened last: the one that Python's `atexit` re-raises.
+    ///
+    /// ```
+    /// use exitstack::ExitStack;
+    ///
+    /// let mut stack = ExitStack::new();
+    /// stack.register(|| Err("last"));
+    /// stack.register(|| Err("first"));
+    /// let error = stack.close().unwrap_err();
+    /// assert!(format!("{:#}", error.last().unwrap()).ends_with(" failed: last"));
+    /// ```
+    pub fn last(&self) -> Option<&HandlerError> {
+        self.errors().last()
+    }
+
     /// The exit status that a handler asked for with [`Exit`], the last one if there were several.
     pub fn exit_code(&self) -> Option<i32> {
         self.0.exit.map(|asked| asked.code)
@@ -407,7 +478,7 @@ impl Display for CloseError {
                 write!(f, "{} exit handlers failed: ", errors.len())?;
                 for (at, error) in errors.iter().enumerate() {
                     let separator = if at == 0 { "" } else { "; " };
-                    write!(f, "{separator}{error}")?;
+                    write!(f, "{separator}{error:#}")?;
                 }
                 Ok(())
             }
@@ -423,7 +494,7 @@ impl fmt::Debug for CloseError {
 
 impl Error for CloseError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.errors().last().map(|last| last as _)
+        if let [only] = self.errors() { only.source() } else { None }
     }
 }
 
@@ -477,19 +548,19 @@ pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
     text.unwrap_or("(a payload that is no text)").to_owned()
 }
 
-/// Text as it stands, but on one line: control characters and those that reorder or break lines are escaped, so that
-/// no name or message can forge another line or rewrite a terminal.
-pub(crate) struct OneLine<'t>(pub(crate) &'t str);
+/// Lets text through, but on one line: control characters and those that reorder or break lines are escaped, so that no
+/// name or message can forge another line or rewrite a terminal.
+pub(crate) struct OneLine<'w>(pub(crate) &'w mut dyn Write);
 
-impl Display for OneLine<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars() {
+impl Write for OneLine<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
             let unruly = c.is_control()
                 || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
             if unruly {
-                write!(f, "{}", c.escape_default())?;
+                write!(self.0, "{}", c.escape_default())?;
             } else {
-                f.write_char(c)?;
+                self.0.write_char(c)?;
             }
         }
         Ok(())

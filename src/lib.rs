@@ -62,10 +62,11 @@
 //! # When a handler fails or panics
 //!
 //! The others run all the same. `close()` returns every failure in a [`CloseError`], in the order they happened, each
-//! with the handler's name, the place where it was registered, and the interpreter's path. A drop, and the end of the
-//! process, have nobody to return them to: each goes to the [report hook](report) at the moment it happens, by default
-//! one line on standard error. No drop of a stack panics. A failure does not change the exit status: a handler that
-//! wants to returns [`Exit`].
+//! with the handler's name, the place where it was registered, and the interpreter's path; its causes are its
+//! [`source`](std::error::Error::source), and `{:#}` shows everything on one line. A drop, and the end of the process, have
+//! nobody to return them to: each goes to the [report hook](report) at the moment it happens, by default one line on
+//! standard error. No drop of a stack panics. A failure does not change the exit status: a handler that wants to returns
+//! [`Exit`].
 //!
 //! # What is not promised
 //!
@@ -94,6 +95,9 @@
 //!   the same instant (more register hooks of their own as they come: 64 were tried).
 //! - The default report takes no lock. A report hook or panic hook of the program's own may, and wait for ever for a
 //!   thread that never lets go of it.
+//! - A report that cannot be written stops nothing: see [`report`]. A panic's message is written by the panic hook, which
+//!   has no such care: in a program that puts SIGPIPE back to its default action, a handler that panics when nobody reads
+//!   standard error ends the process.
 //! - A stack that is forgotten ([`std::mem::forget`]) runs nothing, and one in a `static` is never dropped: of these only
 //!   the process stack drains at the end.
 //!

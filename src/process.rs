@@ -13,7 +13,6 @@
 
 use std::cell::Cell;
 use std::io::{self, Write};
-use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::{ExitCode, Termination};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -141,10 +140,14 @@ pub(crate) fn count_refusals_of(node: &Arc<dyn Node>) {
 /// Reports the refusals that were only counted.
 fn report_refused() {
     PROCESS.report_refused();
-    let refusing = mem::take(&mut END.lock().refusing);
-    let oldest_last: Vec<_> = refusing.filter_map(|node| node.upgrade()).collect();
-    for node in oldest_last.into_iter().rev() {
-        node.stack().report_refused();
+    END.lock().refusing.reverse();
+    loop {
+        // One at a time: a hook that exits leaves the others to be reported.
+        let next = END.lock().refusing.pop();
+        let Some(node) = next else { return };
+        if let Some(node) = node.into_value().upgrade() {
+            node.stack().report_refused();
+        }
     }
 }
 

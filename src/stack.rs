@@ -373,7 +373,7 @@ impl<'a> ExitStack<'a> {
     /// let mut stack = exitstack::ExitStack::new();
     /// stack.register(|| Err("disk full"));
     /// let error = stack.close().unwrap_err();
-    /// assert!(error.to_string().ends_with("failed: disk full"));
+    /// assert!(format!("{error:#}").ends_with("failed: disk full"));
     /// assert!(stack.close().is_ok());
     /// ```
     #[doc(alias = "dispose")]

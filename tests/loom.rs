@@ -382,7 +382,7 @@ fn a_finalizer_that_waits_twice_returns_what_failed_both_times() {
         });
         let second = thread::spawn(move || child.finalize().unwrap_err());
         wait_runs.recv().unwrap();
-        let failed: Vec<String> = parent.finalize().err().iter().flat_map(|e| e).map(ToString::to_string).collect();
+        let failed: Vec<String> = parent.finalize().err().iter().flat_map(|e| e).map(|e| format!("{e:#}")).collect();
         if let [first, second] = &failed[..] {
             SEEN.fetch_or(first.contains("the parent's") && second.contains("the child's"), Ordering::Relaxed);
         }

@@ -7,6 +7,7 @@
 //! | module | file | where | what it stands for |
 //! | --- | --- | --- | --- |
 //! | `system` | `unix.rs` | Unix | `atexit` is reached by return from `main`, by `std::process::exit` and by C's `exit` |
+//! | | and `stderr.rs` | | a write may raise a signal, or find its reader slow |
 //! | | `wasi.rs` | WASI | the same; but one thread, and one program |
 //! | | `windows.rs` | Windows | `atexit` is reached by return from `main` and by C's `exit` |
 //! | | `bare.rs` | elsewhere, as `wasm32-unknown-unknown` | there is no C |
@@ -27,6 +28,9 @@ mod fork;
 #[cfg_attr(any(all(unix, not(target_env = "musl")), target_os = "wasi", windows), path = "exit_again.rs")]
 #[cfg_attr(not(any(unix, target_os = "wasi", windows)), path = "exit_never.rs")]
 mod status;
+
+#[cfg(unix)]
+mod stderr;
 
 #[cfg_attr(unix, path = "unix.rs")]
 #[cfg_attr(target_os = "wasi", path = "wasi.rs")]

@@ -1,14 +1,16 @@
-//! The C boundary on Unix: `atexit` and `write`.
+//! The C boundary on Unix: `atexit`; `write` has a file of its own, `stderr.rs`.
 //!
 //! Every function called here is one of C's or POSIX's, called with arguments that are valid by their types: functions
-//! that live as long as this library is loaded, and slices. `atexit` is one of those that a shared library gets its own
-//! copy of: what it registers is bound to the library and runs when that is unloaded. So no function of ours is called
-//! after its code is gone.
+//! that live as long as this library is loaded. `atexit` is one of those that a shared library gets its own copy of:
+//! what it registers is bound to the library and runs when that is unloaded. So no function of ours is called after its
+//! code is gone.
 //!
 //! The functions handed to C are `extern "C" fn`: a panic that reached their edge would abort. They let none through.
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use std::ffi::c_void;
+
+pub(crate) use super::stderr::write_stderr;
 
 /// Whether `std::process::exit` calls what was registered with `atexit`.
 pub(crate) const EXIT_CALLS_HOOKS: bool = true;
@@ -17,19 +19,6 @@ pub(crate) const EXIT_CALLS_HOOKS: bool = true;
 pub(crate) fn at_exit(hook: extern "C" fn()) -> bool {
     // SAFETY: `hook` is a function of this library, to which C binds the registration.
     unsafe { libc::atexit(hook) == 0 }
-}
-
-/// Writes to standard error, without a lock and without a buffer; what cannot be written is lost.
-pub(crate) fn write_stderr(mut bytes: &[u8]) {
-    while !bytes.is_empty() {
-        // SAFETY: pointer and length are those of a live slice.
-        let written = unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), bytes.len()) };
-        match usize::try_from(written) {
-            Ok(written @ 1..) => bytes = &bytes[written..],
-            Err(_) if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
-            Ok(_) | Err(_) => return,
-        }
-    }
 }
 
 /// Whether this code is part of the program itself, rather than of a shared library. Where that cannot be told, it is.

@@ -25,8 +25,8 @@ pub(crate) fn write_stderr(mut bytes: &[u8]) {
         // SAFETY: pointer and length are those of a live slice.
         let written = unsafe { write(2, bytes.as_ptr().cast(), bytes.len()) };
         match usize::try_from(written) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(_) => return,
+            Ok(written @ 1..) => bytes = &bytes[written..],
+            Ok(_) | Err(_) => return,
         }
     }
 }

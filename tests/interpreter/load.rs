@@ -5,7 +5,7 @@ use std::thread;
 
 use exitstack::{Handler, HandlerId, Interpreter, PendingHandler};
 
-use crate::{Log, Random, file_reports, messages, reports_of, within_a_minute};
+use crate::{Log, Random, file_reports, message, messages, reports_of, within_a_minute};
 
 const THREADS: usize = 8;
 const EACH: usize = 8;
@@ -107,9 +107,7 @@ impl Modelled {
                 let next = parent.subinterpreter(self.name.clone());
                 drop(std::mem::replace(&mut self.interpreter, next));
                 let reports = reports_of(&self.name);
-                let reports = reports[before..].iter().map(ToString::to_string);
-                let last_word = |error: String| error.rsplit(' ').next().unwrap_or_default().to_owned();
-                self.drained(&reports.map(last_word).collect::<Vec<_>>());
+                self.drained(&reports[before..].iter().map(message).collect::<Vec<_>>());
             }
             _ => {}
         }

@@ -64,9 +64,12 @@ fn reports_of(name: &str) -> Vec<HandlerError> {
 
 /// The message of each failure, without where it was registered.
 fn messages(result: &Result<(), CloseError>) -> Vec<String> {
-    let errors = result.as_ref().err().map_or(&[][..], CloseError::errors);
-    let last_word = |error: &HandlerError| error.to_string().rsplit(' ').next().unwrap_or_default().to_owned();
-    errors.iter().map(last_word).collect()
+    result.as_ref().err().map_or(&[][..], CloseError::errors).iter().map(message).collect()
+}
+
+/// The last word of what is shown of a failure.
+fn message(error: &HandlerError) -> String {
+    format!("{error:#}").rsplit(' ').next().unwrap_or_default().to_owned()
 }
 
 /// A number from the environment.

@@ -12,10 +12,11 @@ fn a_failure_carries_the_path_from_the_process_down() {
     let line = line!() - 1;
     let error = plugin.finalize().unwrap_err();
     let expected = format!(
-        "process > plugin-a > db: exit handler `flush` registered at {}:{line}:16 failed: disk full",
+        "process > plugin-a > db: exit handler `flush` registered at {}:{line}:16 failed",
         file!().replace('\\', "/")
     );
     assert_eq!(error.to_string(), expected);
+    assert_eq!(format!("{error:#}"), format!("{expected}: disk full"));
     assert_eq!(error.errors()[0].path(), Some("process > plugin-a > db"));
 }
 
@@ -47,7 +48,7 @@ fn a_name_is_kept_as_given_and_shown_on_one_line() {
         inner.stack().register(Handler::new(|| Err("x")).named(name));
         let error = outer.finalize().unwrap_err();
         assert_eq!(error.errors()[0].path(), Some(&*format!("process > {name} > {name}")));
-        let shown = error.to_string();
+        let shown = format!("{error} {error:#}");
         let unruly = |c: char| c.is_control() || matches!(c, '\u{202e}' | '\u{2028}');
         assert!(!shown.contains(unruly), "{shown:?}");
     }

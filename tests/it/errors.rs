@@ -1,6 +1,8 @@
 //! `CloseError`, `HandlerError`, `Exit`.
 
 use std::error::Error;
+use std::fmt;
+use std::iter;
 
 use exitstack::{CloseError, Exit, ExitStack, Handler, HandlerErrorKind, SharedExitStack};
 
@@ -35,7 +37,7 @@ fn failures_and_an_exit_status_are_both_kept() {
     stack.register(|| quiet_panic("earlier"));
     let error = stack.close().unwrap_err();
     assert_eq!((error.exit_code(), error.errors().len()), (Some(3), 2));
-    assert!(error.source().unwrap().to_string().ends_with("failed: later"));
+    assert!(error.to_string().ends_with(" failed: later"));
 }
 
 #[test]
@@ -60,7 +62,7 @@ fn a_nested_stacks_exit_status_is_asked_for_outside_too() {
     stack.register(nested(false, 6));
     let error = stack.close().unwrap_err();
     assert_eq!((error.exit_code(), error.errors().len()), (Some(5), 1));
-    let inner = error.source().unwrap().source().unwrap().downcast_ref::<CloseError>().unwrap();
+    let inner = error.source().unwrap().downcast_ref::<CloseError>().unwrap();
     assert_eq!(inner.exit_code(), Some(5));
 
     let twice = move || -> Result<(), CloseError> {
@@ -85,29 +87,152 @@ fn an_exit_request_of_a_dropped_stack_is_forgotten_and_not_reported() {
 }
 
 #[test]
-fn the_source_is_the_last_failure_and_its_source_the_handlers_error() {
+fn one_failure_is_told_as_that_failure() {
     let mut stack = ExitStack::new();
-    stack.register(|| Err(std::io::Error::other("last")));
-    stack.register(|| Err("first"));
+    stack.register(Handler::new(|| Err(std::io::Error::other("disk full"))).named("flush"));
+    stack.register(|| Err(Exit(3)));
     let error = stack.close().unwrap_err();
-    let last = error.source().unwrap().downcast_ref::<exitstack::HandlerError>().unwrap();
-    assert_eq!(last.source().unwrap().downcast_ref::<std::io::Error>().unwrap().to_string(), "last");
+    let shown = error.to_string();
+    assert!(shown.starts_with("exit handler `flush` registered at ") && shown.ends_with(":11 failed"), "{shown}");
+    assert_eq!(shown, error.errors()[0].to_string());
+    assert_eq!(error.source().unwrap().downcast_ref::<std::io::Error>().unwrap().to_string(), "disk full");
+    assert_eq!(error.errors()[0].source().unwrap().to_string(), "disk full");
     stack.register(|| quiet_panic("boom"));
     let error = stack.close().unwrap_err();
-    assert!(error.source().unwrap().source().is_none());
+    assert!(error.to_string().ends_with(":11 panicked: boom"), "{error}");
+    assert!(error.source().is_none());
 }
 
 #[test]
-fn errors_are_told_in_words() {
+fn several_failures_are_told_on_one_line_and_have_no_source() {
     let mut stack = ExitStack::new();
-    stack.register(Handler::new(|| Err("disk full")).named("flush"));
-    let one = stack.close().unwrap_err().to_string();
-    assert!(one.starts_with("exit handler `flush` registered at ") && one.ends_with(" failed: disk full"), "{one}");
-    stack.register(|| quiet_panic("boom"));
-    stack.register(|| Err("no"));
-    let two = stack.close().unwrap_err().to_string();
-    assert!(two.starts_with("2 exit handlers failed: exit handler registered at "), "{two}");
-    assert!(two.contains(" failed: no; exit handler ") && two.ends_with(" panicked: boom"), "{two}");
+    stack.register(|| quiet_panic("two\nlines"));
+    stack.register(Handler::new(|| chain(&["no", "because\r", "\u{202e}"])).named("\n"));
+    let line = line!() - 2;
+    let error = stack.close().unwrap_err();
+    let expected = format!(
+        "2 exit handlers failed: exit handler `\\n` registered at {0}:{1}:11 failed: no: because\\r: \\u{{202e}}; \
+         exit handler registered at {0}:{line}:11 panicked: two\\nlines",
+        file!(),
+        line + 1,
+    );
+    assert_eq!(error.to_string(), expected);
+    assert_eq!(format!("{error:#}"), expected);
+    assert!(error.source().is_none());
+}
+
+#[test]
+fn the_last_failure_is_the_one_that_happened_last() {
+    let mut stack = ExitStack::new();
+    stack.register(|| Err(Exit(3)));
+    assert!(stack.close().unwrap_err().last().is_none());
+    stack.register(Handler::new(|| Err("no")).named("second"));
+    stack.register(Handler::new(|| quiet_panic("no")).named("first"));
+    assert_eq!(stack.close().unwrap_err().last().unwrap().name(), Some("second"));
+}
+
+/// Fails with an error of these texts: its own, that of its source, and so on.
+fn chain(texts: &[&'static str]) -> Result<(), Link> {
+    let link = |source: Option<Box<Link>>, text: &&'static str| Some(Box::new(Link { text, source }));
+    texts.iter().rev().fold(None, link).map_or(Ok(()), |link| Err(*link))
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+struct Link {
+    text: &'static str,
+    source: Option<Box<Link>>,
+}
+
+/// What cleanup that failed is to a handler's own error: its source.
+#[derive(Debug, thiserror::Error)]
+#[error("undo")]
+struct Undo(#[from] CloseError);
+
+/// Checks that of these texts each is in what is printed of an error once, and in this order, however it is printed.
+fn assert_told_once(error: &CloseError, texts: &[&str]) {
+    let whole = anyhow::Error::from(error.clone());
+    let debug = format!("{whole:?}");
+    let without_backtrace = debug.split("\n\nStack backtrace:").next().unwrap().to_owned();
+    for shown in [format!("{error:#}"), format!("{whole:#}"), without_backtrace] {
+        let places: Vec<Vec<usize>> =
+            texts.iter().map(|text| shown.match_indices(text).map(|(at, _)| at).collect()).collect();
+        assert!(places.iter().all(|places| places.len() == 1) && places.is_sorted(), "{texts:?} in {shown:?}");
+    }
+}
+
+#[test]
+fn each_text_of_a_failure_is_printed_once_at_any_depth() {
+    fn fails_once() -> Result<(), CloseError> {
+        let mut inner = ExitStack::new();
+        inner.register(Handler::new(|| chain(&["save", "not found"])).named("one"));
+        inner.close()
+    }
+    fn fails_twice() -> Result<(), CloseError> {
+        let mut inner = ExitStack::new();
+        inner.register(Handler::new(fails_once).named("second"));
+        inner.register(Handler::new(|| Err(Exit(3))).named("exits"));
+        inner.register(Handler::new(|| quiet_panic("boom")).named("first"));
+        inner.close()
+    }
+    let once = ["`one`", "save", "not found"];
+    let twice = ["`first`", "boom", "`second`", "`one`", "save", "not found"];
+    assert_told_once(&fails_once().unwrap_err(), &once);
+    assert_told_once(&fails_twice().unwrap_err(), &twice);
+
+    let told = |handler: fn() -> anyhow::Result<()>, texts: &[&str], others: &[&str]| {
+        let mut stack = ExitStack::new();
+        if !others.is_empty() {
+            stack.register(Handler::new(|| chain(&["full", "disk"])).named("other"));
+        }
+        stack.register(Handler::new(handler).named("outer"));
+        let texts = [&["`outer`"], texts, others].concat();
+        assert_told_once(&stack.close().unwrap_err(), &texts);
+    };
+    for others in [&[][..], &["`other`", "full", "disk"]] {
+        told(|| Ok(fails_once()?), &once, others);
+        told(|| Ok(fails_twice()?), &twice, others);
+        told(|| fails_once().map_err(|error| Undo(error).into()), &[&["undo"][..], &once].concat(), others);
+        told(|| fails_twice().map_err(|error| Undo(error).into()), &[&["undo"][..], &twice].concat(), others);
+        let boxed: fn() -> anyhow::Result<()> = || Ok(fails_once().map_err(Box::new)?);
+        told(boxed, &once, others);
+        let context: fn() -> anyhow::Result<()> = || anyhow::Context::context(fails_twice(), "clean up");
+        told(context, &[&["clean up"][..], &twice].concat(), others);
+    }
+}
+
+#[test]
+fn an_error_that_is_its_own_source_is_shown_to_an_end() {
+    #[derive(Debug)]
+    struct Endless;
+    impl fmt::Display for Endless {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("again")
+        }
+    }
+    impl Error for Endless {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(self)
+        }
+    }
+    let mut stack = ExitStack::new();
+    stack.register(|| Err(Endless));
+    let shown = format!("{:#}", stack.close().unwrap_err());
+    assert!(shown.ends_with(": again: again: ..."), "{shown}");
+    stack.register(|| Err("disk full"));
+    stack.register(|| Err(Endless));
+    let shown = stack.close().unwrap_err().to_string();
+    assert!(shown.contains(": again: ...; exit handler ") && shown.ends_with(" failed: disk full"), "{shown}");
+}
+
+#[test]
+fn a_chain_of_a_hundred_causes_is_shown_whole() {
+    let texts: Vec<&'static str> = iter::repeat_n("cause", 99).chain(["the first of all"]).collect();
+    let mut stack = ExitStack::new();
+    stack.register(move || chain(&texts));
+    let shown = format!("{:#}", stack.close().unwrap_err());
+    assert_eq!(shown.matches(": cause").count(), 99);
+    assert!(shown.ends_with(": the first of all"), "{shown}");
 }
 
 /// As `main` shows what it returns: what the methods return, and no more.

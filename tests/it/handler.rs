@@ -20,7 +20,7 @@ fn a_handler_returns_nothing_a_result_or_never() {
     stack.register(|| quiet_panic("never"));
     let error = stack.close().unwrap_err();
     let messages: Vec<String> =
-        error.iter().map(|error| error.to_string().rsplit_once(": ").unwrap().1.into()).collect();
+        error.iter().map(|error| format!("{error:#}").rsplit_once(": ").unwrap().1.into()).collect();
     assert_eq!(messages, ["never", "an error", "a boxed error", "an owned text", "a text"]);
 }
 

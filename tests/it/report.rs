@@ -1,5 +1,7 @@
 //! The report hook, of which the process has one: each test here has it alone.
 
+use std::error::Error;
+use std::fmt;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,7 +12,7 @@ use proptest::prelude::*;
 
 use crate::model;
 use crate::stderr::Capture;
-use crate::support::{alone, collect_reports, quiet_panic};
+use crate::support::{alone, collect_reports, panic_with_nothing, quiet_panic};
 
 fn fail() {
     ExitStack::new().register(|| Err("no"));
@@ -176,12 +178,82 @@ fn the_default_report_is_one_line_of_text_with_path_name_and_place() {
 fn the_default_report_survives_an_error_that_cannot_be_shown() {
     let _alone = alone();
     for (kind, word) in [(2, "half(the message could not be written)"), (3, "half(the message panicked)")] {
-        let mut bytes = vec![kind];
-        bytes.extend_from_slice(b"half");
-        let failure = model::report::decode(&bytes);
+        let failure = model::report::decode(&[&[kind | 16][..], b"half|||and why"].concat());
         let written = Capture::new().during(|| model::report::report(&failure));
-        assert!(String::from_utf8(written).unwrap().ends_with(&format!("failed: {word}\n")));
+        let written = String::from_utf8(written).unwrap();
+        assert!(written.ends_with(&format!("failed: {word}: and why\n")), "{written}");
     }
+}
+
+#[test]
+fn the_default_report_shows_the_whole_chain_of_causes() {
+    let _alone = alone();
+    let written = Capture::new().during(|| {
+        ExitStack::new().register(|| Err(anyhow::anyhow!("not\nfound").context("read").context("save")));
+    });
+    let written = String::from_utf8(written).unwrap();
+    assert!(written.ends_with(" failed: save: read: not\\nfound\n"), "{written}");
+    assert_eq!(written.lines().count(), 1);
+}
+
+#[test]
+fn the_default_report_survives_a_chain_that_panics_or_does_not_end() {
+    #[derive(Debug)]
+    struct Odd {
+        panics: bool,
+    }
+    impl fmt::Display for Odd {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("odd")
+        }
+    }
+    impl Error for Odd {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            if self.panics { panic_with_nothing() } else { Some(self) }
+        }
+    }
+    let _alone = alone();
+    for (panics, end) in [(true, " failed: odd (the rest panicked)\n"), (false, ": odd: ...\n")] {
+        let written = Capture::new().during(|| {
+            ExitStack::new().register(move || Err(Odd { panics }));
+        });
+        let written = String::from_utf8(written).unwrap();
+        assert!(written.ends_with(end) && written.len() < 2000, "{written}");
+    }
+}
+
+#[test]
+fn a_hook_that_panics_has_the_default_report_after_it() {
+    let _alone = alone();
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&seen);
+    set_hook(Box::new(move |_| {
+        counts.fetch_add(1, Ordering::SeqCst);
+        quiet_panic("the hook");
+    }));
+    let written = Capture::new().during(fail);
+    drop(take_hook());
+    assert_eq!((seen.load(Ordering::SeqCst), String::from_utf8(written).unwrap().lines().count()), (1, 1));
+}
+
+#[test]
+fn a_hook_whose_drop_panics_has_reported() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic_with_nothing();
+        }
+    }
+    let _alone = alone();
+    let seen = Arc::new(AtomicUsize::new(0));
+    let (counts, bomb) = (Arc::clone(&seen), Bomb);
+    set_hook(Box::new(move |_| {
+        let _captured = &bomb;
+        counts.fetch_add(1, Ordering::SeqCst);
+        drop(take_hook());
+    }));
+    let written = Capture::new().during(fail);
+    assert_eq!((seen.load(Ordering::SeqCst), String::from_utf8(written).unwrap()), (1, String::new()));
 }
 
 #[test]

@@ -12,6 +12,7 @@ pub mod shared;
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Once;
 
@@ -75,8 +76,10 @@ pub fn result(result: &Result<(), CloseError>) -> String {
         Err(error) => {
             let errors: Vec<String> = error.iter().map(brief).collect();
             assert!(!errors.is_empty() || error.exit_code().is_some(), "an error without a reason");
-            let source = std::error::Error::source(error).map(ToString::to_string);
-            assert_eq!(source, error.errors().last().map(ToString::to_string), "the source is the last failure");
+            let source = error.source().map(ToString::to_string);
+            let only = if let [only] = error.errors() { only.source() } else { None };
+            assert_eq!(source, only.map(ToString::to_string), "the source is that of the only failure");
+            assert_eq!(error.last().map(brief).as_ref(), errors.last());
             expected_result(&errors, error.exit_code())
         }
     }

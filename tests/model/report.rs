@@ -12,6 +12,8 @@ pub struct Failure {
     pub name: Option<String>,
     pub interpreter: Option<String>,
     pub message: String,
+    /// What the handler's error names as its source.
+    pub cause: Option<String>,
     pub end: End,
 }
 
@@ -30,11 +32,12 @@ pub fn decode(bytes: &[u8]) -> Failure {
     let (kind, texts) = bytes.split_first().map_or((0, bytes), |(first, rest)| (*first, rest));
     let texts = &texts[..texts.len().min(3000)]; // a pipe takes all that becomes of it
     let texts = String::from_utf8_lossy(texts);
-    let mut texts = texts.splitn(3, '|').map(str::to_owned);
+    let mut texts = texts.splitn(4, '|').map(str::to_owned);
     Failure {
         message: texts.next().unwrap_or_default(),
         name: texts.next().filter(|_| kind & 4 != 0),
         interpreter: texts.next().filter(|_| kind & 8 != 0),
+        cause: texts.next().filter(|_| kind & 16 != 0),
         end: [End::Fails, End::Panics, End::FormatFails, End::FormatPanics][usize::from(kind & 3)],
     }
 }
@@ -43,6 +46,7 @@ pub fn decode(bytes: &[u8]) -> Failure {
 struct Message {
     text: String,
     end: End,
+    cause: Option<Box<Message>>,
 }
 
 impl fmt::Display for Message {
@@ -56,14 +60,19 @@ impl fmt::Display for Message {
     }
 }
 
-impl std::error::Error for Message {}
+impl std::error::Error for Message {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}
 
 /// Lets a handler fail where nobody is to be told. The default report must be in force.
 pub fn report(failure: &Failure) {
-    let Failure { name, interpreter, message, end } = failure.clone();
+    let Failure { name, interpreter, message, cause, end } = failure.clone();
+    let cause = cause.map(|text| Box::new(Message { text, end: End::Fails, cause: None }));
     let handler = Handler::new(move || match end {
         End::Panics => resume_unwind(Box::new(message)),
-        _ => Err(Message { text: message, end }),
+        _ => Err(Message { text: message, end, cause }),
     });
     let handler = if let Some(name) = name { handler.named(name) } else { handler };
     match interpreter {
@@ -87,7 +96,8 @@ pub fn check(failure: &Failure, written: &[u8]) {
     let text = std::str::from_utf8(written).expect("a report is text");
     let line = text.strip_suffix('\n').expect("a report ends with a newline");
     assert!(!line.contains(unruly), "unruly characters in {line:?}, of {failure:?}");
-    let parts = [&failure.name, &failure.interpreter, &Some(failure.message.clone())];
+    let cause = failure.cause.as_ref().filter(|_| failure.end != End::Panics).map(|cause| format!(": {cause}"));
+    let parts = [&failure.name, &failure.interpreter, &Some(failure.message.clone()), &cause];
     for part in parts.into_iter().flatten() {
         assert!(part.contains(unruly) || line.contains(part.as_str()), "{part:?} is not in {line:?}");
     }

@@ -179,7 +179,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 child.stack().register(|| Err("one"));
                 child.stack().register(|| Err("two"));
                 let told = parent.finalize().unwrap_err();
-                let last_word = |error: &HandlerError| error.to_string().split(": ").last().unwrap().to_owned();
+                let last_word = |error: &HandlerError| format!("{error:#}").split(": ").last().unwrap().to_owned();
                 say(&told.iter().map(last_word).collect::<Vec<_>>().join(", "));
                 OK
             },

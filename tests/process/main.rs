@@ -13,6 +13,7 @@ mod child;
 mod fork;
 mod loaded;
 mod race;
+mod report;
 mod resume;
 #[path = "../model/watched.rs"]
 mod watched;
@@ -101,7 +102,8 @@ fn minutes() -> u32 {
 }
 
 fn main() -> Ended {
-    let mut cases: Vec<Case> = [ways::cases(), resume::cases(), fork::cases()].into_iter().flatten().collect();
+    let mut cases: Vec<Case> =
+        [ways::cases(), report::cases(), resume::cases(), fork::cases()].into_iter().flatten().collect();
     if cfg!(exitstack_no_wipe) {
         cases.retain(|case| !case.name.starts_with("a_raw_clone")); // the hooks of `pthread_atfork` do not see it
     }

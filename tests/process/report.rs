@@ -1,0 +1,371 @@
+//! What becomes of a report: whatever standard error is, and whatever the hook does, the drain goes on and each failure
+//! is told once.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read as _};
+use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
+use std::panic;
+use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use exitstack::report::set_hook;
+use exitstack::{ExitStack, HandlerError, process_stack, register};
+
+use crate::Status::Code;
+use crate::child::{c_exit, say, says};
+use crate::{Case, Ended, case};
+
+const OK: Ended = Ok(std::process::ExitCode::SUCCESS);
+
+/// Both ends of a pipe, what is read first.
+fn pipe() -> (File, File) {
+    let mut ends = [0; 2];
+    // SAFETY: fills the array, which has room for both.
+    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+    // SAFETY: the descriptors were made above and are nobody else's.
+    let [reads, writes] = ends.map(|end| File::from(unsafe { OwnedFd::from_raw_fd(end) }));
+    (reads, writes)
+}
+
+/// Makes this standard error, and returns what it was before.
+fn replace_standard_error(by: &impl AsRawFd) -> File {
+    // SAFETY: makes a descriptor.
+    let before = unsafe { libc::dup(libc::STDERR_FILENO) };
+    // SAFETY: duplicates descriptors, which are open.
+    assert_eq!(unsafe { libc::dup2(by.as_raw_fd(), libc::STDERR_FILENO) }, libc::STDERR_FILENO);
+    // SAFETY: the descriptor was made above and is nobody else's.
+    File::from(unsafe { OwnedFd::from_raw_fd(before) })
+}
+
+fn set_nonblocking(file: &File) {
+    // SAFETY: asks for the flags of a descriptor that is open.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    // SAFETY: sets them.
+    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) }, 0);
+}
+
+/// Whether a pipe takes no more now.
+fn is_full(writes: &File) -> bool {
+    let mut file = libc::pollfd { fd: writes.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one entry, which lives until the call returns.
+    unsafe { libc::poll(&raw mut file, 1, 0) == 0 }
+}
+
+/// Reads from a pipe once it is full, a little at a time, until there is no writer any more.
+fn read_slowly(mut reads: File, writes: File) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        while !is_full(&writes) {
+            thread::yield_now();
+        }
+        drop(writes);
+        let (mut text, mut part) = (Vec::new(), [0; 4096]);
+        loop {
+            match reads.read(&mut part) {
+                Ok(0) => return text,
+                Ok(length) => text.extend_from_slice(&part[..length]),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+            thread::yield_now();
+        }
+    })
+}
+
+fn set_action(signal: i32, action: libc::sighandler_t) {
+    // SAFETY: the action is one of the system's own.
+    assert_ne!(unsafe { libc::signal(signal, action) }, libc::SIG_ERR);
+}
+
+/// A set of signals that one of C's functions fills.
+fn signals(fill: impl FnOnce(*mut libc::sigset_t)) -> libc::sigset_t {
+    let mut set = std::mem::MaybeUninit::zeroed();
+    fill(set.as_mut_ptr());
+    // SAFETY: a `sigset_t` is numbers, which may be zero.
+    unsafe { set.assume_init() }
+}
+
+fn is_pending(signal: i32) -> bool {
+    // SAFETY: fills the set.
+    let pending = signals(|set| assert_eq!(unsafe { libc::sigpending(set) }, 0));
+    // SAFETY: reads the set.
+    unsafe { libc::sigismember(&raw const pending, signal) == 1 }
+}
+
+fn is_blocked(signal: i32) -> bool {
+    // SAFETY: fills the set; null changes nothing.
+    let change = |set| assert_eq!(unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), set) }, 0);
+    let blocked = signals(change);
+    // SAFETY: reads the set.
+    unsafe { libc::sigismember(&raw const blocked, signal) == 1 }
+}
+
+fn block(signal: i32) {
+    // SAFETY: changes the set, which is empty as zeros are.
+    let set = signals(|set| assert_eq!(unsafe { libc::sigaddset(set, signal) }, 0));
+    // SAFETY: reads the set.
+    assert_eq!(unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) }, 0);
+}
+
+/// A file with no name, for this process alone.
+fn nameless_file() -> File {
+    let path = std::env::temp_dir().join(format!("exitstack-report-{}", std::process::id()));
+    let file = File::options().read(true).append(true).create_new(true).open(&path).unwrap();
+    fs::remove_file(path).unwrap();
+    file
+}
+
+/// Calls this when the handlers have run.
+fn at_the_very_end(last: extern "C" fn()) {
+    // SAFETY: a function that does not unwind. Registered first, it runs last.
+    assert_eq!(unsafe { libc::atexit(last) }, 0);
+}
+
+/// Lets the default reports be said on standard output, each by its last word, when the handlers have run.
+fn say_reports_at_the_end() {
+    static REPORTS: OnceLock<File> = OnceLock::new();
+    extern "C" fn say_them() {
+        use std::os::unix::fs::FileExt as _;
+        let mut text = [0; 10_000];
+        let length = REPORTS.get().map_or(0, |file| file.read_at(&mut text, 0).unwrap_or_default());
+        for line in String::from_utf8_lossy(&text[..length]).lines() {
+            say(&format!("default: {}", last_word(line)));
+        }
+    }
+    at_the_very_end(say_them);
+    let file = REPORTS.get_or_init(nameless_file);
+    drop(replace_standard_error(file));
+    panic::set_hook(Box::new(|_| ()));
+}
+
+fn last_word(line: &str) -> &str {
+    line.trim_end().rsplit(' ').next().unwrap_or_default()
+}
+
+fn say_failure(error: &HandlerError) {
+    say(&format!("hook: {}", last_word(&format!("{error:#}"))));
+}
+
+fn fails(text: &'static str) {
+    register(move || Err(text));
+}
+
+/// Panics when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic::resume_unwind(Box::new(())); // what it carried would be leaked
+    }
+}
+
+#[expect(clippy::too_many_lines, reason = "a table")]
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("a_report_that_nobody_reads_stops_nothing", Code(0), &["B", "A", "removed"], || {
+            static PATH: OnceLock<PathBuf> = OnceLock::new();
+            extern "C" fn is_removed() {
+                say(if PATH.get().is_some_and(|path| path.exists()) { "left" } else { "removed" });
+            }
+            at_the_very_end(is_removed);
+            let name = format!("exitstack-removed-{}", std::process::id());
+            let path = PATH.get_or_init(|| std::env::temp_dir().join(name));
+            fs::write(path, "").unwrap();
+            set_action(libc::SIGPIPE, libc::SIG_DFL);
+            let (reads, writes) = pipe();
+            drop((reads, replace_standard_error(&writes)));
+            register(move || fs::remove_file(path));
+            says("A");
+            fails("upload failed");
+            says("B");
+            fails("and this");
+            OK
+        }),
+        case(
+            "a_report_takes_back_its_own_signal_alone",
+            Code(0),
+            &["pending: false, blocked: false", "pending: true, blocked: true"],
+            || {
+                let (reads, writes) = pipe();
+                drop((reads, replace_standard_error(&writes)));
+                for action in [libc::SIG_IGN, libc::SIG_DFL] {
+                    set_action(libc::SIGPIPE, action);
+                    ExitStack::new().register(|| Err("bad"));
+                }
+                let state = || {
+                    let (pending, blocked) = (is_pending(libc::SIGPIPE), is_blocked(libc::SIGPIPE));
+                    say(&format!("pending: {pending}, blocked: {blocked}"));
+                };
+                state();
+                block(libc::SIGPIPE);
+                // SAFETY: a signal that is blocked.
+                assert_eq!(unsafe { libc::raise(libc::SIGPIPE) }, 0);
+                ExitStack::new().register(|| Err("bad"));
+                state();
+                OK
+            },
+        ),
+        case("a_report_past_the_limit_of_a_files_size_stops_nothing", Code(0), &["B", "A", "10 bytes"], || {
+            static FILE: OnceLock<File> = OnceLock::new();
+            extern "C" fn length() {
+                let length = FILE.get().map_or(0, |file| file.metadata().map_or(0, |about| about.len()));
+                say(&format!("{length} bytes"));
+            }
+            at_the_very_end(length);
+            drop(replace_standard_error(FILE.get_or_init(nameless_file)));
+            let limit = libc::rlimit { rlim_cur: 10, rlim_max: 10 };
+            // SAFETY: reads the limits.
+            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) }, 0);
+            says("A");
+            fails("cut");
+            says("B");
+            fails("cut");
+            OK
+        }),
+        #[cfg(target_os = "linux")]
+        case("a_report_to_a_full_disk_stops_nothing", Code(0), &["B", "A"], || {
+            drop(replace_standard_error(&File::options().write(true).open("/dev/full").unwrap()));
+            says("A");
+            fails("lost");
+            says("B");
+            fails("lost");
+            OK
+        }),
+        case("a_report_waits_for_a_reader_that_is_slow", Code(0), &["200000 bytes, one line"], || {
+            let (reads, writes) = pipe();
+            set_nonblocking(&writes);
+            let before = replace_standard_error(&writes);
+            let reader = read_slowly(reads, writes);
+            ExitStack::new().register(|| Err("E".repeat(200_000)));
+            replace_standard_error(&before);
+            let text = String::from_utf8(reader.join().unwrap()).unwrap();
+            let lines = if text.find('\n') == Some(text.len() - 1) { "one line" } else { "lines" };
+            say(&format!("{} bytes, {lines}", text.matches('E').count()));
+            OK
+        }),
+        case("a_reader_that_stops_costs_one_wait_until_it_reads", Code(0), &["in time", "heard", "200000"], || {
+            let (mut reads, writes) = pipe();
+            set_nonblocking(&reads);
+            set_nonblocking(&writes);
+            let before = replace_standard_error(&writes);
+            let began = Instant::now();
+            let stack = ExitStack::new();
+            for _ in 0..10 {
+                stack.register(|| Err("x".repeat(1_000_000)));
+            }
+            drop(stack);
+            say(if began.elapsed() < Duration::from_secs(10) { "in time" } else { "late" });
+            let mut text = Vec::new();
+            let _ = reads.read_to_end(&mut text); // ends where it would wait
+            ExitStack::new().register(|| Err("heard"));
+            text.clear();
+            let _ = reads.read_to_end(&mut text);
+            say(last_word(&String::from_utf8_lossy(&text)));
+            let reader = read_slowly(reads, writes);
+            ExitStack::new().register(|| Err("E".repeat(200_000)));
+            replace_standard_error(&before);
+            say(&String::from_utf8_lossy(&reader.join().unwrap()).matches('E').count().to_string());
+            OK
+        }),
+        // The hook.
+        case("a_hook_that_calls_c_exit_is_told_of_each_failure_once", Code(3), &["hook: one", "hook: two"], || {
+            say_reports_at_the_end();
+            set_hook(Box::new(|error| {
+                say_failure(error);
+                c_exit(3)
+            }));
+            register(|| c_exit(2));
+            fails("two");
+            fails("one");
+            let _ = process_stack().close();
+            say("never reached");
+            OK
+        }),
+        case("a_hook_that_calls_c_exit_as_the_process_ends", Code(3), &["hook: one", "B", "hook: two", "A"], || {
+            say_reports_at_the_end();
+            set_hook(Box::new(|error| {
+                say_failure(error);
+                c_exit(3)
+            }));
+            says("A");
+            fails("two");
+            says("B");
+            fails("one");
+            OK
+        }),
+        case(
+            "a_failure_that_two_threads_come_to_report_is_told_once",
+            Code(3),
+            &["hook: one", "hook: two", "A"],
+            || {
+                say_reports_at_the_end();
+                let (one, wait_one) = mpsc::channel();
+                let (two, wait_two) = mpsc::channel();
+                let wait_two = Mutex::new(wait_two);
+                set_hook(Box::new(move |error| {
+                    say_failure(error);
+                    if format!("{error:#}").ends_with("one") {
+                        one.send(()).unwrap();
+                        wait_two.lock().unwrap().recv().unwrap();
+                    } else {
+                        two.send(()).unwrap();
+                    }
+                }));
+                says("A");
+                register(move || {
+                    thread::spawn(|| c_exit(3)); // is to report both, and is in the hook with the first
+                    wait_one.recv().unwrap();
+                    c_exit(3) // comes to report the second too
+                });
+                fails("two");
+                fails("one");
+                let _ = process_stack().close();
+                say("never reached");
+                OK
+            },
+        ),
+        case("a_hook_that_calls_exit_has_told", Code(3), &["hook: one", "B", "hook: two", "A"], || {
+            say_reports_at_the_end();
+            set_hook(Box::new(|error| {
+                say_failure(error);
+                exitstack::exit(3)
+            }));
+            says("A");
+            fails("two");
+            says("B");
+            fails("one");
+            OK
+        }),
+        case(
+            "a_hook_that_panics_leaves_each_failure_to_the_default_report",
+            Code(0),
+            &["hook: one", "B", "hook: two", "A", "default: one", "default: two"],
+            || {
+                say_reports_at_the_end();
+                set_hook(Box::new(|error| {
+                    say_failure(error);
+                    panic!("the hook")
+                }));
+                says("A");
+                fails("two");
+                says("B");
+                fails("one");
+                OK
+            },
+        ),
+        case("a_hook_that_replaces_itself_has_told", Code(0), &["hook: one", "B", "next: two", "A"], || {
+            say_reports_at_the_end();
+            let bomb = Bomb;
+            set_hook(Box::new(move |error| {
+                let _captured = &bomb;
+                say_failure(error);
+                set_hook(Box::new(|error| say(&format!("next: {}", last_word(&format!("{error:#}"))))));
+            }));
+            says("A");
+            fails("two");
+            says("B");
+            fails("one");
+            OK
+        }),
+    ]
+}
