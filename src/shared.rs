@@ -26,7 +26,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use crate::drain::{Note, Source, discard, drain, drop_all, drop_counted, report_if, run_one, status_of};
 use crate::error::{CloseError, Gathered, Handed, HandlerError, HandlerErrorKind, Outcome, Refused, Site, joined};
 use crate::handler::{IntoHandler, PendingHandler, SharedEntry, identity};
-use crate::list::{HandlerId, HandlerList};
+use crate::list::{Found, HandlerId, HandlerList, Storage};
 use crate::raw::{self, Bound, Closure};
 use crate::report::report;
 use crate::sync::{Lock, MutexGuard, const_fn, per_thread};
@@ -325,6 +325,8 @@ struct Done {
     waiters: Vec<Arc<Waiter>>,
     /// What the thread-locals held of the drain that ended, to be dropped where no lock is held.
     ended: [Option<Begun>; 2],
+    /// What the list of handlers had for more of them, to be freed there too.
+    storage: Storage<SharedEntry>,
     settled: bool,
 }
 
@@ -369,9 +371,9 @@ impl State {
         if first {
             return;
         }
-        let parents = mem::take(&mut self.handlers);
+        let mut parents = self.handlers.take();
         match &mut self.inherited {
-            Some(inherited) => inherited.append(parents),
+            Some(inherited) => inherited.append(&mut parents),
             None if parents.is_empty() => {}
             None => self.inherited = Some(Box::leak(Box::new(parents))),
         }
@@ -418,8 +420,8 @@ impl State {
 
     fn adopt(&mut self) {
         if let Some(inherited) = self.inherited.take() {
-            let own = mem::replace(&mut self.handlers, mem::take(inherited));
-            self.handlers.append(own);
+            let mut own = mem::replace(&mut self.handlers, mem::take(inherited));
+            self.handlers.append(&mut own);
         }
     }
 }
@@ -469,7 +471,7 @@ impl SharedExitStack {
     #[inline]
     fn lock_to_admit(&self) -> Option<MutexGuard<'_, State>> {
         let state = self.state.lock();
-        if state.ready == self.epoch() {
+        if state.ready == self.epoch() && !state.handlers.is_full() {
             return Some(state);
         }
         drop(state);
@@ -484,11 +486,46 @@ impl SharedExitStack {
             drop(state);
             state = self.arm()?;
         }
+        while state.handlers.is_full() {
+            drop(state);
+            self.make_room(1);
+            state = self.lock();
+        }
         state.let_go();
         if matches!(state.phase, Phase::Open) {
             state.ready = self.epoch();
         }
         state.admits().then_some(state)
+    }
+
+    /// Makes room for so many more handlers, with memory that is got and given back where no lock is held.
+    fn make_room(&self, additional: usize) {
+        loop {
+            let wanted = self.lock().handlers.wanted(additional);
+            let Some(capacity) = wanted else { return };
+            let mut storage = Storage::with_capacity(capacity);
+            self.lock().handlers.exchange(&mut storage);
+        }
+    }
+
+    /// Gives back memory that the list has too much of, where no lock is held. Where there is none to move to, it waits.
+    fn shrink(&self) {
+        let excess = self.lock().handlers.excess();
+        if let Some(Ok(mut storage)) = excess.map(Storage::try_with_capacity) {
+            self.lock().handlers.exchange(&mut storage);
+        }
+    }
+
+    /// Takes a handler out of the list.
+    fn take_out(&self, id: HandlerId) -> Option<SharedEntry> {
+        let mut state = self.lock();
+        let entry = state.handlers.take_out(id);
+        let excess = state.handlers.excess();
+        drop(state);
+        if excess.is_some() {
+            self.shrink();
+        }
+        entry
     }
 
     #[cold]
@@ -619,8 +656,7 @@ impl SharedExitStack {
     /// ```
     #[doc(alias = "cancel")]
     pub fn unregister(&self, id: HandlerId) -> bool {
-        let entry = self.lock().handlers.remove(id);
-        entry.is_some()
+        self.take_out(id).is_some()
     }
 
     /// Removes every registration of this function and returns how many there were: see
@@ -636,8 +672,18 @@ impl SharedExitStack {
     /// ```
     pub fn unregister_fn<F: FnOnce() -> R, R>(&self, function: F) -> usize {
         let identity = identity(function);
-        let entries = self.lock().handlers.remove_if(|entry| entry.closure.function() == identity);
-        drop_counted(entries)
+        let mut found = Found::new();
+        loop {
+            let mut state = self.lock();
+            let taken = state.handlers.take_out_if(&mut found, |entry| entry.closure.function() == identity);
+            drop(state);
+            match taken {
+                Ok(()) => break,
+                Err(count) => found.reserve(count),
+            }
+        }
+        self.shrink();
+        drop_counted(found)
     }
 
     /// Removes every registration under a key equal to this one and returns how many there were.
@@ -656,17 +702,26 @@ impl SharedExitStack {
     /// assert_eq!(stack.unregister_key(&"session 7"), 1);
     /// ```
     pub fn unregister_key<K: PartialEq + 'static>(&self, key: &K) -> usize {
-        let keys: Vec<(HandlerId, Arc<K>)> = {
+        let mut keys: Vec<(HandlerId, Arc<K>)> = Vec::new();
+        loop {
             let state = self.lock();
-            let keyed = state.handlers.iter().filter_map(|(id, entry)| Some((id, Arc::clone(entry.key_of::<K>()?))));
-            keyed.collect()
-        };
+            let keyed = || state.handlers.iter().filter_map(|(id, entry)| Some((id, entry.key_of::<K>()?)));
+            let count = keyed().count();
+            if count <= keys.capacity() {
+                keys.extend(keyed().map(|(id, key)| (id, Arc::clone(key))));
+                break;
+            }
+            drop(state);
+            keys.reserve(count);
+        }
         let equal: Vec<HandlerId> = keys.into_iter().filter(|(_, own)| **own == *key).map(|(id, _)| id).collect();
-        let entries: Vec<_> = {
+        let mut found = Found::with_capacity(equal.len());
+        {
             let mut state = self.lock();
-            equal.into_iter().filter_map(|id| state.handlers.remove(id)).collect()
-        };
-        drop_counted(entries)
+            found.extend(equal.iter().filter_map(|id| state.handlers.take_out(*id)));
+        }
+        self.shrink();
+        drop_counted(found)
     }
 
     /// Takes this handler out and runs it now on this thread, whatever its turn; `None` if it is not in this stack (any
@@ -685,7 +740,7 @@ impl SharedExitStack {
     /// ```
     #[must_use = "it tells whether the handler failed"]
     pub fn run_now(&self, id: HandlerId) -> Option<Result<(), CloseError>> {
-        let entry = self.lock().handlers.remove(id)?;
+        let entry = self.take_out(id)?;
         let _restored = self.make_current();
         Some(run_one(entry, || self.path()))
     }
@@ -701,7 +756,7 @@ impl SharedExitStack {
     /// assert!(!stack.unregister(id) && moved.unregister(id));
     /// ```
     pub fn pop_all(&self) -> SharedExitStack {
-        let handlers = mem::take(&mut self.lock().handlers);
+        let handlers = self.lock().handlers.take();
         let moved = Self::new();
         moved.lock().handlers = handlers;
         moved
@@ -720,8 +775,8 @@ impl SharedExitStack {
     /// stack.clear();
     /// ```
     pub fn clear(&self) {
-        let entries = self.lock().handlers.clear();
-        drop_all(entries.into_iter().rev());
+        let mut handlers = self.lock().handlers.take();
+        drop_all(handlers.clear().into_iter().rev());
     }
 
     /// How many handlers wait.
@@ -767,7 +822,7 @@ impl SharedExitStack {
     /// stack.reserve(100);
     /// ```
     pub fn reserve(&self, additional: usize) {
-        self.lock().handlers.reserve(additional);
+        self.make_room(additional);
     }
 
     /// Runs all handlers, the last registered first, until none is left. The stack is usable again then.
@@ -899,7 +954,7 @@ impl SharedExitStack {
 
     /// The lists are empty.
     fn done(&self, mut state: MutexGuard<'_, State>) -> Done {
-        state.handlers.release();
+        let storage = state.handlers.release();
         match &state.phase {
             Phase::Last { late, reopen: false } => {
                 late.lift();
@@ -914,7 +969,7 @@ impl SharedExitStack {
             let ended = if in_tree { [set_innermost(drain.outer), self.take_outermost()] } else { [None, None] };
             let (result, reported) = (Gathered::into_result(drain.gathered), drain.reports);
             let drained = Drained { result, reported, handed: drain.handed };
-            return Done { drained, waiters: drain.waiters, ended, settled: state.is_settled() };
+            return Done { drained, waiters: drain.waiters, ended, storage, settled: state.is_settled() };
         }
         // A handler still runs in it, or a fork took the drain away under its owner.
         let mut drained = Drained { result: Ok(()), reported: true, handed: Handed::default() };
@@ -924,7 +979,7 @@ impl SharedExitStack {
             let (result, reported) = (Gathered::into_result(drain.gathered.clone()), drain.reports);
             drained = Drained { result, reported, handed };
         }
-        Done { drained, waiters: Vec::new(), ended: [None, None], settled: state.is_settled() }
+        Done { drained, waiters: Vec::new(), ended: [None, None], storage, settled: state.is_settled() }
     }
 
     /// Adds to what the drain of this stack has gathered; true if it reports.
@@ -1165,7 +1220,7 @@ impl Descent<'_> {
         for waiter in done.waiters {
             waiter.set(Some(drained.clone()));
         }
-        drop(done.ended);
+        drop((done.ended, done.storage));
         let Some(node) = node else {
             self.result = drained.result;
             return false;
