@@ -8,6 +8,7 @@ use crate::error::{
     Asked, CloseError, Exit, Gathered, HandlerError, HandlerErrorKind, Name, Outcome, Site, panic_message,
 };
 use crate::handler::Entry;
+use crate::list::Found;
 use crate::raw::BoxError;
 use crate::report::report;
 
@@ -65,6 +66,7 @@ fn downcast<E: std::error::Error + 'static>(error: &BoxError) -> Option<&E> {
 
 /// Runs all that `source` gives, until it gives no more. Each handler that fails or panics is noted and the next one
 /// runs; nothing unwinds out of here.
+#[inline]
 pub(crate) fn drain<B: ?Sized>(source: &mut impl Source<B>, outcome: Outcome) {
     loop {
         // What the report of a panic needs.
@@ -144,7 +146,7 @@ pub(crate) fn drop_all<T>(values: impl IntoIterator<Item = T>) {
 }
 
 /// Drops what was removed, as [`drop_all`], and counts it.
-pub(crate) fn drop_counted<T>(removed: Vec<T>) -> usize {
+pub(crate) fn drop_counted<T>(removed: Found<T>) -> usize {
     let count = removed.len();
     drop_all(removed);
     count

@@ -1,8 +1,38 @@
 //! Where handlers wait: an append-only list with stable ids.
+//!
+//! **Storage.** One [`SmallVec`]: the first [`INLINE`] values stand in the list itself, more of them in a block on the heap,
+//! which has room for [`FIRST_BLOCK`] at first.
+//!
+//! **Slots have no drop glue.** A slot keeps its value in a [`ManuallyDrop`], so that the compiler sees nothing to drop in
+//! it. Two things become cheap by that:
+//!
+//! - A drain consumes the values where they stand. Then one store empties the list; no slot is looked at again.
+//! - A value on its way into the list needs no clean-up should anything unwind. So the compiler writes a closure straight to
+//!   its slot, instead of building it elsewhere and copying it.
+//!
+//! In return the list has to drop by itself what is left in it. A mistake here would leak a value and do no other harm: all
+//! of this is safe code.
+//!
+//! **Behind a lock.** The global allocator is foreign code, so it is not called while a lock is held. These neither allocate
+//! nor free: [`push_with`](HandlerList::push_with) unless the list [is full](HandlerList::is_full),
+//! [`pop_to`](HandlerList::pop_to), [`take_out`](HandlerList::take_out), [`take_out_if`](HandlerList::take_out_if),
+//! [`take`](HandlerList::take), [`append`](HandlerList::append) if the list does not [want](HandlerList::wanted) room for it,
+//! and [`release`](HandlerList::release). When the list has to grow or ought to shrink, the owner of the lock makes a
+//! [`Storage`] first, [exchanges](HandlerList::exchange) the list's own for it under the lock, and drops that afterwards. The
+//! public methods do all of it at once, for a list that one thread has to itself.
 
+use std::cell::Cell;
+use std::collections::TryReserveError;
 use std::fmt;
 use std::mem::{self, ManuallyDrop};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use smallvec::SmallVec;
+
+use crate::sync::per_thread;
+
+#[cfg(all(test, not(all(loom, feature = "loom"))))]
+mod tests;
 
 /// One registration, in one list: unique in the process, never reused, unknown to every other list.
 ///
@@ -23,34 +53,97 @@ impl fmt::Debug for HandlerId {
     }
 }
 
-/// The next id that no list has. A list takes a block of them at a time, so that lists share nothing in between.
-static NEXT: AtomicU64 = AtomicU64::new(1);
-
-/// The least block.
-const LEAST_BLOCK: u64 = 8;
-
-/// The largest block: enough to make the counter's cost vanish, not so much as to waste it.
-const LARGEST_BLOCK: u64 = 1 << 16;
-
 impl HandlerId {
     /// An id that no list has, nor will have.
     pub(crate) fn unknown() -> Self {
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+        HandlerList::<()>::new().next_id()
     }
+}
+
+// All threads count together, but in *shares*: each takes one of them at a time, and gives *blocks* of it to the lists that it
+// appends to. So neither threads nor lists meet at the counter often.
+
+/// How many ids a block has.
+const BLOCK: u64 = 32;
+
+/// How many ids a share has, at least one block. Where fewer shares can be counted, each has more of the 64-bit ids.
+const SHARE: u64 = if usize::BITS < 64 { 1 << 32 } else { 1 << 16 };
+
+/// How many shares were taken. No `AtomicU64`: not every 32-bit system has one.
+static SHARES: AtomicUsize = AtomicUsize::new(0);
+
+per_thread! {
+    /// The next id of this thread's share, a whole number of blocks; a multiple of [`SHARE`] if none is left.
+    static NEXT: Cell<u64> = Cell::new(0);
+}
+
+/// Takes a share, and returns its first id, which is greater than those of all shares before.
+fn new_share() -> u64 {
+    let one_more = |taken: usize| ((taken as u64) < u64::MAX / SHARE).then_some(taken + 1);
+    let taken = SHARES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+    taken.expect("no handler ids are left") as u64 * SHARE
 }
 
 /// The list under every stack, public for runtimes that keep handler objects of their own: append-only, last-in
 /// first-out, with stable ids.
 ///
 /// It is a plain container: it runs nothing, asks no bounds of `T`, and hands every value back instead of dropping it,
-/// so that its owner can keep it behind a lock and do what runs foreign code (call, compare, drop) outside.
+/// so that its owner can keep it behind a lock and do what runs foreign code (call, compare, drop) outside. The list is
+/// invariant in `T`.
 ///
 /// | operation | cost |
 /// | --- | --- |
 /// | [`push`](Self::push), [`pop`](Self::pop) | O(1), amortised |
 /// | [`get`](Self::get) | O(log n) |
 /// | [`remove`](Self::remove) | O(log n), amortised |
-/// | memory | the first four stand in the list itself; the others in proportion to the most that waited at once, until a `remove` or `clear` gives back what is too much |
+/// | [`remove_if`](Self::remove_if) | O(n) |
+/// | memory | the first four stand in the list itself; the others in proportion to the most that waited at once, until a `remove`, `remove_if` or `clear` gives back what is too much |
+///
+/// # Behind a lock
+///
+/// Dropping a value runs foreign code, which may want the lock. So bind what comes out of the list to a name, in a
+/// statement of its own: the lock is released at the end of that statement, and the value dropped later.
+///
+/// ```
+/// use exitstack::HandlerList;
+/// use std::sync::Mutex;
+///
+/// static LIST: Mutex<HandlerList<Value>> = Mutex::new(HandlerList::new());
+///
+/// struct Value;
+///
+/// impl Drop for Value {
+///     fn drop(&mut self) {
+///         assert!(LIST.try_lock().is_ok(), "dropped under the lock");
+///     }
+/// }
+///
+/// let id = LIST.lock().unwrap().push(Value);
+/// let removed = LIST.lock().unwrap().remove(id);
+/// drop(removed);
+///
+/// LIST.lock().unwrap().push(Value);
+/// let values = LIST.lock().unwrap().clear();
+/// for value in values.into_iter().rev() {
+///     drop(value);
+/// }
+///
+/// LIST.lock().unwrap().push(Value);
+/// let pop = || LIST.lock().unwrap().pop(); // the lock is released when the closure returns
+/// while let Some((_id, value)) = pop() {
+///     drop(value);
+/// }
+/// ```
+///
+/// Each of these drops the value while the lock is still held:
+///
+/// - `drop(list.lock().unwrap().remove(id));`
+/// - `let _ = list.lock().unwrap().clear();`
+/// - `for value in list.lock().unwrap().clear() { … }`
+/// - `while let Some((id, value)) = list.lock().unwrap().pop() { … }`
+///
+/// Only the global allocator is called under the lock, when the list grows or shrinks; one that uses the list itself would
+/// wait for the lock forever.
 ///
 /// # Removing all that equal `x`, when comparing runs foreign code
 ///
@@ -93,32 +186,64 @@ impl HandlerId {
 /// assert_eq!(list.borrow().len(), 1); // what was registered meanwhile
 /// ```
 pub struct HandlerList<T> {
-    /// The oldest values, in the list itself: in its leftmost `held` places, filled while `rest` is empty. What stands in
-    /// the others needs no drop.
-    first: ManuallyDrop<[Option<(HandlerId, T)>; FIRST]>,
-    held: usize,
-    /// The values after those, ascending by id. A removed value leaves `None`, but never in the last slot, and never in
-    /// more than half of them (`remove` sees to both).
-    rest: ManuallyDrop<Vec<Slot<T>>>,
-    /// How many slots of `rest` are `None`.
+    /// Ascending by id. A removed value leaves an empty slot, but never the last one; and a removal leaves no more than half
+    /// of them empty. In a `ManuallyDrop`, so that one look tells the list's own drop whether there is anything to do.
+    slots: ManuallyDrop<SmallVec<[Slot<T>; INLINE]>>,
+    /// How many slots are empty.
     removed: usize,
-    /// The ids that are this list's to give, `next..end`.
+    /// The ids that are this list's to give, `next..end`. The next block begins at `end` or later.
     next: u64,
     end: u64,
 }
 
 struct Slot<T> {
     id: HandlerId,
-    value: Option<T>,
+    value: Option<ManuallyDrop<T>>,
+}
+
+impl<T> Slot<T> {
+    #[inline]
+    fn take(&mut self) -> Option<T> {
+        self.value.take().map(ManuallyDrop::into_inner)
+    }
+
+    fn get(&self) -> Option<(HandlerId, &T)> {
+        Some((self.id, self.value.as_deref()?))
+    }
 }
 
 /// How many values stand in the list itself.
-const FIRST: usize = 4;
+const INLINE: usize = 4;
 
-/// A place with nothing in it: one word is written. (An array of a constant is copied whole, with all that is unused.)
+/// How many values the first block on the heap has room for.
+const FIRST_BLOCK: usize = 3 * INLINE;
+
+/// What was looked for: as a rule, none or one.
+pub(crate) type Found<T> = SmallVec<[T; 1]>;
+
+/// Storage without values, for a list to [exchange](HandlerList::exchange) its own with.
+pub(crate) struct Storage<T>(Vec<Slot<T>>);
+
+impl<T> Storage<T> {
+    /// Storage for so many values. If they fit into the list itself, this is no more than a permission to move there.
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
+        Self(Vec::with_capacity(if capacity > INLINE { capacity } else { 0 }))
+    }
+
+    /// [`with_capacity`](Self::with_capacity), where there may be no memory.
+    pub(crate) fn try_with_capacity(capacity: usize) -> Result<Self, TryReserveError> {
+        let mut storage = Self::with_capacity(0);
+        if capacity > INLINE {
+            storage.0.try_reserve_exact(capacity)?;
+        }
+        Ok(storage)
+    }
+}
+
+/// No slots. Where this is called, it writes one word; a constant would be copied whole, with all that is unused in it.
 #[cold]
-const fn none<T>() -> Option<(HandlerId, T)> {
-    None
+const fn none<T>() -> SmallVec<[Slot<T>; INLINE]> {
+    SmallVec::new_const()
 }
 
 impl<T> HandlerList<T> {
@@ -130,14 +255,7 @@ impl<T> HandlerList<T> {
     /// ```
     #[inline]
     pub const fn new() -> Self {
-        Self {
-            first: ManuallyDrop::new([none(), none(), none(), none()]),
-            held: 0,
-            rest: ManuallyDrop::new(Vec::new()),
-            removed: 0,
-            next: 0,
-            end: 0,
-        }
+        Self { slots: ManuallyDrop::new(none()), removed: 0, next: 0, end: 0 }
     }
 
     /// Appends a value; its id is greater than every earlier one's of this list.
@@ -152,8 +270,7 @@ impl<T> HandlerList<T> {
         self.push_with(|| value)
     }
 
-    /// Appends the value that `make` makes, when there is room for it: where nothing can unwind any more with the value at
-    /// hand, the compiler writes it to its place, and does not build it elsewhere to copy it.
+    /// Appends the value that `make` returns; the compiler builds it in its slot.
     #[inline]
     pub(crate) fn push_with(&mut self, make: impl FnOnce() -> T) -> HandlerId {
         let id = self.next_id();
@@ -163,28 +280,18 @@ impl<T> HandlerList<T> {
 
     #[inline]
     fn put(&mut self, id: HandlerId, make: impl FnOnce() -> T) {
-        match self.first.get_mut(self.held) {
-            Some(place) if self.rest.is_empty() => {
-                mem::forget(place.replace((id, make()))); // spares the look for something to drop
-                self.held += 1;
-            }
-            _ => {
-                if self.rest.len() == self.rest.capacity() {
-                    self.grow();
-                }
-                self.rest.push(Slot { id, value: Some(make()) });
-            }
+        let slot = Slot { id, value: Some(ManuallyDrop::new(make())) };
+        if !self.slots.spilled() && self.slots.len() == INLINE {
+            self.spill();
         }
+        self.slots.push(slot);
     }
 
+    /// Moves to the first block. All growth after that is `SmallVec`'s.
     #[cold]
     #[inline(never)]
-    fn grow(&mut self) {
-        if self.rest.capacity() == 0 {
-            *self.rest = Vec::with_capacity(2 * FIRST);
-        } else {
-            self.rest.reserve(1);
-        }
+    fn spill(&mut self) {
+        self.slots.grow(FIRST_BLOCK);
     }
 
     /// The id that a value pushed now would have; nothing else gets it.
@@ -198,22 +305,35 @@ impl<T> HandlerList<T> {
         id
     }
 
+    /// Takes a block of this thread's share; or of a new one if none is left of it, or if this list has greater ids.
     #[cold]
     #[inline(never)]
     fn more_ids(&mut self) {
-        let block = (self.rest.len() as u64 + LEAST_BLOCK).min(LARGEST_BLOCK);
-        self.next = NEXT.fetch_add(block, Ordering::Relaxed);
+        let block = NEXT.with(|own| {
+            let next = own.get();
+            (next >= self.end && next % SHARE != 0).then(|| own.replace(next + BLOCK))
+        });
+        match block {
+            Some(first) => (self.next, self.end) = (first, first + BLOCK),
+            None => self.more_ids_of_a_new_share(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn more_ids_of_a_new_share(&mut self) {
+        // With greater ids, it has been to another thread. It takes half of the share, so that threads that append to it by
+        // turns need a new one seldom; the other half lets this thread keep up with the next list that comes from there.
+        let block = if NEXT.with(Cell::get) < self.end { SHARE / 2 } else { BLOCK };
+        self.next = new_share();
         self.end = self.next + block;
+        NEXT.with(|own| own.set(self.end));
     }
 
-    /// A list whose ids are greater than all that were given before the fork that made this process.
+    /// An empty list in a forked child. Its ids are greater than all that were given before the fork.
     pub(crate) fn after_fork() -> Self {
-        Self::new() // each block of ids is greater than all before it
-    }
-
-    /// The id that was given last by [`next_id`](Self::next_id).
-    pub(crate) fn last_given(&self) -> HandlerId {
-        HandlerId(self.next - 1)
+        let floor = SHARES.load(Ordering::Relaxed) as u64 * SHARE;
+        Self { slots: ManuallyDrop::new(none()), removed: 0, next: floor, end: floor }
     }
 
     /// Appends a value under an id of another list's [`next_id`](Self::next_id), greater than all here.
@@ -231,17 +351,19 @@ impl<T> HandlerList<T> {
     /// assert_eq!(list.remove(a), Some("a"));
     /// assert_eq!(list.remove(a), None);
     /// ```
+    #[must_use = "dropping the value may run code: bind it to a name (not `_`), to be dropped where no lock is held"]
     pub fn remove(&mut self, id: HandlerId) -> Option<T> {
-        if let Some(at) = self.find_first(id) {
-            let (_, value) = self.first[at].take()?;
-            self.close_gaps();
-            self.tidy();
-            return Some(value);
-        }
-        let at = self.find_rest(id)?;
-        let value = self.rest[at].value.take()?;
+        let value = self.take_out(id)?;
+        self.shrink();
+        Some(value)
+    }
+
+    /// [`remove`](Self::remove), but the list keeps its storage.
+    pub(crate) fn take_out(&mut self, id: HandlerId) -> Option<T> {
+        let at = self.find(id)?;
+        let value = self.slots[at].take()?;
         self.removed += 1;
-        self.tidy();
+        self.close_gaps();
         Some(value)
     }
 
@@ -253,54 +375,31 @@ impl<T> HandlerList<T> {
     /// assert_eq!(list.get(a), Some(&"a"));
     /// ```
     pub fn get(&self, id: HandlerId) -> Option<&T> {
-        match self.find_first(id) {
-            Some(at) => self.first[at].as_ref().map(|(_, value)| value),
-            None => self.rest[self.find_rest(id)?].value.as_ref(),
-        }
+        self.slots[self.find(id)?].value.as_deref()
     }
 
     pub(crate) fn get_mut(&mut self, id: HandlerId) -> Option<&mut T> {
-        if let Some(at) = self.find_first(id) {
-            return self.first[at].as_mut().map(|(_, value)| value);
-        }
-        let at = self.find_rest(id)?;
-        self.rest[at].value.as_mut()
+        let at = self.find(id)?;
+        self.slots[at].value.as_deref_mut()
     }
 
-    fn find_first(&self, id: HandlerId) -> Option<usize> {
-        self.first[..self.held].iter().position(|place| place.as_ref().is_some_and(|(own, _)| *own == id))
+    fn find(&self, id: HandlerId) -> Option<usize> {
+        self.slots.binary_search_by_key(&id, |slot| slot.id).ok()
     }
 
-    fn find_rest(&self, id: HandlerId) -> Option<usize> {
-        self.rest.binary_search_by_key(&id, |slot| slot.id).ok()
-    }
-
-    /// Restores what `first` promises, after values were taken out of its middle.
+    /// Restores what `slots` promises, after values were taken out of its middle.
     fn close_gaps(&mut self) {
-        for at in 0..mem::take(&mut self.held) {
-            if self.first[at].is_some() {
-                self.first.swap(self.held, at);
-                self.held += 1;
-            }
-        }
-    }
-
-    /// Restores what `rest` promises, after values were taken out of its middle.
-    fn tidy(&mut self) {
         self.trim();
-        if self.removed > self.rest.len() / 2 {
-            self.rest.retain(|slot| slot.value.is_some());
+        if self.removed > self.slots.len() / 2 {
+            self.slots.retain(|slot| slot.value.is_some());
             self.removed = 0;
-        }
-        if self.rest.capacity() > 4 * self.rest.len().max(FIRST) {
-            self.rest.shrink_to_fit();
         }
     }
 
     /// Lets the last slot be one with a value.
     fn trim(&mut self) {
-        while self.removed > 0 && self.rest.last().is_some_and(|last| last.value.is_none()) {
-            self.rest.pop();
+        while self.removed > 0 && self.slots.last().is_some_and(|last| last.value.is_none()) {
+            self.slots.pop();
             self.removed -= 1;
         }
     }
@@ -314,26 +413,21 @@ impl<T> HandlerList<T> {
     /// assert_eq!(list.pop(), Some((b, "b")));
     /// ```
     #[inline]
+    #[must_use = "dropping the value may run code: bind it to a name (not `_`), to be dropped where no lock is held"]
     pub fn pop(&mut self) -> Option<(HandlerId, T)> {
-        if let Some(slot) = self.rest.pop() {
-            if self.removed > 0 {
-                self.trim();
-            }
-            return Some((slot.id, slot.value?));
+        let mut slot = self.slots.pop()?;
+        if self.removed > 0 {
+            self.trim();
         }
-        self.held = self.held.checked_sub(1)?;
-        self.first.get_mut(self.held)?.take()
+        Some((slot.id, slot.take()?))
     }
 
     /// Takes the newest value, or nothing, to this place; what stood there needs no drop.
     #[inline]
     pub(crate) fn pop_to(&mut self, place: &mut Option<T>) {
-        let Some(before) = self.rest.len().checked_sub(1) else {
-            mem::forget(mem::replace(place, self.pop().map(|(_, value)| value)));
-            return;
-        };
-        mem::forget(mem::replace(place, self.rest[before].value.take()));
-        self.rest.truncate(before);
+        mem::forget(mem::replace(place, self.slots.last_mut().and_then(Slot::take)));
+        let left = self.slots.len().saturating_sub(1);
+        self.slots.truncate(left);
         if self.removed > 0 {
             self.trim();
         }
@@ -342,32 +436,30 @@ impl<T> HandlerList<T> {
     /// The values, newest first, where they stand.
     #[inline]
     pub(crate) fn newest_first(&mut self) -> NewestFirst<'_, T> {
-        NewestFirst { first: self.first[..self.held].iter_mut(), rest: self.rest.iter_mut() }
+        NewestFirst { slots: self.slots.iter_mut() }
     }
 
-    /// Empties the list of values that need no drop any more; those in the list itself are not even looked at.
+    /// Empties the list of values that need no drop any more; they are not even looked at.
     #[inline]
     pub(crate) fn forget_all(&mut self) {
-        self.held = 0;
-        if self.rest.capacity() > 0 {
-            self.forget_rest();
+        self.removed = 0;
+        if self.slots.spilled() {
+            self.free();
+        } else {
+            self.slots = ManuallyDrop::new(none());
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn forget_rest(&mut self) {
-        self.removed = 0;
-        *self.rest = Vec::new();
+    fn free(&mut self) {
+        *self.slots = none();
     }
 
     /// The newest id.
     #[inline]
     pub(crate) fn last_id(&self) -> Option<HandlerId> {
-        match self.rest.last() {
-            Some(slot) => Some(slot.id),
-            None => self.first[..self.held].last()?.as_ref().map(|(id, _)| *id),
-        }
+        self.slots.last().map(|slot| slot.id)
     }
 
     /// Ids and values, oldest first; reverse it for the order of a drain.
@@ -379,19 +471,31 @@ impl<T> HandlerList<T> {
     /// assert_eq!(list.iter().map(|(_, value)| *value).collect::<Vec<_>>(), ["a", "b"]);
     /// ```
     pub fn iter(&self) -> Iter<'_, T> {
-        Iter { first: self.first[..self.held].iter(), rest: self.rest.iter(), left: self.len() }
+        Iter { slots: self.slots.iter(), left: self.len() }
     }
 
     /// How many values wait.
     #[inline]
     pub fn len(&self) -> usize {
-        self.held + self.rest.len() - self.removed
+        self.slots.len() - self.removed
     }
 
     /// Whether none does.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.held | self.rest.len() == 0 // one test, not two: each empty stack makes it
+        self.slots.is_empty()
+    }
+
+    /// Whether it has neither values nor a block on the heap.
+    #[inline]
+    pub(crate) fn is_bare(&self) -> bool {
+        !self.slots.spilled() && self.slots.is_empty()
+    }
+
+    /// Whether the next value does not fit.
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.slots.len() == self.slots.capacity()
     }
 
     /// Empties the list and returns the values, oldest first, for the caller to drop where it may.
@@ -402,77 +506,179 @@ impl<T> HandlerList<T> {
     /// list.push("b");
     /// assert_eq!(list.clear(), ["a", "b"]);
     /// ```
-    #[must_use = "dropping the values runs their code: do it where no lock is held"]
+    #[must_use = "dropping the values may run code: bind them to a name (not `_`), to be dropped where no lock is held"]
     pub fn clear(&mut self) -> Vec<T> {
-        self.take().map(|(_, value)| value).collect()
+        let mut values = Vec::with_capacity(self.len());
+        values.extend(self.slots.iter_mut().filter_map(Slot::take));
+        self.forget_all();
+        values
     }
 
-    /// Empties the list: ids and values, oldest first.
-    fn take(&mut self) -> impl Iterator<Item = (HandlerId, T)> + use<T> {
-        let held = mem::take(&mut self.held);
-        let mut first = [const { None }; FIRST];
-        first[..held].swap_with_slice(&mut self.first[..held]);
-        let rest = mem::take(&mut *self.rest);
+    /// Moves all values, and the ids that are left, to a list of their own; what is appended here from now on has greater
+    /// ids.
+    pub(crate) fn take(&mut self) -> Self {
+        let emptied = Self { slots: ManuallyDrop::new(none()), removed: 0, next: self.end, end: self.end };
+        mem::replace(self, emptied)
+    }
+
+    /// Takes out every value for which `matches` returns true, and returns them, oldest first.
+    ///
+    /// # Panics
+    ///
+    /// If `matches` does; all values are still in the list then.
+    ///
+    /// ```
+    /// let mut list = exitstack::HandlerList::new();
+    /// for n in 1..=6 {
+    ///     list.push(n);
+    /// }
+    /// assert_eq!(list.remove_if(|n| n % 3 == 0), [3, 6]);
+    /// assert_eq!(list.len(), 4);
+    /// ```
+    #[must_use = "dropping the values may run code: bind them to a name (not `_`), to be dropped where no lock is held"]
+    pub fn remove_if(&mut self, matches: impl FnMut(&T) -> bool) -> Vec<T> {
+        self.find_and_remove(matches).into_vec()
+    }
+
+    /// [`remove_if`](Self::remove_if), without an allocation for a single one.
+    pub(crate) fn find_and_remove(&mut self, mut matches: impl FnMut(&T) -> bool) -> Found<T> {
+        let mut found = SmallVec::<[usize; INLINE]>::new();
+        for (at, slot) in self.slots.iter().enumerate() {
+            if slot.value.as_deref().is_some_and(&mut matches) {
+                found.push(at);
+            }
+        }
+        let values = found.iter().filter_map(|&at| self.slots[at].take()).collect();
+        self.removed += found.len();
+        self.close_gaps();
+        self.shrink();
+        values
+    }
+
+    /// Moves every value for which `matches` is true to `found`, oldest first. If there is no room for them all, moves none,
+    /// and says how many there are. The list keeps its storage.
+    pub(crate) fn take_out_if(&mut self, found: &mut Found<T>, matches: impl Fn(&T) -> bool) -> Result<(), usize> {
+        let count = self.iter().filter(|(_, value)| matches(value)).count();
+        if found.capacity() - found.len() < count {
+            return Err(count);
+        }
+        for slot in self.slots.iter_mut() {
+            if slot.value.as_deref().is_some_and(&matches) {
+                found.extend(slot.take());
+                self.removed += 1;
+            }
+        }
+        self.close_gaps();
+        Ok(())
+    }
+
+    /// Makes room for this many more values, so that appending them allocates nothing, until values are removed.
+    ///
+    /// # Panics
+    ///
+    /// If the capacity overflows. Without memory the process aborts, as with any collection.
+    ///
+    /// ```
+    /// let mut list = exitstack::HandlerList::new();
+    /// list.reserve(100);
+    /// list.push("needs no memory");
+    /// ```
+    pub fn reserve(&mut self, additional: usize) {
+        if let Some(capacity) = self.wanted(additional) {
+            self.slots.grow(capacity);
+        }
+    }
+
+    /// [`reserve`](Self::reserve), where there may be no memory.
+    ///
+    /// # Errors
+    ///
+    /// If the capacity overflows, or the allocator has no memory for it. The list is as it was.
+    ///
+    /// ```
+    /// let mut list = exitstack::HandlerList::new();
+    /// list.try_reserve(100)?;
+    /// list.push("needs no memory");
+    /// assert!(list.try_reserve(usize::MAX).is_err());
+    /// # Ok::<(), std::collections::TryReserveError>(())
+    /// ```
+    pub fn try_reserve(&mut self, additional: usize) -> Result<(), TryReserveError> {
+        if let Some(capacity) = self.wanted(additional) {
+            self.exchange(&mut Storage::try_with_capacity(capacity)?);
+        }
+        Ok(())
+    }
+
+    /// The capacity to grow to, if there is no room for so many more values.
+    pub(crate) fn wanted(&self, additional: usize) -> Option<usize> {
+        let needed = self.slots.len().saturating_add(additional);
+        let capacity = if needed <= FIRST_BLOCK { Some(FIRST_BLOCK) } else { needed.checked_next_power_of_two() };
+        (needed > self.slots.capacity()).then_some(capacity.unwrap_or(usize::MAX))
+    }
+
+    /// The capacity to shrink to, if less than a quarter is in use.
+    pub(crate) fn excess(&self) -> Option<usize> {
+        let used = self.slots.len().max(INLINE);
+        (self.slots.capacity() > 4 * used).then_some(used)
+    }
+
+    /// Moves the values to this storage, and leaves the list's own there. Does nothing if they do not fit; or if neither the
+    /// list gets larger by it nor has [too much](Self::excess), for then another thread was faster.
+    pub(crate) fn exchange(&mut self, storage: &mut Storage<T>) {
+        let capacity = storage.0.capacity().max(INLINE);
+        if self.len() > capacity || (capacity <= self.slots.capacity() && self.excess().is_none()) {
+            return;
+        }
+        let mut slots = SmallVec::from_vec(mem::take(&mut storage.0));
+        slots.extend(self.slots.drain(..).filter(|slot| slot.value.is_some()));
         self.removed = 0;
-        first.into_iter().flatten().chain(rest.into_iter().filter_map(|slot| Some((slot.id, slot.value?))))
+        let old = mem::replace(&mut *self.slots, slots);
+        if old.spilled() {
+            storage.0 = old.into_vec();
+        }
+    }
+
+    /// Gives back what is too much; later, if there is no memory to move to.
+    fn shrink(&mut self) {
+        if let Some(capacity) = self.excess() {
+            let _ = self.slots.try_grow(capacity);
+        }
+    }
+
+    /// Takes the block of an empty list.
+    #[inline]
+    pub(crate) fn release(&mut self) -> Storage<T> {
+        let mut storage = Storage(Vec::new());
+        if self.slots.spilled() && self.slots.is_empty() {
+            storage.0 = mem::replace(&mut *self.slots, none()).into_vec();
+        }
+        storage
+    }
+
+    /// Appends what `newer` holds, whose ids are all greater, and goes on with its ids. Its storage stays there.
+    pub(crate) fn append(&mut self, newer: &mut Self) {
+        debug_assert!(newer.slots.first().is_none_or(|first| self.last_id() < Some(first.id)));
+        self.reserve(newer.len());
+        self.slots.extend(newer.slots.drain(..).filter(|slot| slot.value.is_some()));
+        newer.removed = 0;
+        if self.end < newer.end {
+            (self.next, self.end) = (mem::replace(&mut newer.next, newer.end), newer.end);
+        }
     }
 
     #[cold]
     #[inline(never)]
     fn drop_all(&mut self) {
-        drop(self.take());
-    }
-
-    /// Takes every value for which `matches` is true, oldest first; a panic of `matches` leaves all in the list.
-    pub(crate) fn remove_if(&mut self, mut matches: impl FnMut(&T) -> bool) -> Vec<T> {
-        let mut found = Vec::new();
-        for (at, place) in self.first[..self.held].iter().enumerate() {
-            if place.as_ref().is_some_and(|(_, value)| matches(value)) {
-                found.push(at);
-            }
-        }
-        let in_first = found.len();
-        for (at, slot) in self.rest.iter().enumerate() {
-            if slot.value.as_ref().is_some_and(&mut matches) {
-                found.push(at);
-            }
-        }
-        let (in_first, in_rest) = found.split_at(in_first);
-        let mut values = Vec::with_capacity(found.len());
-        values.extend(in_first.iter().filter_map(|&at| self.first[at].take()).map(|(_, value)| value));
-        values.extend(in_rest.iter().filter_map(|&at| self.rest[at].value.take()));
-        self.removed += in_rest.len();
-        self.close_gaps();
-        self.tidy();
-        values
-    }
-
-    /// Makes room for this many more without another allocation.
-    pub(crate) fn reserve(&mut self, additional: usize) {
-        self.rest.reserve(additional);
-    }
-
-    /// Gives the storage of an empty list back.
-    #[inline]
-    pub(crate) fn release(&mut self) {
-        if self.rest.is_empty() {
-            *self.rest = Vec::new();
-        }
-    }
-
-    /// Appends what `newer` holds, whose ids are all greater, and goes on with its ids.
-    pub(crate) fn append(&mut self, mut newer: Self) {
-        (self.next, self.end) = (newer.next, newer.end);
-        for (id, value) in newer.take() {
-            self.push_as(id, value);
-        }
+        // One whose drop panics does not keep the others from being dropped.
+        let slots = mem::take(&mut *self.slots).into_iter().filter_map(|mut slot| slot.take());
+        scopeguard::guard(slots, |rest| rest.for_each(drop)).by_ref().for_each(drop);
     }
 }
 
 impl<T> Drop for HandlerList<T> {
     #[inline]
     fn drop(&mut self) {
-        if self.held | self.rest.capacity() != 0 {
+        if !self.is_bare() {
             self.drop_all();
         }
     }
@@ -490,17 +696,9 @@ impl<T: fmt::Debug> fmt::Debug for HandlerList<T> {
     }
 }
 
-/// What [`HandlerList::iter`] returns.
-pub struct Iter<'l, T> {
-    first: std::slice::Iter<'l, Option<(HandlerId, T)>>,
-    rest: std::slice::Iter<'l, Slot<T>>,
-    left: usize,
-}
-
 /// What [`HandlerList::newest_first`] returns.
 pub(crate) struct NewestFirst<'l, T> {
-    first: std::slice::IterMut<'l, Option<(HandlerId, T)>>,
-    rest: std::slice::IterMut<'l, Slot<T>>,
+    slots: std::slice::IterMut<'l, Slot<T>>,
 }
 
 impl<'l, T> Iterator for NewestFirst<'l, T> {
@@ -508,13 +706,19 @@ impl<'l, T> Iterator for NewestFirst<'l, T> {
 
     #[inline]
     fn next(&mut self) -> Option<&'l mut T> {
-        while let Some(slot) = self.rest.next_back() {
+        while let Some(slot) = self.slots.next_back() {
             if let Some(value) = &mut slot.value {
                 return Some(value);
             }
         }
-        self.first.next_back()?.as_mut().map(|(_, value)| value)
+        None
     }
+}
+
+/// What [`HandlerList::iter`] returns.
+pub struct Iter<'l, T> {
+    slots: std::slice::Iter<'l, Slot<T>>,
+    left: usize,
 }
 
 impl<T: fmt::Debug> fmt::Debug for Iter<'_, T> {
@@ -525,23 +729,15 @@ impl<T: fmt::Debug> fmt::Debug for Iter<'_, T> {
 
 impl<T> Clone for Iter<'_, T> {
     fn clone(&self) -> Self {
-        Self { first: self.first.clone(), rest: self.rest.clone(), left: self.left }
+        Self { slots: self.slots.clone(), left: self.left }
     }
-}
-
-fn in_first<T>((id, value): &(HandlerId, T)) -> (HandlerId, &T) {
-    (*id, value)
-}
-
-fn in_rest<T>(slot: &Slot<T>) -> Option<(HandlerId, &T)> {
-    Some((slot.id, slot.value.as_ref()?))
 }
 
 impl<'l, T> Iterator for Iter<'l, T> {
     type Item = (HandlerId, &'l T);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let next = self.first.find_map(Option::as_ref).map(in_first).or_else(|| self.rest.find_map(in_rest))?;
+        let next = self.slots.find_map(Slot::get)?;
         self.left -= 1;
         Some(next)
     }
@@ -553,8 +749,7 @@ impl<'l, T> Iterator for Iter<'l, T> {
 
 impl<T> DoubleEndedIterator for Iter<'_, T> {
     fn next_back(&mut self) -> Option<Self::Item> {
-        let rest = self.rest.by_ref().rev().find_map(in_rest);
-        let next = rest.or_else(|| self.first.by_ref().rev().find_map(Option::as_ref).map(in_first))?;
+        let next = self.slots.by_ref().rev().find_map(Slot::get)?;
         self.left -= 1;
         Some(next)
     }

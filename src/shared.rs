@@ -21,7 +21,6 @@ use std::cmp::Reverse;
 use std::fmt;
 use std::mem::{self, ManuallyDrop};
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
-use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -29,7 +28,7 @@ use crate::chain::{Chain, Link};
 use crate::drain::{Note, Source, discard, drain, drop_all, drop_counted, report_if, run_one, status_of};
 use crate::error::{Asked, CloseError, Gathered, HandlerError, HandlerErrorKind, Outcome, Refused, Site, joined};
 use crate::handler::{IntoHandler, PendingHandler, SharedEntry, identity};
-use crate::list::{HandlerId, HandlerList};
+use crate::list::{Found, HandlerId, HandlerList, Storage};
 use crate::raw::{self, Bound, Closure};
 use crate::report::report;
 use crate::sync::{MutexGuard, PerProcess, const_fn, per_thread};
@@ -498,7 +497,7 @@ impl SharedExitStack {
     #[inline]
     fn lock_to_admit(&self) -> Option<MutexGuard<'_, State>> {
         let state = self.lock();
-        if state.ready && late_here().is_none() {
+        if state.ready && !state.handlers.is_full() && late_here().is_none() {
             return Some(state);
         }
         drop(state);
@@ -513,10 +512,45 @@ impl SharedExitStack {
             drop(state);
             state = self.arm()?;
         }
+        while state.handlers.is_full() {
+            drop(state);
+            self.make_room(1);
+            state = self.lock();
+        }
         if matches!(state.phase, Phase::Open) {
             state.ready = true;
         }
         state.admits().then_some(state)
+    }
+
+    /// Makes room for so many more handlers, with memory that is got and given back where no lock is held.
+    fn make_room(&self, additional: usize) {
+        loop {
+            let wanted = self.lock().handlers.wanted(additional);
+            let Some(capacity) = wanted else { return };
+            let mut storage = Storage::with_capacity(capacity);
+            self.lock().handlers.exchange(&mut storage);
+        }
+    }
+
+    /// Gives back memory that the list has too much of, where no lock is held. Where there is none to move to, it waits.
+    fn shrink(&self) {
+        let excess = self.lock().handlers.excess();
+        if let Some(Ok(mut storage)) = excess.map(Storage::try_with_capacity) {
+            self.lock().handlers.exchange(&mut storage);
+        }
+    }
+
+    /// Takes a handler out of the list.
+    fn take_out(&self, id: HandlerId) -> Option<SharedEntry> {
+        let mut state = self.lock();
+        let entry = state.handlers.take_out(id);
+        let excess = state.handlers.excess();
+        drop(state);
+        if excess.is_some() {
+            self.shrink();
+        }
+        entry
     }
 
     /// Sees to it that something will drain it.
@@ -636,8 +670,7 @@ impl SharedExitStack {
     /// ```
     #[doc(alias = "cancel")]
     pub fn unregister(&self, id: HandlerId) -> bool {
-        let entry = self.lock().handlers.remove(id);
-        entry.is_some()
+        self.take_out(id).is_some()
     }
 
     /// Removes every registration of this function and returns how many there were: see
@@ -653,8 +686,18 @@ impl SharedExitStack {
     /// ```
     pub fn unregister_fn<F: FnOnce() -> R, R>(&self, function: F) -> usize {
         let identity = identity(function);
-        let entries = self.lock().handlers.remove_if(|entry| entry.closure.function() == identity);
-        drop_counted(entries)
+        let mut found = Found::new();
+        loop {
+            let mut state = self.lock();
+            let taken = state.handlers.take_out_if(&mut found, |entry| entry.closure.function() == identity);
+            drop(state);
+            match taken {
+                Ok(()) => break,
+                Err(count) => found.reserve(count),
+            }
+        }
+        self.shrink();
+        drop_counted(found)
     }
 
     /// Removes every registration under a key equal to this one and returns how many there were.
@@ -673,17 +716,26 @@ impl SharedExitStack {
     /// assert_eq!(stack.unregister_key(&"session 7"), 1);
     /// ```
     pub fn unregister_key<K: PartialEq + 'static>(&self, key: &K) -> usize {
-        let keys: Vec<(HandlerId, Arc<K>)> = {
+        let mut keys: Vec<(HandlerId, Arc<K>)> = Vec::new();
+        loop {
             let state = self.lock();
-            let keyed = state.handlers.iter().filter_map(|(id, entry)| Some((id, Arc::clone(entry.key_of::<K>()?))));
-            keyed.collect()
-        };
+            let keyed = || state.handlers.iter().filter_map(|(id, entry)| Some((id, entry.key_of::<K>()?)));
+            let count = keyed().count();
+            if count <= keys.capacity() {
+                keys.extend(keyed().map(|(id, key)| (id, Arc::clone(key))));
+                break;
+            }
+            drop(state);
+            keys.reserve(count);
+        }
         let equal: Vec<HandlerId> = keys.into_iter().filter(|(_, own)| **own == *key).map(|(id, _)| id).collect();
-        let entries: Vec<_> = {
+        let mut found = Found::with_capacity(equal.len());
+        {
             let mut state = self.lock();
-            equal.into_iter().filter_map(|id| state.handlers.remove(id)).collect()
-        };
-        drop_counted(entries)
+            found.extend(equal.iter().filter_map(|id| state.handlers.take_out(*id)));
+        }
+        self.shrink();
+        drop_counted(found)
     }
 
     /// Takes this handler out and runs it now on this thread, whatever its turn; `None` if it is not in this stack (any
@@ -706,7 +758,7 @@ impl SharedExitStack {
         let handler = OutOfTurn { id, thread: ThreadKey::current(), waiters: Waiters::default(), passed: None };
         let handler = Link::new(handler);
         let mut state = self.lock();
-        let entry = state.handlers.remove(id)?;
+        let entry = state.handlers.take_out(id)?;
         state.out_of_turn.push(handler);
         drop(state);
         let result = {
@@ -737,7 +789,7 @@ impl SharedExitStack {
     /// assert!(!stack.unregister(id) && moved.unregister(id));
     /// ```
     pub fn pop_all(&self) -> SharedExitStack {
-        let handlers = mem::take(&mut self.lock().handlers);
+        let handlers = self.lock().handlers.take();
         let moved = Self::new();
         moved.lock().handlers = handlers;
         moved
@@ -756,8 +808,8 @@ impl SharedExitStack {
     /// stack.clear();
     /// ```
     pub fn clear(&self) {
-        let entries = self.lock().handlers.clear();
-        drop_all(entries.into_iter().rev());
+        let mut handlers = self.lock().handlers.take();
+        drop_all(handlers.clear().into_iter().rev());
     }
 
     /// How many handlers wait.
@@ -788,7 +840,17 @@ impl SharedExitStack {
     /// println!("registered at {}", stack.pending()[0].location());
     /// ```
     pub fn pending(&self) -> Vec<PendingHandler> {
-        self.lock().handlers.iter().rev().map(|(id, entry)| entry.pending(id)).collect()
+        let mut pending = Vec::new();
+        loop {
+            let state = self.lock();
+            let count = state.handlers.len();
+            if pending.capacity() >= count {
+                pending.extend(state.handlers.iter().rev().map(|(id, entry)| entry.pending(id)));
+                return pending;
+            }
+            drop(state);
+            pending.reserve(count);
+        }
     }
 
     /// Makes room for this many more handlers, so that registering small ones allocates nothing, until the next drain or
@@ -803,7 +865,7 @@ impl SharedExitStack {
     /// stack.reserve(100);
     /// ```
     pub fn reserve(&self, additional: usize) {
-        self.lock().handlers.reserve(additional);
+        self.make_room(additional);
     }
 
     /// Runs all handlers, the last registered first, until none is left. The stack is usable again then.
@@ -981,7 +1043,7 @@ impl SharedExitStack {
 
     /// The lists are empty.
     fn done(&self, mut state: MutexGuard<'_, State>, descent: usize) -> Done {
-        state.handlers.release();
+        let storage = state.handlers.release();
         match &state.phase {
             Phase::Last { reopen: false, .. } => {
                 state.phase = Phase::Over;
@@ -994,6 +1056,7 @@ impl SharedExitStack {
         let settled = state.is_settled();
         if let Some(drain) = ended {
             drop(state);
+            drop(storage);
             let new = drain.gathered.into_result();
             let whole = joined(drain.merged.into_result(), new.clone());
             return Done { drained: Drained { whole, new }, waiters: drain.waiters, settled };
@@ -1053,18 +1116,29 @@ impl SharedExitStack {
 
     /// Puts an interpreter in at the place that a handler registered now would have; false if that is refused.
     pub(crate) fn nest(&self, node: Arc<dyn Node>) -> bool {
-        let Some(mut state) = self.lock_to_admit() else { return false };
-        {
+        drop(node.stack().lock()); // its first use in a child allocates
+        loop {
+            let wanted = self.lock().nested.wanted(1);
+            if let Some(capacity) = wanted {
+                let mut storage = Storage::with_capacity(capacity);
+                self.lock().nested.exchange(&mut storage);
+                continue;
+            }
+            let Some(mut state) = self.lock_to_admit() else { return false };
+            if state.nested.is_full() {
+                continue; // another thread was faster
+            }
             let mut own = node.stack().lock();
             if own.place.is_some() {
                 return true; // another thread of this child used it first, too
             }
-            own.place = Some(state.handlers.next_id());
+            let id = state.handlers.next_id();
+            own.place = Some(id);
             own.armed = true;
+            drop(own);
+            state.nested.push_as(id, Nested { node, passed: None });
+            return true;
         }
-        let id = state.handlers.last_given();
-        state.nested.push_as(id, Nested { node, passed: None });
-        true
     }
 
     /// An interpreter's place in its parent's list.
@@ -1075,10 +1149,14 @@ impl SharedExitStack {
     /// Takes an interpreter out; true if the stack is settled now.
     fn unnest(&self, id: HandlerId) -> bool {
         let mut state = self.lock();
-        let nested = state.nested.remove(id);
+        let nested = state.nested.take_out(id);
         let settled = nested.is_some() && state.is_settled();
+        let excess = state.nested.excess();
         drop(state);
         drop(nested);
+        if let Some(Ok(mut storage)) = excess.map(Storage::try_with_capacity) {
+            self.lock().nested.exchange(&mut storage);
+        }
         settled
     }
 
@@ -1110,14 +1188,26 @@ impl SharedExitStack {
         self.gather(Gathered::exit(asked));
     }
 
+    /// Adds the interpreters nested in it.
+    fn children(&self, found: &mut Vec<Arc<dyn Node>>) {
+        loop {
+            let state = self.lock();
+            let count = state.nested.len();
+            if found.capacity() - found.len() >= count {
+                return found.extend(state.nested.iter().map(|(_, nested)| Arc::clone(&nested.node)));
+            }
+            drop(state);
+            found.reserve(count);
+        }
+    }
+
     /// Visits all interpreters nested in it, at any depth, each before its children are looked up.
     fn descendants(&self, mut visit: impl FnMut(&Arc<dyn Node>)) {
-        let children =
-            |stack: &Self| stack.lock().nested.iter().map(|(_, nested)| Arc::clone(&nested.node)).collect::<Vec<_>>();
-        let mut found = children(self);
+        let mut found = Vec::new();
+        self.children(&mut found);
         while let Some(node) = found.pop() {
             visit(&node);
-            found.extend(children(node.stack()));
+            node.stack().children(&mut found);
         }
     }
 
@@ -1140,53 +1230,64 @@ impl SharedExitStack {
 
     /// Takes over what the processes before this one registered with this stack; false if some of that cannot be had.
     fn adopt_own(&self) -> bool {
-        let (mut handlers, mut nested, mut all) = (Vec::new(), Vec::new(), true);
-        let mut state = self.lock();
-        let takes = !matches!(state.phase, Phase::Over);
-        for earlier in self.state.earlier() {
-            match earlier {
-                // It was locked at the fork, whatever it holds.
-                None => all = false,
-                Some(earlier) if !takes => all &= earlier.handlers.is_empty(),
-                Some(mut earlier) => {
-                    handlers.push(mem::take(&mut earlier.handlers));
-                    nested.push(mem::take(&mut earlier.nested));
+        let mut left = Vec::with_capacity(self.state.earlier().count());
+        let mut all = true;
+        {
+            let state = self.lock();
+            let takes = !matches!(state.phase, Phase::Over);
+            for earlier in self.state.earlier() {
+                match earlier {
+                    // It was locked at the fork, whatever it holds.
+                    None => all = false,
+                    Some(earlier) if !takes => all &= earlier.handlers.is_empty(),
+                    Some(mut earlier) => left.push((earlier.handlers.take(), earlier.nested.take())),
                 }
             }
         }
-        if handlers.is_empty() {
-            return all;
+        let (mut handlers, mut nested) = (HandlerList::new(), HandlerList::new());
+        for (mut older, mut its_nested) in left {
+            handlers.append(&mut older);
+            nested.append(&mut its_nested);
         }
-        let mut merged = HandlerList::new();
-        handlers.push(mem::take(&mut state.handlers));
-        for newer in handlers {
-            merged.append(newer);
-        }
-        state.handlers = merged;
-        let mut merged = HandlerList::new();
-        nested.push(mem::take(&mut state.nested));
-        for newer in nested {
-            merged.append(newer);
-        }
-        state.nested = merged;
-        // An interpreter that several of the processes have used keeps the first place that it had.
-        let mut seen: Vec<(*const SharedExitStack, HandlerId)> = Vec::new();
-        let mut again = Vec::new();
-        for (id, nested) in &state.nested {
-            if seen.iter().any(|(stack, _)| ptr::eq(*stack, nested.node.stack())) {
-                again.push(id);
-            } else {
-                seen.push((nested.node.stack(), id));
+        let later = settle_places(&mut nested);
+        let mut dropped = Vec::with_capacity(later.len());
+        loop {
+            let mut state = self.lock();
+            // What this process has registered itself comes on top.
+            let room = [handlers.wanted(state.handlers.len()), nested.wanted(state.nested.len())];
+            if let [None, None] = room {
+                dropped.extend(later.iter().filter_map(|id| state.nested.take_out(*id)));
+                mem::swap(&mut state.handlers, &mut handlers);
+                state.handlers.append(&mut handlers);
+                mem::swap(&mut state.nested, &mut nested);
+                state.nested.append(&mut nested);
+                return all;
             }
+            drop(state);
+            room[0].into_iter().for_each(|room| handlers.exchange(&mut Storage::with_capacity(room)));
+            room[1].into_iter().for_each(|room| nested.exchange(&mut Storage::with_capacity(room)));
         }
-        let again: Vec<_> = again.into_iter().filter_map(|id| state.nested.remove(id)).collect();
-        for (id, nested) in &state.nested {
-            nested.node.stack().lock().place = Some(id);
-        }
-        drop(state);
-        drop(again);
-        all
     }
+}
+
+/// Lets each interpreter that is inherited have the first place that it had in a process before this one. Returns the places
+/// of those that have another one in this process already.
+fn settle_places(inherited: &mut HandlerList<Nested>) -> Vec<HandlerId> {
+    let (mut again, mut later) = (Vec::new(), Vec::new());
+    for (id, nested) in inherited.iter() {
+        let mut own = nested.node.stack().lock();
+        match own.place {
+            Some(place) if place < id => again.push(id),
+            Some(place) if place > id => later.push(place),
+            _ => {}
+        }
+        own.place = own.place.min(Some(id)).or(Some(id));
+    }
+    for id in again {
+        drop(inherited.remove(id));
+    }
+    inherited.newest_first().for_each(|nested| nested.passed = None);
+    later
 }
 
 /// Gives an interpreter, and those that it is nested in, their places where they have none in this process yet.

@@ -228,7 +228,7 @@ impl<'a> ExitStack<'a> {
     /// ```
     pub fn unregister_fn<F: FnOnce() -> R, R>(&mut self, function: F) -> usize {
         let identity = identity(function);
-        drop_counted(self.list.get_mut().remove_if(|entry| entry.closure.function() == identity))
+        drop_counted(self.list.get_mut().find_and_remove(|entry| entry.closure.function() == identity))
     }
 
     /// Removes every registration under a key equal to this one and returns how many there were.
@@ -246,7 +246,7 @@ impl<'a> ExitStack<'a> {
     /// assert_eq!(stack.unregister_key(&"a.tmp"), 1);
     /// ```
     pub fn unregister_key<K: PartialEq + 'static>(&mut self, key: &K) -> usize {
-        drop_counted(self.list.get_mut().remove_if(|entry| entry.has_key(key)))
+        drop_counted(self.list.get_mut().find_and_remove(|entry| entry.has_key(key)))
     }
 
     /// Takes this handler out and runs it now, whatever its turn and whatever outcome it waits for; `None` if it is not
@@ -403,13 +403,14 @@ impl<'a> ExitStack<'a> {
     }
 
     /// Drains; what fails is added to `gathered`, or reported if there is no such place.
+    #[inline(never)]
     fn drain(&mut self, outcome: Outcome, gathered: Option<&mut Option<Box<Gathered>>>) {
         let list = self.list.get_mut();
         drain(&mut Local { entries: list.newest_first(), gathered }, outcome);
         list.forget_all();
     }
 
-    #[inline(never)]
+    #[inline]
     fn drain_dropped(&mut self) {
         self.drain(Outcome::Failure, None); // nobody said that the work was done
     }
@@ -418,7 +419,7 @@ impl<'a> ExitStack<'a> {
 impl Drop for ExitStack<'_> {
     #[inline]
     fn drop(&mut self) {
-        if !self.list.get_mut().is_empty() {
+        if !self.list.get_mut().is_bare() {
             self.drain_dropped();
         }
     }
@@ -449,15 +450,21 @@ impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
         self.entries.next()
     }
 
-    #[cold]
+    // Only the place for failures is lent out, so that the iterator can stay in registers.
+    #[inline]
     fn note(&mut self, note: Note) {
-        let (new, error) = note.gathered(None);
-        if let Some(gathered) = &mut self.gathered {
-            gathered.get_or_insert_default().merge(new);
-        } else {
-            report_if(error);
-            discard(new); // an error's own drop may panic: that is not the handler's panic
-        }
+        keep_or_report(note, self.gathered.as_deref_mut());
+    }
+}
+
+#[cold]
+fn keep_or_report(note: Note, gathered: Option<&mut Option<Box<Gathered>>>) {
+    let (new, error) = note.gathered(None);
+    if let Some(gathered) = gathered {
+        gathered.get_or_insert_default().merge(new);
+    } else {
+        report_if(error);
+        discard(new); // an error's own drop may panic: that is not the handler's panic
     }
 }
 

@@ -11,8 +11,11 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::hint::black_box;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
-use exitstack::{ExitStack, HandlerId, HandlerList, Interpreter, SharedExitStack};
+use exitstack::{ExitStack, Handler, HandlerId, HandlerList, Interpreter, SharedExitStack};
 
 struct Counting;
 
@@ -32,6 +35,18 @@ thread_local! {
     static COUNTS: Cell<Counts> = const { Cell::new(Counts { live: 0, peak: 0, calls: 0, exhausted: false }) };
 }
 
+thread_local! {
+    /// What the allocator does besides: it is foreign code.
+    static BESIDES: Cell<Option<fn()>> = const { Cell::new(None) };
+}
+
+fn besides() {
+    if let Some(other) = BESIDES.take() {
+        other();
+        BESIDES.set(Some(other));
+    }
+}
+
 /// No layout is larger.
 fn signed(bytes: usize) -> isize {
     isize::try_from(bytes).unwrap_or(isize::MAX)
@@ -39,6 +54,7 @@ fn signed(bytes: usize) -> isize {
 
 /// Counts a request for so many bytes more; false if it is to fail.
 fn request(bytes: isize) -> bool {
+    besides();
     let mut counts = COUNTS.get();
     if counts.exhausted {
         return false;
@@ -51,6 +67,7 @@ fn request(bytes: isize) -> bool {
 }
 
 fn free(bytes: usize) {
+    besides();
     let mut counts = COUNTS.get();
     counts.live -= signed(bytes);
     COUNTS.set(counts);
@@ -424,6 +441,74 @@ fn a_handler_may_register_another_in_its_own_place_without_memory() {
         interpreter.finalize().unwrap();
         stack.close().unwrap();
     });
+}
+
+#[test]
+fn after_reserve_a_list_needs_no_memory() {
+    for reserve in [HandlerList::reserve, |list: &mut _, count| HandlerList::try_reserve(list, count).unwrap()] {
+        let mut list = HandlerList::new();
+        list.push(0);
+        reserve(&mut list, 999);
+        without_memory(|| (1..1000).for_each(|n| ignore(list.push(n))));
+        assert!(list.clear().into_iter().eq(0..1000));
+    }
+}
+
+#[test]
+fn try_reserve_without_memory_is_an_error_and_changes_nothing() {
+    for count in [0, 4, 100] {
+        let mut list = HandlerList::new();
+        (0..count).for_each(|n| ignore(list.push(n)));
+        assert!(without_memory(|| list.try_reserve(1000)).is_err());
+        assert!(without_memory(|| list.try_reserve(0)).is_ok());
+        assert!(list.clear().into_iter().eq(0..count));
+    }
+}
+
+/// To shrink, the list would have to move. It does so later.
+#[test]
+fn unregister_needs_no_memory() {
+    let (mut exit_stack, shared) = (ExitStack::new(), SharedExitStack::new());
+    let mut ids: Vec<_> = (0..1000).map(|_| (exit_stack.register(|| ()), shared.register(|| ()))).collect();
+    let last = ids.split_off(900);
+    let mut unregister =
+        |(local, between)| assert!(exit_stack.unregister(local) && shared.unregister(between), "it was registered");
+    let before = live();
+    without_memory(|| ids.iter().copied().for_each(&mut unregister));
+    assert_eq!(live(), before);
+    unregister(last[0]);
+    assert!(live() < before / 2, "{} of {before} bytes", live());
+}
+
+/// An allocator that asks the stack: it would wait for ever for a lock that this thread holds.
+#[test]
+fn the_list_of_a_shared_stack_grows_and_shrinks_without_its_lock() {
+    static STACK: SharedExitStack = SharedExitStack::new();
+    fn function() {}
+    fn watched(body: impl FnOnce()) {
+        BESIDES.set(Some(|| ignore(STACK.len())));
+        body();
+        BESIDES.set(None);
+    }
+    let (done, end) = mpsc::channel();
+    thread::spawn(move || {
+        let mut ids = Vec::with_capacity(1000);
+        watched(|| (0..1000_usize).for_each(|n| ids.push(STACK.register(move || ignore([n; 3])))));
+        watched(|| ids.iter().skip(10).for_each(|id| assert!(STACK.unregister(*id))));
+        watched(|| (0..1000).for_each(|_| ignore(STACK.register(function))));
+        watched(|| assert_eq!(STACK.unregister_fn(function), 1000));
+        watched(|| STACK.reserve(5000));
+        (0..100).for_each(|n| ignore(STACK.register(Handler::new(|| ()).keyed(n % 2))));
+        watched(|| assert_eq!(STACK.unregister_key(&1), 50));
+        watched(|| assert!(STACK.run_now(ids[0]).is_some()));
+        watched(|| drop(STACK.pop_all()));
+        watched(|| (0..100).for_each(|_| ignore(STACK.register(function))));
+        watched(|| STACK.clear());
+        watched(|| (0..100).for_each(|_| ignore(STACK.register(function))));
+        watched(|| STACK.close().unwrap());
+        done.send(()).unwrap();
+    });
+    end.recv_timeout(Duration::from_secs(20)).expect("its lock is not held");
 }
 
 const CHILD: &str = "EXITSTACK_TEST_CHILD";

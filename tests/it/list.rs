@@ -45,7 +45,7 @@ fn an_id_is_not_used_again() {
 fn clear_returns_the_values_oldest_first_and_the_list_goes_on() {
     let mut list = HandlerList::new();
     let ids: Vec<HandlerId> = (0..10).map(|n| list.push(n)).collect();
-    list.remove(ids[4]);
+    assert_eq!(list.remove(ids[4]), Some(4));
     assert_eq!(list.clear(), [0, 1, 2, 3, 5, 6, 7, 8, 9]);
     assert!(list.is_empty());
     assert!(ids.iter().all(|id| list.get(*id).is_none()));
@@ -53,10 +53,42 @@ fn clear_returns_the_values_oldest_first_and_the_list_goes_on() {
 }
 
 #[test]
+fn remove_if_asks_for_each_value_once_and_returns_the_oldest_first() {
+    for count in [0, 1, 4, 5, 100] {
+        let mut list = HandlerList::new();
+        let ids: Vec<HandlerId> = (0..count).map(|n| list.push(n)).collect();
+        let mut asked = Vec::new();
+        let removed = list.remove_if(|n| {
+            asked.push(*n);
+            n % 3 == 0
+        });
+        assert!(asked.into_iter().eq(0..count));
+        assert!(removed.into_iter().eq((0..count).step_by(3)));
+        for (n, id) in (0..count).zip(ids) {
+            assert_eq!(list.get(id), (n % 3 != 0).then_some(&n));
+        }
+        assert!(list.remove_if(|n| n % 3 == 0).is_empty());
+    }
+}
+
+#[test]
+fn remove_if_that_panics_removes_nothing() {
+    let counter = crate::support::Counter::default();
+    let mut list = HandlerList::new();
+    for n in 0..9 {
+        list.push((n, counter.bomb()));
+    }
+    let remove = || drop(list.remove_if(|(n, _)| if *n == 7 { panic!("foreign") } else { true }));
+    assert_eq!(crate::support::panic_of(remove), "foreign");
+    assert_eq!((list.len(), counter.dropped()), (9, 0));
+    assert!(list.remove_if(|_| true).into_iter().map(|(n, _)| n).eq(0..9));
+}
+
+#[test]
 fn it_iterates_from_both_ends_and_knows_how_many_are_left() {
     let mut list = HandlerList::new();
     let ids: Vec<HandlerId> = (0..6).map(|n| list.push(n)).collect();
-    list.remove(ids[2]);
+    assert_eq!(list.remove(ids[2]), Some(2));
     let mut iter = list.iter();
     assert_eq!((iter.len(), iter.next()), (5, Some((ids[0], &0))));
     assert_eq!((iter.len(), iter.next_back()), (4, Some((ids[5], &5))));
@@ -115,6 +147,9 @@ enum Op {
     Push,
     Pop,
     Remove(usize),
+    RemoveIf(usize),
+    Reserve(usize),
+    TryReserve(usize),
     Clear,
 }
 
@@ -124,6 +159,9 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             8 => Just(Op::Push),
             2 => Just(Op::Pop),
             8 => any::<usize>().prop_map(Op::Remove),
+            1 => (2..6_usize).prop_map(Op::RemoveIf),
+            1 => (0..50_usize).prop_map(Op::Reserve),
+            1 => (0..50_usize).prop_map(Op::TryReserve),
             1 => Just(Op::Clear),
         ],
         0..200,
@@ -151,6 +189,14 @@ proptest! {
                     prop_assert_eq!(list.remove(id), model.remove(&id));
                 }
                 Op::Remove(_) => {}
+                Op::RemoveIf(step) => {
+                    let (out, left) = model.into_iter().partition(|(_, value)| value % step == 0);
+                    model = left;
+                    let out: BTreeMap<HandlerId, usize> = out;
+                    prop_assert!(list.remove_if(|value| value % step == 0).into_iter().eq(out.into_values()));
+                }
+                Op::Reserve(additional) => list.reserve(additional),
+                Op::TryReserve(additional) => prop_assert_eq!(list.try_reserve(additional), Ok(())),
                 Op::Clear => {
                     prop_assert_eq!(list.clear(), model.values().copied().collect::<Vec<_>>());
                     model.clear();

@@ -1,4 +1,4 @@
-//! What drains when it is dropped, and was not bound to a name.
+//! What drains, or runs foreign code, when it is dropped, and was not bound to a name.
 
 #![deny(unused_must_use)]
 
@@ -8,7 +8,12 @@ fn main() {
     ExitStack::new();
     SharedExitStack::new();
     Interpreter::new("plugin");
-    HandlerList::<u8>::new().clear();
+    let mut list = HandlerList::new();
+    let id = list.push("value");
+    list.remove(id);
+    list.remove_if(|_| true);
+    list.pop();
+    list.clear();
     let mut stack = ExitStack::new();
     let id = stack.register(|| Err("disk full"));
     stack.run_now(id);
