@@ -113,11 +113,22 @@ impl<T> Iterator for Chain<T> {
     }
 }
 
-impl<T> Drop for Chain<T> {
-    fn drop(&mut self) {
-        // One after the other, where dropping the field would recurse along the chain.
+impl<T> Chain<T> {
+    /// Drops the values one after the other, where dropping the field would recurse along the chain.
+    #[cold]
+    #[inline(never)]
+    fn drop_all(&mut self) {
         while let Some(link) = self.pop() {
             drop(link);
+        }
+    }
+}
+
+impl<T> Drop for Chain<T> {
+    #[inline]
+    fn drop(&mut self) {
+        if !self.is_empty() {
+            self.drop_all();
         }
     }
 }

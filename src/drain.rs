@@ -53,7 +53,7 @@ impl Note {
         let mut gathered = self.exit_code.map_or_else(Gathered::default, |code| Gathered::exit(Asked::now(code)));
         let error = self.failure.map(|kind| HandlerError::new(path, self.site, kind));
         if let Some(error) = &error {
-            gathered.merge(Gathered::failure(error.clone()));
+            drop(gathered.merge(Gathered::failure(error.clone())));
         }
         (gathered, error)
     }
@@ -120,7 +120,7 @@ pub(crate) fn run_one<B: ?Sized>(entry: Entry<B>, path: impl Fn() -> Option<Stri
         }
 
         fn note(&mut self, note: Note) {
-            self.gathered.merge(note.gathered((self.path)()).0);
+            drop(self.gathered.merge(note.gathered((self.path)()).0));
         }
     }
     let outcome = entry.closure.only().unwrap_or(Outcome::Success);

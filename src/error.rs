@@ -4,6 +4,7 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::{self, Display, Write};
+use std::mem;
 use std::ops::Deref;
 use std::panic::Location;
 use std::process::{ExitCode, Termination};
@@ -349,9 +350,12 @@ struct Told {
     exit: Option<Asked>,
 }
 
-/// What a drain has gathered so far: failures in any order, some perhaps twice, for several drains may tell of one.
+/// What a drain has gathered so far: one word, until something fails.
 #[derive(Default)]
-pub(crate) struct Gathered {
+pub(crate) struct Gathered(Option<Box<Failures>>);
+
+/// Failures in any order, some perhaps twice, for several drains may tell of one; and the exit status asked for.
+struct Failures {
     errors: Chain<HandlerError>,
     exit: Option<Asked>,
 }
@@ -373,55 +377,81 @@ impl Gathered {
     pub(crate) fn failure(error: HandlerError) -> Self {
         let mut errors = Chain::new();
         errors.push(Link::new(error));
-        Self { errors, exit: None }
+        Self(Some(Box::new(Failures { errors, exit: None })))
     }
 
     pub(crate) fn exit(asked: Asked) -> Self {
-        Self { errors: Chain::new(), exit: Some(asked) }
+        Self(Some(Box::new(Failures { errors: Chain::new(), exit: Some(asked) })))
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.errors.len()
+        self.0.as_ref().map_or(0, |failures| failures.errors.len())
     }
 
     pub(crate) fn errors(&self) -> impl Iterator<Item = &HandlerError> {
-        self.errors.iter()
+        self.0.iter().flat_map(|failures| failures.errors.iter())
     }
 
-    /// Adds what another drain gathered, without allocating.
-    pub(crate) fn merge(&mut self, other: Self) {
-        self.errors.append(other.errors);
-        self.exit = self.exit.max(other.exit);
+    /// Adds what another drain gathered. What is returned is to be dropped where no lock is held.
+    #[must_use]
+    pub(crate) fn merge(&mut self, other: Self) -> Self {
+        match (&mut self.0, other.0) {
+            (Some(own), Some(mut other)) => {
+                own.errors.append(mem::take(&mut other.errors));
+                own.exit = own.exit.max(other.exit);
+                Self(Some(other))
+            }
+            (own @ None, other) => {
+                *own = other;
+                Self(None)
+            }
+            (_, None) => Self(None),
+        }
     }
 
     /// What `close()` returns for it: the failures in the order in which they happened, each once.
+    #[inline]
     pub(crate) fn into_result(self) -> Result<(), CloseError> {
-        if self.errors.is_empty() && self.exit.is_none() {
-            return Ok(());
-        }
+        self.0.map_or(Ok(()), |failures| Err(failures.into_error()))
+    }
+}
+
+impl Failures {
+    #[cold]
+    #[inline(never)]
+    fn into_error(self) -> CloseError {
         let mut errors: Vec<_> = self.errors.collect();
         errors.sort_by_key(|error| error.0.at);
         errors.dedup_by_key(|error| error.0.at);
-        Err(CloseError(Arc::new(Told { errors, exit: self.exit })))
+        CloseError(Arc::new(Told { errors, exit: self.exit }))
     }
 }
 
 /// What two drains came to, together.
+#[inline]
 pub(crate) fn joined(first: Result<(), CloseError>, then: Result<(), CloseError>) -> Result<(), CloseError> {
-    let (Err(first), Err(then)) = (&first, &then) else { return first.and(then) };
-    let mut gathered = first.gathered();
-    gathered.merge(then.gathered());
-    gathered.into_result()
+    match (first, then) {
+        (Ok(()), result) | (result, Ok(())) => result,
+        (Err(first), Err(then)) => Err(first.join(&then)),
+    }
 }
 
 impl CloseError {
+    #[cold]
+    #[inline(never)]
+    fn join(&self, then: &Self) -> Self {
+        let mut gathered = self.gathered();
+        drop(gathered.merge(then.gathered()));
+        gathered.into_result().err().unwrap_or_else(|| self.clone())
+    }
+
     /// Its failures and its exit status, to be merged with others.
     pub(crate) fn gathered(&self) -> Gathered {
         let mut errors = Chain::new();
         for error in self {
             errors.push(Link::new(error.clone()));
         }
-        Gathered { errors, exit: self.0.exit }
+        Gathered(Some(Box::new(Failures { errors, exit: self.0.exit })))
     }
 
     /// The exit status that was asked for, and when.

@@ -225,7 +225,16 @@ impl Waiters {
         gone
     }
 
+    #[inline]
     fn tell(self, drained: &Drained) {
+        if !self.0.is_empty() {
+            self.tell_all(drained);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tell_all(self, drained: &Drained) {
         for waiter in self.0 {
             waiter.set(Waited::Drained(drained.clone()));
         }
@@ -940,6 +949,7 @@ impl SharedExitStack {
     }
 
     /// Lets this descent drain this stack, or waits for the thread that does.
+    #[inline]
     fn come(&self, occasion: Occasion, descent: usize, who: Who) -> Came {
         let (mut place, mut left) = (None, None);
         loop {
@@ -1042,6 +1052,7 @@ impl SharedExitStack {
     }
 
     /// The lists are empty.
+    #[inline]
     fn done(&self, mut state: MutexGuard<'_, State>, descent: usize) -> Done {
         let storage = state.handlers.release();
         match &state.phase {
@@ -1066,10 +1077,11 @@ impl SharedExitStack {
         drop(state);
         let new = gathered.into_result();
         if let Err(error) = &new {
-            let mut merged = Some(error.gathered());
-            if let Some(drain) = &mut self.lock().drain {
-                drain.merged.merge(merged.take().unwrap_or_default());
-            }
+            let merged = error.gathered();
+            let mut state = self.lock();
+            let emptied = state.drain.as_mut().map(|drain| drain.merged.merge(merged));
+            drop(state);
+            drop(emptied);
         }
         Done { drained: Drained { whole: new.clone(), new }, waiters: Waiters::default(), settled }
     }
@@ -1082,8 +1094,11 @@ impl SharedExitStack {
             discard(new); // nobody will ask for it
             return true;
         };
-        drain.gathered.merge(new);
-        drain.reports
+        let reports = drain.reports;
+        let emptied = drain.gathered.merge(new);
+        drop(state);
+        drop(emptied);
+        reports
     }
 
     /// The path of whom it belongs to.
@@ -1422,29 +1437,31 @@ impl<'s> Descent<'s> {
         self.top = Some(node);
     }
 
-    /// The top is drained: hands on what it gathered. False if it was the root.
-    #[cold]
-    fn ascend(&mut self, done: Done) -> bool {
-        let node = self.top.take();
-        let own = node.clone().or_else(|| self.root.node());
-        let drained = done.drained;
-        match &node {
-            _ if done.settled => own.into_iter().for_each(detach),
-            Some(node) => node.stack().place().into_iter().for_each(|place| node.outer().pass(place)),
-            None => {}
+    /// The root is drained.
+    #[inline]
+    fn finish(&mut self, done: Done) {
+        if done.settled {
+            self.root.node().into_iter().for_each(detach);
         }
-        done.waiters.tell(&drained);
-        let Some(node) = node else {
-            self.result = drained.whole;
-            return false;
-        };
+        done.waiters.tell(&done.drained);
+        self.result = done.drained.whole;
+    }
+
+    /// What is nested in the root is drained, or as much of it as this thread can: the drain around it is told.
+    #[cold]
+    fn ascend(&mut self, node: &Arc<dyn Node>, done: Done) {
+        if done.settled {
+            detach(Arc::clone(node));
+        } else if let Some(place) = node.stack().place() {
+            node.outer().pass(place);
+        }
+        done.waiters.tell(&done.drained);
         self.depth -= 1;
         if self.depth > 0 {
             self.top = node.parent();
         }
         set_current(self.top.clone().or_else(|| self.root.node()));
-        self.merge(drained);
-        true
+        self.merge(done.drained);
     }
 
     /// Adds what a nested drain came to to what the top has gathered.
@@ -1472,9 +1489,11 @@ impl Source<dyn Bound + Send> for Descent<'_> {
                 Step::Nested(id, node) => self.descend(id, node),
                 Step::OutOfTurn(id, owner) => self.wait_for_handler(id, owner),
                 Step::Done(done) => {
-                    if !self.ascend(done) {
+                    let Some(node) = self.top.take() else {
+                        self.finish(done);
                         return None;
-                    }
+                    };
+                    self.ascend(&node, done);
                 }
             }
         }
@@ -1487,7 +1506,7 @@ impl Source<dyn Bound + Send> for Descent<'_> {
         let reports = if self.epoch == raw::epoch() {
             top.gather(new)
         } else {
-            self.orphaned.merge(new);
+            drop(self.orphaned.merge(new));
             self.occasion.reports()
         };
         if reports {

@@ -397,14 +397,14 @@ impl<'a> ExitStack<'a> {
     /// # Ok::<(), exitstack::CloseError>(())
     /// ```
     pub fn close_with(&mut self, outcome: Outcome) -> Result<(), CloseError> {
-        let mut gathered = None;
+        let mut gathered = Gathered::default();
         self.drain(outcome, Some(&mut gathered));
-        gathered.map_or(Ok(()), |gathered| gathered.into_result())
+        gathered.into_result()
     }
 
     /// Drains; what fails is added to `gathered`, or reported if there is no such place.
     #[inline(never)]
-    fn drain(&mut self, outcome: Outcome, gathered: Option<&mut Option<Box<Gathered>>>) {
+    fn drain(&mut self, outcome: Outcome, gathered: Option<&mut Gathered>) {
         let list = self.list.get_mut();
         drain(&mut Local { entries: list.newest_first(), gathered }, outcome);
         list.forget_all();
@@ -441,7 +441,7 @@ impl fmt::Debug for ExitStack<'_> {
 /// stack that is being drained.
 struct Local<'l, 'a> {
     entries: NewestFirst<'l, LocalEntry<'a>>,
-    gathered: Option<&'l mut Option<Box<Gathered>>>,
+    gathered: Option<&'l mut Gathered>,
 }
 
 impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
@@ -458,10 +458,10 @@ impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
 }
 
 #[cold]
-fn keep_or_report(note: Note, gathered: Option<&mut Option<Box<Gathered>>>) {
+fn keep_or_report(note: Note, gathered: Option<&mut Gathered>) {
     let (new, error) = note.gathered(None);
     if let Some(gathered) = gathered {
-        gathered.get_or_insert_default().merge(new);
+        drop(gathered.merge(new));
     } else {
         report_if(error);
         discard(new); // an error's own drop may panic: that is not the handler's panic

@@ -186,21 +186,26 @@ impl<T: Default> PerProcess<T> {
     }
 
     /// Looks at this process's own value, if there is one, where nobody else can use it.
+    #[inline]
     pub(crate) fn look<R>(&mut self, look: impl FnOnce(&T) -> R) -> Option<R> {
-        let epoch = match *self.epoch.get_mut() {
-            UNUSED => return None,
-            epoch => epoch,
-        };
-        if epoch == raw::peek() {
-            return Some(look(self.value.get_mut()));
+        match *self.epoch.get_mut() {
+            UNUSED => None,
+            epoch if epoch == raw::peek() => Some(look(self.value.get_mut())),
+            _ => self.look_further(look),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn look_further<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
         let own = raw::epoch();
-        let mut line = std::iter::successors(Some(&*self), |this| this.next.get());
+        let mut line = std::iter::successors(Some(self), |this| this.next.get());
         line.find(|this| this.epoch.load(Ordering::Relaxed) == own).map(|this| look(&this.value.lock()))
     }
 }
 
 impl<T: Default> Drop for PerProcess<T> {
+    #[inline]
     fn drop(&mut self) {
         let epoch = *self.epoch.get_mut();
         if epoch != UNUSED && epoch != raw::peek() && epoch != raw::epoch() {
