@@ -1,6 +1,5 @@
 //! How things end: the outcome of a scope, and what went wrong in its cleanup.
 
-use std::any::Any;
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::{self, Display, Write};
@@ -343,53 +342,54 @@ impl Display for Causes<'_> {
 /// assert!(error.source().is_none());
 /// ```
 #[derive(Clone)]
-pub struct CloseError(Arc<Told>);
+pub struct CloseError(Arc<Details>);
 
-struct Told {
+/// What a [`CloseError`] tells.
+struct Details {
     errors: Vec<HandlerError>,
-    exit: Option<Asked>,
+    exit: Option<ExitRequest>,
 }
 
 /// What a drain has gathered so far: one word, until something fails.
 #[derive(Default)]
-pub(crate) struct Gathered(Option<Box<Failures>>);
+pub(crate) struct Failures(Option<Box<Collected>>);
 
 /// Failures in any order, some perhaps twice, for several drains may tell of one; and the exit status asked for.
-struct Failures {
+struct Collected {
     errors: Chain<HandlerError>,
-    exit: Option<Asked>,
+    exit: Option<ExitRequest>,
 }
 
 /// An exit status that was asked for. Of several the last one counts, whichever way they come together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Asked {
+pub(crate) struct ExitRequest {
     at: Moment,
     pub(crate) code: i32,
 }
 
-impl Asked {
+impl ExitRequest {
     pub(crate) fn now(code: i32) -> Self {
         Self { at: Moment::now(), code }
     }
 }
 
-impl Gathered {
+impl Failures {
     pub(crate) fn failure(error: HandlerError) -> Self {
         let mut errors = Chain::new();
         errors.push(Link::new(error));
-        Self(Some(Box::new(Failures { errors, exit: None })))
+        Self(Some(Box::new(Collected { errors, exit: None })))
     }
 
-    pub(crate) fn exit(asked: Asked) -> Self {
-        Self(Some(Box::new(Failures { errors: Chain::new(), exit: Some(asked) })))
+    pub(crate) fn exit(request: ExitRequest) -> Self {
+        Self(Some(Box::new(Collected { errors: Chain::new(), exit: Some(request) })))
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.as_ref().map_or(0, |failures| failures.errors.len())
+        self.0.as_ref().map_or(0, |collected| collected.errors.len())
     }
 
     pub(crate) fn errors(&self) -> impl Iterator<Item = &HandlerError> {
-        self.0.iter().flat_map(|failures| failures.errors.iter())
+        self.0.iter().flat_map(|collected| collected.errors.iter())
     }
 
     /// Adds what another drain gathered. What is returned is to be dropped where no lock is held.
@@ -412,24 +412,24 @@ impl Gathered {
     /// What `close()` returns for it: the failures in the order in which they happened, each once.
     #[inline]
     pub(crate) fn into_result(self) -> Result<(), CloseError> {
-        self.0.map_or(Ok(()), |failures| Err(failures.into_error()))
+        self.0.map_or(Ok(()), |collected| Err(collected.into_error()))
     }
 }
 
-impl Failures {
+impl Collected {
     #[cold]
     #[inline(never)]
     fn into_error(self) -> CloseError {
         let mut errors: Vec<_> = self.errors.collect();
         errors.sort_by_key(|error| error.0.at);
         errors.dedup_by_key(|error| error.0.at);
-        CloseError(Arc::new(Told { errors, exit: self.exit }))
+        CloseError(Arc::new(Details { errors, exit: self.exit }))
     }
 }
 
 /// What two drains came to, together.
 #[inline]
-pub(crate) fn joined(first: Result<(), CloseError>, then: Result<(), CloseError>) -> Result<(), CloseError> {
+pub(crate) fn merged(first: Result<(), CloseError>, then: Result<(), CloseError>) -> Result<(), CloseError> {
     match (first, then) {
         (Ok(()), result) | (result, Ok(())) => result,
         (Err(first), Err(then)) => Err(first.join(&then)),
@@ -440,22 +440,22 @@ impl CloseError {
     #[cold]
     #[inline(never)]
     fn join(&self, then: &Self) -> Self {
-        let mut gathered = self.gathered();
-        drop(gathered.merge(then.gathered()));
-        gathered.into_result().err().unwrap_or_else(|| self.clone())
+        let mut both = self.failures();
+        drop(both.merge(then.failures()));
+        both.into_result().err().unwrap_or_else(|| self.clone())
     }
 
     /// Its failures and its exit status, to be merged with others.
-    pub(crate) fn gathered(&self) -> Gathered {
+    pub(crate) fn failures(&self) -> Failures {
         let mut errors = Chain::new();
         for error in self {
             errors.push(Link::new(error.clone()));
         }
-        Gathered(Some(Box::new(Failures { errors, exit: self.0.exit })))
+        Failures(Some(Box::new(Collected { errors, exit: self.0.exit })))
     }
 
     /// The exit status that was asked for, and when.
-    pub(crate) fn asked(&self) -> Option<Asked> {
+    pub(crate) fn exit_request(&self) -> Option<ExitRequest> {
         self.0.exit
     }
 
@@ -486,7 +486,7 @@ impl CloseError {
 
     /// The exit status that a handler asked for with [`Exit`], the last one if there were several.
     pub fn exit_code(&self) -> Option<i32> {
-        self.0.exit.map(|asked| asked.code)
+        self.0.exit.map(|request| request.code)
     }
 }
 
@@ -570,12 +570,6 @@ impl<H> fmt::Debug for Refused<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Refused").field("location", &self.location).finish_non_exhaustive()
     }
-}
-
-/// A panic's message: its payload where that is text, else a word that it is not.
-pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("(a payload that is no text)").to_owned()
 }
 
 /// Lets text through, but on one line: control characters and those that reorder or break lines are escaped, so that no

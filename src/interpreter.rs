@@ -6,20 +6,19 @@
 //!    broken by finalizing, which the last handle's drop does.
 //! 3. Handles are counted apart from references: while the last handle's drop finalizes, the interpreter is still there
 //!    for its handlers.
-//! 4. How a tree drains is `shared`'s affair, in one loop whatever the depth; no function here recurses either.
+//! 4. How a tree drains is in `tree`, one loop whatever the depth.
 
-use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::panic::Location;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use crate::error::CloseError;
 use crate::handler::IntoHandler;
 use crate::list::HandlerId;
-use crate::process::{count_refusals_of, process_stack};
-use crate::shared::{Node, Occasion, SharedExitStack, current, enter};
+use crate::process::process_stack;
+use crate::tree::{Node, Parent, Purpose, SharedExitStack, current, enter};
 
 /// A named stack of its own, nested in its parent: for language runtimes, plugin hosts, subsystems of a service, and
 /// tests that must not leak their registrations.
@@ -56,14 +55,7 @@ use crate::shared::{Node, Occasion, SharedExitStack, current, enter};
 #[doc(alias = "subinterpreter")]
 #[doc(alias = "atexit")]
 #[must_use = "dropping the last handle finalizes the interpreter"]
-pub struct Interpreter(Arc<Inner>);
-
-struct Inner {
-    name: Cow<'static, str>,
-    parent: Option<Arc<Inner>>,
-    handles: AtomicUsize,
-    stack: SharedExitStack,
-}
+pub struct Interpreter(Arc<Node>);
 
 impl Interpreter {
     /// A child of the process stack.
@@ -76,7 +68,7 @@ impl Interpreter {
     /// assert_eq!(plugin.name(), "plugin-a");
     /// ```
     pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
-        Self::nested(name.into(), None)
+        Self(Node::new(name.into(), Parent::Root(process_stack())))
     }
 
     /// A child of this interpreter.
@@ -89,20 +81,7 @@ impl Interpreter {
     /// # Ok::<(), exitstack::CloseError>(())
     /// ```
     pub fn subinterpreter(&self, name: impl Into<Cow<'static, str>>) -> Self {
-        Self::nested(name.into(), Some(Arc::clone(&self.0)))
-    }
-
-    fn nested(name: Cow<'static, str>, parent: Option<Arc<Inner>>) -> Self {
-        let inner = Arc::new_cyclic(|inner: &Weak<Inner>| Inner {
-            name,
-            parent,
-            handles: AtomicUsize::new(1),
-            stack: SharedExitStack::of_interpreter(inner.clone()),
-        });
-        if !inner.outer().nest(Arc::clone(&inner) as Arc<dyn Node>) {
-            inner.stack.refuse_all();
-        }
-        Self(inner)
+        Self(Node::new(name.into(), Parent::Node(Arc::clone(&self.0))))
     }
 
     /// Its name, as it was given.
@@ -142,7 +121,7 @@ impl Interpreter {
     /// assert!(Interpreter::current().is_none());
     /// ```
     pub fn enter<R>(&self, body: impl FnOnce() -> R) -> R {
-        let _restored = enter(Some(Arc::clone(&self.0) as Arc<dyn Node>));
+        let _restored = enter(Some(Arc::clone(&self.0)));
         body()
     }
 
@@ -152,9 +131,9 @@ impl Interpreter {
     /// assert!(exitstack::Interpreter::current().is_none());
     /// ```
     pub fn current() -> Option<Self> {
-        let inner = current()?.into_any().downcast::<Inner>().ok()?;
-        inner.handles.fetch_add(1, Ordering::Relaxed);
-        Some(Self(inner))
+        let node = current()?;
+        node.handles.fetch_add(1, Ordering::Relaxed);
+        Some(Self(node))
     }
 
     /// Runs its handlers, and those of the interpreters nested in it, for good: from then on it refuses registrations.
@@ -176,51 +155,7 @@ impl Interpreter {
     /// # Ok::<(), exitstack::CloseError>(())
     /// ```
     pub fn finalize(&self) -> Result<(), CloseError> {
-        self.0.stack.drain(Occasion::Finalize)
-    }
-}
-
-impl Node for Inner {
-    fn stack(&self) -> &SharedExitStack {
-        &self.stack
-    }
-
-    fn parent(&self) -> Option<Arc<dyn Node>> {
-        self.parent.clone().map(|parent| parent as _)
-    }
-
-    fn outer(&self) -> &SharedExitStack {
-        self.parent.as_ref().map_or_else(|| process_stack(), |parent| &parent.stack)
-    }
-
-    fn path(&self) -> String {
-        let mut names = vec![&*self.name];
-        let mut outer = &self.parent;
-        while let Some(parent) = outer {
-            names.push(&parent.name);
-            outer = &parent.parent;
-        }
-        names.push("process");
-        names.reverse();
-        names.join(" > ")
-    }
-
-    fn count_refusals(self: Arc<Self>) {
-        count_refusals_of(&(self as _));
-    }
-
-    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
-        self
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // One after the other, where dropping the field would recurse as deep as the nesting.
-        let mut outer = self.parent.take();
-        while let Some(parent) = outer {
-            outer = Arc::into_inner(parent).and_then(|mut parent| parent.parent.take());
-        }
+        self.0.stack.drain(Purpose::Finalize)
     }
 }
 
@@ -235,7 +170,7 @@ impl Drop for Interpreter {
     fn drop(&mut self) {
         if self.0.handles.fetch_sub(1, Ordering::Release) == 1 {
             fence(Ordering::Acquire);
-            self.0.stack.drain_untold(Occasion::Abandon);
+            self.0.stack.drain_unattended(Purpose::FinalizeUnattended);
         }
     }
 }
@@ -260,7 +195,7 @@ impl fmt::Debug for Interpreter {
 fn with_stack<R>(action: impl FnOnce(&SharedExitStack) -> R) -> R {
     match current() {
         None => action(process_stack()),
-        Some(node) => action(node.stack()),
+        Some(node) => action(&node.stack),
     }
 }
 

@@ -145,6 +145,7 @@ mod error;
 mod handler;
 mod interpreter;
 mod list;
+mod panics;
 mod process;
 #[allow(unsafe_code)]
 mod raw;
@@ -152,15 +153,15 @@ pub mod report;
 mod shared;
 mod stack;
 mod sync;
-mod waits;
+mod tree;
 
 pub use error::{CloseError, Exit, HandlerError, HandlerErrorKind, Outcome, Refused};
 pub use handler::{Handler, HandlerResult, IntoHandler, NoKey, PendingHandler};
 pub use interpreter::{Interpreter, register, unregister, unregister_fn, unregister_key};
 pub use list::{HandlerId, HandlerList, Iter};
 pub use process::{adopt_after_fork, exit, process_stack, run};
-pub use shared::SharedExitStack;
 pub use stack::{ExitStack, scope};
+pub use tree::SharedExitStack;
 
 /// What C's `exit` does on a thread, for the models in `tests/loom.rs`.
 #[cfg(all(loom, feature = "loom"))]

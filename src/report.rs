@@ -21,8 +21,8 @@ use std::fmt::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::drain::discard;
 use crate::error::{Causes, Exit, HandlerError, OneLine};
+use crate::panics::discard;
 use crate::raw;
 use crate::sync::{MutexGuard, PerProcess, global};
 

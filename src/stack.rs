@@ -5,11 +5,13 @@ use std::fmt;
 use std::mem;
 use std::panic::Location;
 
-use crate::drain::{Note, Source, discard, drain, drop_all, drop_counted, report_if, run_one};
-use crate::error::{CloseError, Gathered, Outcome};
+use crate::drain::{HandlerOutcome, Source, drain, run_one};
+use crate::error::{CloseError, Failures, Outcome};
 use crate::handler::{HandlerResult, IntoHandler, LocalEntry, Only, PendingHandler, identity};
 use crate::list::{HandlerId, HandlerList, NewestFirst};
+use crate::panics::{discard, drop_all};
 use crate::raw::{self, Bound, Closure, Task};
+use crate::report::report;
 
 /// A stack of handlers that run when it is closed or dropped, the last registered first.
 ///
@@ -228,7 +230,10 @@ impl<'a> ExitStack<'a> {
     /// ```
     pub fn unregister_fn<F: FnOnce() -> R, R>(&mut self, function: F) -> usize {
         let identity = identity(function);
-        drop_counted(self.list.get_mut().find_and_remove(|entry| entry.closure.function() == identity))
+        let found = self.list.get_mut().find_and_remove(|entry| entry.closure.function() == identity);
+        let count = found.len();
+        drop_all(found);
+        count
     }
 
     /// Removes every registration under a key equal to this one and returns how many there were.
@@ -246,7 +251,10 @@ impl<'a> ExitStack<'a> {
     /// assert_eq!(stack.unregister_key(&"a.tmp"), 1);
     /// ```
     pub fn unregister_key<K: PartialEq + 'static>(&mut self, key: &K) -> usize {
-        drop_counted(self.list.get_mut().find_and_remove(|entry| entry.has_key(key)))
+        let found = self.list.get_mut().find_and_remove(|entry| entry.has_key(key));
+        let count = found.len();
+        drop_all(found);
+        count
     }
 
     /// Takes this handler out and runs it now, whatever its turn and whatever outcome it waits for; `None` if it is not
@@ -397,16 +405,16 @@ impl<'a> ExitStack<'a> {
     /// # Ok::<(), exitstack::CloseError>(())
     /// ```
     pub fn close_with(&mut self, outcome: Outcome) -> Result<(), CloseError> {
-        let mut gathered = Gathered::default();
-        self.drain(outcome, Some(&mut gathered));
-        gathered.into_result()
+        let mut failures = Failures::default();
+        self.drain(outcome, Some(&mut failures));
+        failures.into_result()
     }
 
-    /// Drains; what fails is added to `gathered`, or reported if there is no such place.
+    /// Drains. What fails is added to `failures`, or reported if there is no such place.
     #[inline(never)]
-    fn drain(&mut self, outcome: Outcome, gathered: Option<&mut Gathered>) {
+    fn drain(&mut self, outcome: Outcome, failures: Option<&mut Failures>) {
         let list = self.list.get_mut();
-        drain(&mut Local { entries: list.newest_first(), gathered }, outcome);
+        drain(&mut Local { entries: list.newest_first(), failures }, outcome);
         list.forget_all();
     }
 
@@ -441,7 +449,7 @@ impl fmt::Debug for ExitStack<'_> {
 /// stack that is being drained.
 struct Local<'l, 'a> {
     entries: NewestFirst<'l, LocalEntry<'a>>,
-    gathered: Option<&'l mut Gathered>,
+    failures: Option<&'l mut Failures>,
 }
 
 impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
@@ -452,19 +460,19 @@ impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
 
     // Only the place for failures is lent out, so that the iterator can stay in registers.
     #[inline]
-    fn note(&mut self, note: Note) {
-        keep_or_report(note, self.gathered.as_deref_mut());
+    fn note(&mut self, outcome: HandlerOutcome) {
+        keep_or_report(outcome, self.failures.as_deref_mut());
     }
 }
 
 #[cold]
-fn keep_or_report(note: Note, gathered: Option<&mut Gathered>) {
-    let (new, error) = note.gathered(None);
-    if let Some(gathered) = gathered {
-        drop(gathered.merge(new));
+fn keep_or_report(outcome: HandlerOutcome, failures: Option<&mut Failures>) {
+    let (new, error) = outcome.into_failures(None);
+    if let Some(failures) = failures {
+        drop(failures.merge(new));
     } else {
-        report_if(error);
-        discard(new); // an error's own drop may panic: that is not the handler's panic
+        error.iter().for_each(report);
+        discard((new, error)); // an error's own drop may panic: that is not the handler's panic
     }
 }
 

@@ -93,7 +93,7 @@ fn a_panic_with_any_payload_is_recorded() {
         .iter()
         .map(|error| if let HandlerErrorKind::Panicked(message) = error.kind() { message } else { "" })
         .collect();
-    assert_eq!(messages, ["(a payload that is no text)", "owned text", "(a payload that is no text)"]);
+    assert_eq!(messages, ["(non-string panic payload)", "owned text", "(non-string panic payload)"]);
     assert_eq!(counter.dropped(), 1);
 }
 

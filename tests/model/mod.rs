@@ -133,7 +133,7 @@ impl Fate {
             Self::Return => (None, None),
             Self::Fail => (Some("failed: on purpose".to_owned()), None),
             Self::Panic => (Some("panicked: on purpose".to_owned()), None),
-            Self::PanicTwice => (Some("panicked: (a payload that is no text)".to_owned()), None),
+            Self::PanicTwice => (Some("panicked: (non-string panic payload)".to_owned()), None),
             Self::Exit(code) | Self::BoxedExit(code) => (None, Some(code)),
             Self::Nested(code) => {
                 let inner = described(None, None, "failed: nested");

@@ -1,35 +1,24 @@
-//! The process's own stack, and every normal way out of the process: when the root drains.
-//!
-//! 1. `hook` is registered with C's `atexit` [`HOOKS`] times, when the first handler or interpreter comes. Threads that
-//!    race in C's `exit` each take one of them off C's list; the first to come drains, every other one waits in its own
-//!    until that is done, so that none of them ends the process under the drain. Each that waits registers another one.
-//!    Then one of them goes back to C's list, and the others stay where they are: C's list is not safe from several.
-//! 2. What a drain has gathered stands in the stack (invariant 4 of `shared`), and so does what came of those that the way
-//!    out went on with: a hook that runs inside a handler (C `exit` called there) goes on where it was. A status that
-//!    handlers decide is left to `raw::end_with`: some C libraries let `exit` be entered again, some do not.
-//! 3. Nothing unwinds out of `hook`: C calls it.
-//! 4. Nothing is done at a fork: everything that a lock protects belongs to one process (`PerProcess`). The counts of hooks
-//!    are about C's list, which a child inherits with them.
+//! The process: its own stack, and the ways out that this crate offers. How the stack drains at the end is in `at_exit`.
 
-use std::cell::Cell;
+mod at_exit;
+mod end;
+
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::{ExitCode, Termination};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use crate::chain::{Chain, Link};
-use crate::drain::discard;
-use crate::error::{Asked, Exit};
-use crate::raw;
-use crate::shared::{Node, Occasion, SharedExitStack};
-use crate::sync::{PerProcess, global};
-use crate::waits::{ThreadKey, leave};
+#[cfg(all(loom, feature = "loom"))]
+pub use self::at_exit::drain_for_good;
+use crate::error::{Exit, ExitRequest};
+use crate::panics::discard;
+use crate::sync::global;
+use crate::tree::{Purpose, Root, SharedExitStack};
 
 global! {
-    static PROCESS: SharedExitStack = SharedExitStack::of_process(arm);
+    static PROCESS: SharedExitStack = SharedExitStack::root(Root { name: "process", arm: at_exit::arm, note_refusals: end::note_refusals });
 }
 
 /// The process's own stack: it drains on every normal way out of the process.
@@ -79,132 +68,6 @@ pub fn process_stack() -> &'static SharedExitStack {
     &PROCESS
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// The way out
-
-/// How many times `hook` is registered at first, and how many more when the drain begins. Together they, and the one
-/// entry that the dynamic linker has, fill the block of 32 that C's list begins with: glibc before 2.41 frees further
-/// blocks under threads that race through them.
-const HOOKS: usize = 16;
-const MORE_HOOKS: usize = 15;
-
-/// How many hooks C has been given, and how many it has called.
-static REGISTERED: AtomicUsize = AtomicUsize::new(0);
-static CALLED: AtomicUsize = AtomicUsize::new(0);
-/// The epoch of the first process of this line of forks that was on its way out; zero if none was.
-static LEFT_IN: AtomicUsize = AtomicUsize::new(0);
-
-/// The end of this process.
-#[derive(Default)]
-pub(crate) struct End {
-    /// The exit status that was asked for last, in a drain of the way out or by `exit`.
-    status: Option<Asked>,
-    /// The thread that is to end the process, once the drain is over; the others are not to disturb it.
-    leaver: Option<ThreadKey>,
-    /// Interpreters that have refused more than one handler, to be reported at the end; and at which length of this list
-    /// those that are gone are taken out.
-    refusing: Chain<Weak<dyn Node>>,
-    prune_at: usize,
-}
-
-global! {
-    static END: PerProcess<End> = PerProcess::new(End { status: None, leaver: None, refusing: Chain::new(), prune_at: 0 });
-}
-
-/// Keeps an exit status that was asked for: of several the last one counts.
-fn decide(asked: Option<Asked>) {
-    let mut end = END.lock();
-    end.status = end.status.max(asked);
-}
-
-/// Whether this thread is the first to ask: that is the one to end the process.
-fn leaves_first() -> bool {
-    let me = ThreadKey::current();
-    *END.lock().leaver.get_or_insert(me) == me
-}
-
-/// Has the refusals of this interpreter reported at the process's end, if not before.
-pub(crate) fn count_refusals_of(node: &Arc<dyn Node>) {
-    let link = Link::new(Arc::downgrade(node));
-    let mut gone = Chain::new();
-    let mut end = END.lock();
-    if end.refusing.len() >= end.prune_at {
-        gone = end.refusing.take_if(|node| node.strong_count() == 0);
-        end.prune_at = 2 * end.refusing.len().max(8);
-    }
-    end.refusing.push(link);
-    drop(end);
-    drop(gone);
-}
-
-/// Reports the refusals that were only counted.
-fn report_refused() {
-    PROCESS.report_refused();
-    END.lock().refusing.reverse();
-    loop {
-        // One at a time: a hook that exits leaves the others to be reported.
-        let next = END.lock().refusing.pop();
-        let Some(node) = next else { return };
-        if let Some(node) = node.into_value().upgrade() {
-            node.stack().report_refused();
-        }
-    }
-}
-
-thread_local! {
-    /// This thread is inside C's `exit`.
-    static IN_C_EXIT: Cell<bool> = const { Cell::new(false) };
-
-    /// The status with which this thread has entered C's `exit`, as far as that is known.
-    static GIVEN: Cell<Option<i32>> = const { Cell::new(None) };
-}
-
-fn register_hooks(count: usize) -> usize {
-    let taken = (0..count).take_while(|_| raw::at_exit(hook)).count();
-    REGISTERED.fetch_add(taken, Ordering::Relaxed);
-    taken
-}
-
-extern "C" fn hook() {
-    IN_C_EXIT.set(true);
-    let called = CALLED.fetch_add(1, Ordering::Relaxed) + 1;
-    let mut status = None;
-    if !PROCESS.is_over() {
-        register_hooks(if called == 1 { MORE_HOOKS } else { 1 });
-        status = catch_unwind(drain_for_good).unwrap_or_else(|payload| {
-            discard(payload);
-            None
-        });
-    } else if called == REGISTERED.load(Ordering::Relaxed) {
-        let _ = catch_unwind(report_refused).map_err(discard);
-    }
-    if raw::in_main_program() {
-        while !leaves_first() {
-            thread::sleep(Duration::MAX); // until another thread has ended the process
-        }
-        if let Some(status) = status.filter(|status| GIVEN.get() != Some(*status)) {
-            raw::end_with(status);
-        }
-    }
-}
-
-/// Goes on with the drains that this thread was in, the innermost first, and drains the process stack for good; returns the
-/// exit status that was asked for.
-#[cfg_attr(not(all(loom, feature = "loom")), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
-pub fn drain_for_good() -> Option<i32> {
-    drain_all(Occasion::Exit)
-}
-
-fn drain_all(occasion: Occasion) -> Option<i32> {
-    let _ = LEFT_IN.compare_exchange(0, raw::epoch(), Ordering::Relaxed, Ordering::Relaxed);
-    let left = leave();
-    for node in PROCESS.left_by(left) {
-        decide(node.stack().drain_untold(Occasion::Exit));
-    }
-    decide(PROCESS.drain_untold(occasion));
-    END.lock().status.map(|asked| asked.code)
-}
-
 /// Drains the process stack, then ends the process with this status.
 ///
 /// What `std::process::exit` does, with the handlers run first: while `std::process::exit` is still legal, and also
@@ -230,29 +93,16 @@ fn drain_all(occasion: Occasion) -> Option<i32> {
 /// }
 /// ```
 pub fn exit(code: i32) -> ! {
-    let asked = Asked::now(code);
-    if PROCESS.drains_here() {
-        PROCESS.ask_exit(asked);
+    let request = ExitRequest::now(code);
+    if PROCESS.is_drained_here() {
+        PROCESS.request_exit(request);
+        if cfg!(panic = "unwind") && !thread::panicking() {
+            resume_unwind(Box::new(Exit(code)));
+        }
     } else {
-        decide(Some(asked));
+        end::decide(Some(request));
     }
-    if PROCESS.drains_here() && cfg!(panic = "unwind") && !thread::panicking() {
-        resume_unwind(Box::new(Exit(code)));
-    }
-    // C's `exit` drains for good: this thread's thread-locals, which are dropped before, may register still.
-    let occasion = if raw::EXIT_CALLS_HOOKS && !in_exit() { Occasion::Leave } else { Occasion::Exit };
-    let code = drain_all(occasion).unwrap_or(code);
-    GIVEN.set(Some(code));
-    if in_exit() {
-        raw::exit_inside_exit(code)
-    }
-    std::process::exit(code)
-}
-
-/// Whether std's `exit` would not end this process: this thread is inside C's, or the process is the child of one that was on
-/// its way out, and std would wait for a thread that only that one has.
-fn in_exit() -> bool {
-    IN_C_EXIT.get() || !matches!(LEFT_IN.load(Ordering::Relaxed), left if left == 0 || left == raw::epoch())
+    at_exit::leave_with(code)
 }
 
 /// For `main`: runs `body`, then the handlers of the process stack, then reports what `body` returned as `main` would.
@@ -292,11 +142,11 @@ fn in_exit() -> bool {
 /// ```
 pub fn run<T: Termination>(body: impl FnOnce() -> T) -> ExitCode {
     let ended = catch_unwind(AssertUnwindSafe(body)).map_err(discard);
-    let asked = PROCESS.drain_untold(Occasion::Run);
+    let request = PROCESS.drain_unattended(Purpose::EndOfRun);
     flush_stdout();
     let reported = ended.and_then(|value| catch_unwind(AssertUnwindSafe(|| value.report())).map_err(discard));
     let status = reported.unwrap_or(ExitCode::from(PANICKED));
-    asked.map_or(status, |asked| Exit(asked.code).report())
+    request.map_or(status, |request| Exit(request.code).report())
 }
 
 /// The status of a `main` that panics.
@@ -323,24 +173,6 @@ fn flush_stdout() {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// The way in
-
-/// Sets up what drains the process stack; called before its first registration in each process. False if C refuses. (C's
-/// list, and the hooks in it that were not called yet, are inherited by a child. Threads that race here may register some
-/// hooks too many.)
-fn arm() -> bool {
-    if cfg!(all(loom, feature = "loom")) {
-        return true; // a model is over before the process is
-    }
-    let in_list = || REGISTERED.load(Ordering::Relaxed) - CALLED.load(Ordering::Relaxed);
-    while in_list() < HOOKS && register_hooks(1) > 0 {}
-    in_list() > 0
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Fork
-
 /// Lets this forked child own what its parent registered, with the process stack and with every interpreter.
 ///
 /// Without it, a child neither runs nor drops what it inherited, only what it registers itself: it would delete its
@@ -364,5 +196,5 @@ fn arm() -> bool {
 /// assert!(exitstack::adopt_after_fork()); // in a process that did not fork: nothing
 /// ```
 pub fn adopt_after_fork() -> bool {
-    PROCESS.adopt_after_fork()
+    PROCESS.adopt()
 }

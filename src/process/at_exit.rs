@@ -1,0 +1,117 @@
+//! C's `atexit` hooks, and the last drain of the process stack.
+//!
+//! 1. [`exit_hook`] is registered with C's `atexit` [`HOOKS`] times, when the first handler or interpreter comes. Threads that
+//!    race in C's `exit` each take one of the hooks off C's list. The first one drains; every other one waits in its own until
+//!    that is done, so that none of them ends the process before. Each that waits registers another hook first. Then one
+//!    thread goes back to C's list, and the others stay where they are: C's list is not safe to be run by several.
+//! 2. What a drain has gathered is kept in the stack (invariant 4 of [`tree`](crate::tree)), so a hook that is called inside a
+//!    handler, because that called C's `exit`, resumes the drain. A status that handlers decided is left to
+//!    [`raw::end_with`]: some C libraries let `exit` be entered again, some do not.
+//! 3. Nothing unwinds out of [`exit_hook`]: C calls it.
+//! 4. Nothing is done at a fork. The counts of hooks are about C's list, which a child inherits together with them.
+
+use std::cell::Cell;
+use std::panic::catch_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use super::{end, process_stack};
+use crate::panics::discard;
+use crate::raw;
+use crate::tree::{Purpose, leave};
+
+/// How many times the hook is registered at first, and how many more when the drain begins. Together with the one entry of
+/// the dynamic linker they fill the block of 32 that C's list begins with: glibc before 2.41 frees further blocks under
+/// threads that race through them.
+const HOOKS: usize = 16;
+const MORE_HOOKS: usize = 15;
+
+/// How many hooks C has been given, and how many it has called.
+static REGISTERED: AtomicUsize = AtomicUsize::new(0);
+static CALLED: AtomicUsize = AtomicUsize::new(0);
+
+/// The epoch of the first process of this line of forks that was on its way out; zero if none was.
+static LEFT_IN: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// This thread is inside C's `exit`.
+    static IN_C_EXIT: Cell<bool> = const { Cell::new(false) };
+
+    /// The status with which this thread has entered C's `exit`, where that is known.
+    static GIVEN: Cell<Option<i32>> = const { Cell::new(None) };
+}
+
+/// Sets up what drains the process stack; called before its first registration in each process. Returns false if C refuses.
+pub(super) fn arm() -> bool {
+    if cfg!(all(loom, feature = "loom")) {
+        return true; // a model is over before the process is
+    }
+    // Threads that race here may register some hooks too many.
+    let in_list = || REGISTERED.load(Ordering::Relaxed) - CALLED.load(Ordering::Relaxed);
+    while in_list() < HOOKS && register_hooks(1) > 0 {}
+    in_list() > 0
+}
+
+fn register_hooks(count: usize) -> usize {
+    let taken = (0..count).take_while(|_| raw::at_exit(exit_hook)).count();
+    REGISTERED.fetch_add(taken, Ordering::Relaxed);
+    taken
+}
+
+extern "C" fn exit_hook() {
+    IN_C_EXIT.set(true);
+    let called = CALLED.fetch_add(1, Ordering::Relaxed) + 1;
+    let mut status = None;
+    if !process_stack().is_closed() {
+        // First of all: the next thread must find a hook, too.
+        register_hooks(if called == 1 { MORE_HOOKS } else { 1 });
+        status = catch_unwind(drain_for_good).unwrap_or_else(|payload| {
+            discard(payload);
+            None
+        });
+    } else if called == REGISTERED.load(Ordering::Relaxed) {
+        let _ = catch_unwind(end::report_refused).map_err(discard);
+    }
+    if raw::in_main_program() {
+        while !end::leaves_first() {
+            thread::sleep(Duration::MAX); // until another thread has ended the process
+        }
+        if let Some(status) = status.filter(|status| GIVEN.get() != Some(*status)) {
+            raw::end_with(status);
+        }
+    }
+}
+
+/// Resumes the drains that this thread is in, the innermost first, and drains the process stack for the last time. Returns
+/// the exit status that was asked for.
+#[cfg_attr(not(all(loom, feature = "loom")), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
+pub fn drain_for_good() -> Option<i32> {
+    drain_to_exit(Purpose::Exit)
+}
+
+fn drain_to_exit(purpose: Purpose) -> Option<i32> {
+    let _ = LEFT_IN.compare_exchange(0, raw::epoch(), Ordering::Relaxed, Ordering::Relaxed);
+    let process = process_stack();
+    end::decide(process.resume_left_by(leave()));
+    end::decide(process.drain_unattended(purpose));
+    end::decided()
+}
+
+/// Drains the process stack and ends the process, with this status if no handler asks for another.
+pub(super) fn leave_with(code: i32) -> ! {
+    // C's `exit` drains for the last time: this thread's thread-locals are dropped before that, and may still register.
+    let purpose = if raw::EXIT_CALLS_HOOKS && !is_in_exit() { Purpose::BeforeExit } else { Purpose::Exit };
+    let code = drain_to_exit(purpose).unwrap_or(code);
+    GIVEN.set(Some(code));
+    if is_in_exit() {
+        raw::exit_inside_exit(code)
+    }
+    std::process::exit(code)
+}
+
+/// Whether std's `exit` would not end this process: because this thread is inside C's, or because the process is the child of
+/// one that was on its way out, and std would wait for a thread that only the parent has.
+fn is_in_exit() -> bool {
+    IN_C_EXIT.get() || !matches!(LEFT_IN.load(Ordering::Relaxed), left if left == 0 || left == raw::epoch())
+}

@@ -1,0 +1,70 @@
+//! What the end of a process knows: the exit status, which thread leaves, and refusals that are still to be reported.
+
+use std::sync::{Arc, Weak};
+
+use super::process_stack;
+use crate::chain::{Chain, Link};
+use crate::error::ExitRequest;
+use crate::sync::{PerProcess, global};
+use crate::tree::{Node, ThreadKey};
+
+#[derive(Default)]
+pub(crate) struct End {
+    /// The exit status that was asked for last, by a handler or by `exit`.
+    request: Option<ExitRequest>,
+    /// The thread that ends the process, once the last drain is over. The others must not disturb it.
+    leaver: Option<ThreadKey>,
+    /// Interpreters that have refused more than one handler.
+    refusing: Chain<Weak<Node>>,
+    /// At which length of `refusing` those that are gone are taken out.
+    prune_at: usize,
+}
+
+global! {
+    static END: PerProcess<End> = PerProcess::new(End { request: None, leaver: None, refusing: Chain::new(), prune_at: 0 });
+}
+
+/// Keeps the exit status that was asked for last.
+pub(super) fn decide(request: Option<ExitRequest>) {
+    let mut end = END.lock();
+    end.request = end.request.max(request);
+}
+
+/// The exit status that was asked for last.
+pub(super) fn decided() -> Option<i32> {
+    END.lock().request.map(|request| request.code)
+}
+
+/// Whether this thread is the one that ends the process: the first to ask.
+pub(super) fn leaves_first() -> bool {
+    let me = ThreadKey::current();
+    *END.lock().leaver.get_or_insert(me) == me
+}
+
+/// Remembers an interpreter that has refused more than one handler: it may never be dropped.
+pub(super) fn note_refusals(node: &Arc<Node>) {
+    let link = Link::new(Arc::downgrade(node));
+    let mut gone = Chain::new();
+    let mut end = END.lock();
+    if end.refusing.len() >= end.prune_at {
+        gone = end.refusing.take_if(|node| node.strong_count() == 0);
+        end.prune_at = 2 * end.refusing.len().max(8);
+    }
+    end.refusing.push(link);
+    drop(end);
+    drop(gone);
+}
+
+/// Reports the refusals that were only counted.
+pub(super) fn report_refused() {
+    process_stack().report_refused();
+    END.lock().refusing.reverse();
+    loop {
+        // One at a time: if the report hook exits, the others are still there to be reported.
+        let next = END.lock().refusing.pop();
+        let Some(node) = next else { return };
+        if let Some(node) = node.into_value().upgrade() {
+            node.stack.report_refused();
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! How handlers get into a stack and out of it unrun: who is admitted, what is counted, and where the memory comes from.
+
+use std::mem;
+use std::panic::Location;
+use std::sync::Arc;
+
+use super::current::{late_budget, set_late_budget};
+use super::lifecycle::{LateBudget, Lifecycle};
+use super::{Node, Place, Refusals, SharedExitStack, State};
+use crate::error::{HandlerError, HandlerErrorKind, Site};
+use crate::handler::{IntoHandler, SharedEntry};
+use crate::list::{Found, HandlerId, HandlerList, Storage};
+use crate::raw::{Bound, Closure};
+use crate::report::report;
+use crate::sync::MutexGuard;
+
+impl State {
+    /// Whether one more registration is taken. In a bounded drain it counts with the stack, whichever thread makes it, and
+    /// with the thread, whichever stack it is made on: a handler that makes stacks without end must not get around the limit.
+    fn admits(&mut self) -> bool {
+        let mut unlimited = LateBudget::new();
+        let own = match &mut self.lifecycle {
+            Lifecycle::Closed => return false,
+            lifecycle => lifecycle.budget().unwrap_or(&mut unlimited),
+        };
+        let of_thread = late_budget();
+        if own.is_spent() || of_thread.is_some_and(LateBudget::is_spent) {
+            return false;
+        }
+        own.spend();
+        set_late_budget(of_thread.map(|mut budget| {
+            budget.spend();
+            budget
+        }));
+        true
+    }
+}
+
+impl SharedExitStack {
+    /// Registers a handler, or hands it back if the stack takes no more.
+    #[inline]
+    pub(crate) fn admit<H: IntoHandler + Send + 'static>(
+        &self,
+        handler: H,
+        location: &'static Location<'static>,
+    ) -> Result<HandlerId, H> {
+        let Some(mut state) = self.lock_to_admit() else { return Err(handler) };
+        Ok(state
+            .handlers
+            .push_with(|| SharedEntry { closure: Closure::<dyn Bound + Send>::new_send(handler), location }))
+    }
+
+    /// Locks the state for a registration, with room for it, if the stack takes one.
+    #[inline]
+    pub(super) fn lock_to_admit(&self) -> Option<MutexGuard<'_, State>> {
+        let state = self.lock();
+        if state.ready && !state.handlers.is_full() && late_budget().is_none() {
+            return Some(state);
+        }
+        drop(state);
+        self.lock_slow()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn lock_slow(&self) -> Option<MutexGuard<'_, State>> {
+        let mut state = self.lock();
+        if !state.armed {
+            drop(state);
+            state = self.arm()?;
+        }
+        while state.handlers.is_full() {
+            drop(state);
+            self.make_room(1);
+            state = self.lock();
+        }
+        state.ready = matches!(state.lifecycle, Lifecycle::Open);
+        state.admits().then_some(state)
+    }
+
+    /// Sees to it that something will drain the stack. None if that cannot be had.
+    #[cold]
+    fn arm(&self) -> Option<MutexGuard<'_, State>> {
+        match &self.place {
+            Place::Value => {}
+            Place::Root(root) => {
+                if !(root.arm)() {
+                    return None;
+                }
+            }
+            Place::Nested(node) => {
+                if let Some(node) = node.upgrade() {
+                    node.take_positions();
+                }
+            }
+        }
+        let mut state = self.lock();
+        state.armed = true;
+        Some(state)
+    }
+
+    /// Makes room for this many more handlers.
+    pub(crate) fn make_room(&self, additional: usize) {
+        loop {
+            let wanted = self.lock().handlers.wanted(additional);
+            let Some(capacity) = wanted else { return };
+            let mut storage = Storage::with_capacity(capacity);
+            self.lock().handlers.exchange(&mut storage);
+        }
+    }
+
+    /// Gives back memory that the list has too much of. If there is no memory to move to, that waits for the next time.
+    fn shrink(&self) {
+        let excess = self.lock().handlers.excess();
+        if let Some(Ok(mut storage)) = excess.map(Storage::try_with_capacity) {
+            self.lock().handlers.exchange(&mut storage);
+        }
+    }
+
+    /// Takes a handler out.
+    pub(crate) fn take_out(&self, id: HandlerId) -> Option<SharedEntry> {
+        let mut state = self.lock();
+        let entry = state.handlers.take_out(id);
+        let excess = state.handlers.excess();
+        drop(state);
+        if excess.is_some() {
+            self.shrink();
+        }
+        entry
+    }
+
+    /// Takes out all handlers with these ids.
+    pub(crate) fn take_out_all(&self, ids: &[HandlerId]) -> Found<SharedEntry> {
+        let mut found = Found::with_capacity(ids.len());
+        let mut state = self.lock();
+        found.extend(ids.iter().filter_map(|id| state.handlers.take_out(*id)));
+        drop(state);
+        self.shrink();
+        found
+    }
+
+    /// Takes out all handlers for which `matches` is true.
+    pub(crate) fn take_out_if(&self, matches: impl Fn(&SharedEntry) -> bool) -> Found<SharedEntry> {
+        let mut found = Found::new();
+        loop {
+            let taken = self.lock().handlers.take_out_if(&mut found, &matches);
+            match taken {
+                Ok(()) => break,
+                Err(count) => found.reserve(count),
+            }
+        }
+        self.shrink();
+        found
+    }
+
+    /// Collects what `pick` makes of each handler and its id, oldest first.
+    pub(crate) fn collect<T>(&self, pick: impl Fn(HandlerId, &SharedEntry) -> Option<T>) -> Vec<T> {
+        let mut picked = Vec::new();
+        loop {
+            let state = self.lock();
+            let count = state.handlers.len();
+            if count <= picked.capacity() {
+                picked.extend(state.handlers.iter().filter_map(|(id, entry)| pick(id, entry)));
+                return picked;
+            }
+            drop(state);
+            picked.reserve(count);
+        }
+    }
+
+    /// The number of handlers.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().handlers.len()
+    }
+
+    /// Takes all handlers, with the ids that are left.
+    pub(crate) fn take_all(&self) -> HandlerList<SharedEntry> {
+        self.lock().handlers.take()
+    }
+
+    /// Gives an empty stack that nobody else knows its handlers.
+    pub(crate) fn fill(&self, handlers: HandlerList<SharedEntry>) {
+        self.lock().handlers = handlers;
+    }
+
+    /// Refuses all registrations from now on; for a stack that holds nothing.
+    pub(super) fn refuse_all(&self) {
+        self.lock().lifecycle = Lifecycle::Closed;
+        self.note_closed();
+    }
+
+    /// Counts a registration that was refused; reports the first one. Returns an id that no stack has.
+    #[cold]
+    pub(crate) fn refuse<H: IntoHandler>(&self, handler: &H, location: &'static Location<'static>) -> HandlerId {
+        let before = {
+            let mut state = self.lock();
+            let before = state.refused.as_ref().map(|refused| refused.more);
+            let none = Refusals { first: location, path: None, more: 0 };
+            state.refused.get_or_insert(none).more = before.map_or(0, |more| more + 1);
+            before
+        };
+        match before {
+            None => {
+                let path = self.path();
+                let mut copy = path.clone();
+                if let Some(refused) = &mut self.lock().refused {
+                    mem::swap(&mut refused.path, &mut copy);
+                }
+                let site = Site { name: handler.name().cloned(), location };
+                report(&HandlerError::new(path, site, HandlerErrorKind::Refused));
+            }
+            // It may never be dropped: the root reports the count then.
+            Some(0) => {
+                if let Some(node) = self.node() {
+                    node.root().into_iter().for_each(|root| (root.note_refusals)(&node));
+                }
+            }
+            Some(_) => {}
+        }
+        HandlerId::unknown()
+    }
+
+    /// Reports how many registrations were refused beyond the first.
+    pub(crate) fn report_refused(&self) {
+        let refused = self.lock().refused.take();
+        if let Some(Refusals { first, path, more: more @ 1.. }) = refused {
+            report(&HandlerError::more_refused(path, first, more));
+        }
+    }
+}
+
+impl Node {
+    /// Takes a position in its parent, and lets those that it is nested in do so first, where they have none in this process.
+    fn take_positions(self: Arc<Self>) {
+        let mut without = Vec::new();
+        let mut next = Some(self);
+        while let Some(node) = next {
+            let has_one = {
+                let state = node.stack.lock();
+                state.position.is_some() || matches!(state.lifecycle, Lifecycle::Closed)
+            };
+            if has_one {
+                break;
+            }
+            next = node.parent_node().cloned();
+            without.push(node);
+        }
+        for node in without.into_iter().rev() {
+            if !node.parent_stack().is_some_and(|parent| parent.link(&node)) {
+                node.stack.refuse_all();
+            }
+        }
+    }
+}

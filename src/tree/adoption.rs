@@ -1,0 +1,79 @@
+//! A forked child takes over what the processes before it registered.
+
+use super::lifecycle::Lifecycle;
+use super::{Child, SharedExitStack};
+use crate::list::{HandlerId, HandlerList, Storage};
+
+impl SharedExitStack {
+    /// Takes over what the processes before this one registered, with this stack and with those nested in it. Returns false if
+    /// some of that cannot be had.
+    pub(crate) fn adopt(&self) -> bool {
+        let mut all = self.adopt_own();
+        self.visit_descendants(|node| all &= node.stack.adopt_own());
+        all
+    }
+
+    fn adopt_own(&self) -> bool {
+        let mut inherited = Vec::with_capacity(self.state.earlier().count());
+        let mut all = true;
+        {
+            let state = self.lock();
+            let takes = !matches!(state.lifecycle, Lifecycle::Closed);
+            for earlier in self.state.earlier() {
+                match earlier {
+                    // Another thread was in one of its methods at the fork: nobody knows what it holds.
+                    None => all = false,
+                    Some(earlier) if !takes => all &= earlier.handlers.is_empty(),
+                    Some(mut earlier) => inherited.push((earlier.handlers.take(), earlier.children.take())),
+                }
+            }
+        }
+        let (mut handlers, mut children) = (HandlerList::new(), HandlerList::new());
+        for (mut its_handlers, mut its_children) in inherited {
+            handlers.append(&mut its_handlers);
+            children.append(&mut its_children);
+        }
+        let replaced = settle_positions(&mut children);
+        let mut dropped = Vec::with_capacity(replaced.len());
+        loop {
+            let mut state = self.lock();
+            // What this process has registered itself is newer.
+            let wanted = (handlers.wanted(state.handlers.len()), children.wanted(state.children.len()));
+            if wanted == (None, None) {
+                dropped.extend(replaced.iter().filter_map(|id| state.children.take_out(*id)));
+                std::mem::swap(&mut state.handlers, &mut handlers);
+                state.handlers.append(&mut handlers);
+                std::mem::swap(&mut state.children, &mut children);
+                state.children.append(&mut children);
+                return all;
+            }
+            drop(state);
+            if let Some(capacity) = wanted.0 {
+                handlers.exchange(&mut Storage::with_capacity(capacity));
+            }
+            if let Some(capacity) = wanted.1 {
+                children.exchange(&mut Storage::with_capacity(capacity));
+            }
+        }
+    }
+}
+
+/// Lets each interpreter that is inherited have the first position that it had in any process. Returns the positions that
+/// this process has given to some of them since the fork.
+fn settle_positions(inherited: &mut HandlerList<Child>) -> Vec<HandlerId> {
+    let (mut again, mut replaced) = (Vec::new(), Vec::new());
+    for (id, child) in inherited.iter() {
+        let mut own = child.node.stack.lock();
+        match own.position {
+            Some(position) if position < id => again.push(id),
+            Some(position) if position > id => replaced.push(position),
+            _ => {}
+        }
+        own.position = Some(own.position.map_or(id, |position| position.min(id)));
+    }
+    for id in again {
+        drop(inherited.remove(id));
+    }
+    inherited.newest_first().for_each(|child| child.skipped_by = None);
+    replaced
+}

@@ -1,0 +1,514 @@
+//! How a stack drains, and everything nested in it: one loop, whatever the depth. The tables are in [`tree`](super).
+
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::current::{limit_registrations, set_current};
+use super::lifecycle::{Lifecycle, Purpose};
+use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
+use super::{Node, OutOfTurn, SharedExitStack, State};
+use crate::chain::Link;
+use crate::drain::{HandlerOutcome, Source, drain, run_one};
+use crate::error::{CloseError, ExitRequest, Failures, Outcome, merged};
+use crate::handler::SharedEntry;
+use crate::list::HandlerId;
+use crate::panics::discard;
+use crate::raw::{self, Bound};
+use crate::report::report;
+use crate::sync::MutexGuard;
+
+/// A drain that runs.
+pub(super) struct Drain {
+    owner: ThreadKey,
+    /// The teardown that began it, or resumed it: that one ends it.
+    teardown: usize,
+    /// What has failed, except for what was merged.
+    failures: Failures,
+    /// What the drain around this one has been told of already.
+    merged: Failures,
+    /// Failures go to the report hook as they happen.
+    reports: bool,
+    waiters: Waiters,
+}
+
+/// What [`SharedExitStack::claim`] answers.
+enum Claim {
+    /// The drain is this teardown's.
+    Mine,
+    /// This thread is in the drain, further up the call stack.
+    AlreadyMine,
+    /// Another thread runs it; the slot that was given, if any, is set when it ends.
+    HeldBy(ThreadKey),
+    /// Nothing is left to drain.
+    Settled,
+}
+
+/// What [`SharedExitStack::acquire`] answers.
+enum Acquired {
+    /// This thread is to run what there is.
+    Mine,
+    /// This thread is in the drain, further up the call stack.
+    AlreadyMine,
+    /// Another thread's drain has ended.
+    Ended(DrainResult),
+    /// Another thread's drain goes on; a closer does not wait for it, for it waits for the closer.
+    CycleBroken,
+    /// Nothing is left to drain.
+    Settled,
+}
+
+/// What [`SharedExitStack::next`] answers.
+enum Next {
+    /// A handler, which is where the one before was.
+    Handler,
+    /// An interpreter, at this position.
+    Child(HandlerId, Arc<Node>),
+    /// A handler that `run_now` runs on this other thread.
+    OutOfTurn(HandlerId, ThreadKey),
+    /// The lists are empty.
+    Finished(Finished),
+}
+
+struct Finished {
+    result: DrainResult,
+    /// Who waits for the end of the drain; nobody, if this teardown does not end it.
+    waiters: Waiters,
+    settled: bool,
+}
+
+impl State {
+    /// What is nested above the newest handler and not skipped.
+    #[cold]
+    fn next_nested(&self) -> Option<Next> {
+        let me = ThreadKey::current();
+        let child = self.children.iter().rev().find(|(_, child)| child.skipped_by != Some(me));
+        // What this thread runs out of turn is what drains here.
+        let others = self.out_of_turn.iter().filter(|handler| handler.thread != me && handler.skipped_by != Some(me));
+        let handler = others.max_by_key(|handler| handler.id);
+        let newest = self.handlers.last_id().max(child.map(|(id, _)| id)).max(handler.map(|handler| handler.id));
+        match (child, handler) {
+            (Some((id, child)), _) if Some(id) == newest => Some(Next::Child(id, Arc::clone(&child.node))),
+            (_, Some(handler)) if Some(handler.id) == newest => Some(Next::OutOfTurn(handler.id, handler.thread)),
+            _ => None,
+        }
+    }
+}
+
+impl SharedExitStack {
+    /// Drains the stack and what is nested in it; returns what failed.
+    pub(crate) fn drain(&self, purpose: Purpose) -> Result<(), CloseError> {
+        let _limited = purpose.is_bounded().then(limit_registrations);
+        let who = if purpose.exits() { Who::MustWait } else { Who::Closer };
+        let mut before = Ok(());
+        loop {
+            let mut teardown = Teardown::new(self, purpose);
+            let result = match self.acquire(purpose, teardown.number, who) {
+                Acquired::Mine => teardown.run(),
+                // The other thread may have skipped an interpreter that still has a handler running: look again.
+                Acquired::Ended(ended) if purpose.closes() => {
+                    before = merged(before, ended.all);
+                    continue;
+                }
+                Acquired::Ended(ended) => ended.all,
+                // The drain goes on further up the call stack, or on the thread that waits for this one; or it is over.
+                Acquired::AlreadyMine | Acquired::CycleBroken | Acquired::Settled => Ok(()),
+            };
+            if teardown.is_parents() {
+                // A handler has forked, and this is the child. It goes on with what it has registered itself; what came
+                // before is its parent's to be told, and to drop.
+                mem::forget(mem::replace(&mut before, result));
+                continue;
+            }
+            return merged(before, result);
+        }
+    }
+
+    /// [`drain`](Self::drain) where nobody is returned to: what failed was reported. Returns the exit status asked for.
+    pub(crate) fn drain_unattended(&self, purpose: Purpose) -> Option<ExitRequest> {
+        let error = self.drain(purpose).err()?;
+        let request = error.exit_request();
+        discard(error); // a user's error, whose drop may panic
+        request
+    }
+
+    /// Takes a handler out and runs it now; it counts as nested in the stack meanwhile.
+    pub(crate) fn run_out_of_turn(&self, id: HandlerId) -> Option<Result<(), CloseError>> {
+        let thread = ThreadKey::current();
+        let handler = Link::new(OutOfTurn { id, thread, waiters: Waiters::default(), skipped_by: None });
+        let mut state = self.lock();
+        let entry = state.handlers.take_out(id)?;
+        state.out_of_turn.push(handler);
+        drop(state);
+        let result = {
+            let _restored = self.make_current();
+            run_one(entry, || self.path())
+        };
+        let mut state = self.lock();
+        let ended = state.out_of_turn.take_if(|handler| handler.id == id);
+        let settled = state.is_settled();
+        drop(state);
+        for handler in ended {
+            handler.waiters.tell(&DrainResult { all: result.clone(), unmerged: result.clone() });
+        }
+        if settled {
+            self.unlink_settled();
+        }
+        Some(result)
+    }
+
+    /// Makes the drain of this stack this teardown's, or waits for the thread whose it is.
+    #[inline]
+    fn acquire(&self, purpose: Purpose, teardown: usize, who: Who) -> Acquired {
+        let (mut slot, mut left) = (None, None);
+        loop {
+            let owner = match self.claim(purpose, teardown, left, slot.as_mut()) {
+                Claim::Mine => return Acquired::Mine,
+                Claim::AlreadyMine => return Acquired::AlreadyMine,
+                Claim::Settled => return Acquired::Settled,
+                Claim::HeldBy(owner) => owner,
+            };
+            let Some(waiting) = slot.take() else {
+                slot = Some(Slot::new()); // not under the lock
+                continue;
+            };
+            let waited = wait(owner, &waiting, who);
+            discard(waiting); // it may hold the last of a user's error
+            match waited {
+                Waited::Ended(result) => return Acquired::Ended(result),
+                Waited::CycleBroken => return Acquired::CycleBroken,
+                // The other thread stays the owner; this one runs what there is.
+                Waited::TakeOver => return Acquired::Mine,
+                Waited::OwnerLeft(owner) => left = Some(owner),
+            }
+        }
+    }
+
+    /// Makes the drain of this stack this teardown's, or says whose it is. The drain of the thread that has `left` is resumed.
+    fn claim(&self, purpose: Purpose, teardown: usize, left: Option<ThreadKey>, slot: Option<&mut Slot>) -> Claim {
+        let me = ThreadKey::current();
+        let mut state = self.lock();
+        if state.is_settled() {
+            return Claim::Settled;
+        }
+        state.lifecycle.begin(purpose);
+        state.ready &= matches!(state.lifecycle, Lifecycle::Open);
+        let Some(drain) = &mut state.drain else {
+            let (failures, merged) = (Failures::default(), Failures::default());
+            let (reports, waiters) = (purpose.reports(), Waiters::default());
+            state.drain = Some(Drain { owner: me, teardown, failures, merged, reports, waiters });
+            // What an earlier drain skipped is waited for by this one.
+            state.children.newest_first().for_each(|child| child.skipped_by = None);
+            state.out_of_turn.iter_mut().for_each(|handler| handler.skipped_by = None);
+            return Claim::Mine;
+        };
+        let mut abandoned = None;
+        let claim = if left == Some(drain.owner) {
+            (drain.owner, drain.teardown) = (me, teardown);
+            Claim::Mine
+        } else if drain.owner == me {
+            Claim::AlreadyMine
+        } else {
+            abandoned = slot.map(|slot| drain.waiters.add(slot));
+            Claim::HeldBy(drain.owner)
+        };
+        drop(state);
+        drop(abandoned);
+        if purpose.exits() {
+            self.report_all();
+        }
+        claim
+    }
+
+    /// Reports what the drain that runs has gathered, and lets it report from now on. The process may exit before the caller
+    /// of `close()` sees these failures.
+    #[cold]
+    fn report_all(&self) {
+        let mut errors = Vec::new();
+        loop {
+            let mut state = self.lock();
+            let Some(drain) = &mut state.drain else { return };
+            drain.reports = true;
+            let count = drain.failures.len();
+            if count <= errors.capacity() {
+                errors.extend(drain.failures.errors().cloned());
+                break;
+            }
+            drop(state);
+            errors.reserve(count);
+        }
+        errors.iter().rev().for_each(report);
+        discard(errors);
+    }
+
+    /// Says what is next in the drain that this teardown runs. A handler is put where the one before was, which has run.
+    #[inline]
+    fn next(&self, running: &mut Option<SharedEntry>, teardown: usize) -> Next {
+        let mut state = self.lock();
+        if !state.nothing_nested() {
+            if let Some(next) = state.next_nested() {
+                return next;
+            }
+        }
+        state.handlers.pop_to(running);
+        if running.is_some() { Next::Handler } else { Next::Finished(self.finish(state, teardown)) }
+    }
+
+    /// The lists are empty: ends the drain, if it is this teardown's to end.
+    #[inline]
+    fn finish(&self, mut state: MutexGuard<'_, State>, teardown: usize) -> Finished {
+        let storage = state.handlers.release();
+        state.lifecycle.drained();
+        if matches!(state.lifecycle, Lifecycle::Closed) {
+            self.note_closed();
+        }
+        let ended = state.drain.take_if(|drain| drain.teardown == teardown);
+        let settled = state.is_settled();
+        if let Some(drain) = ended {
+            drop(state);
+            drop(storage);
+            let unmerged = drain.failures.into_result();
+            let all = merged(drain.merged.into_result(), unmerged.clone());
+            return Finished { result: DrainResult { all, unmerged }, waiters: drain.waiters, settled };
+        }
+        // One of its handlers is still running, further up the call stack or on the thread that was taken over from: the
+        // drain around this one is told what there is so far.
+        let failures = state.drain.as_mut().map(|drain| mem::take(&mut drain.failures)).unwrap_or_default();
+        drop(state);
+        let unmerged = failures.into_result();
+        if let Err(error) = &unmerged {
+            let failures = error.failures();
+            let mut state = self.lock();
+            let emptied = state.drain.as_mut().map(|drain| drain.merged.merge(failures));
+            drop(state);
+            drop(emptied);
+        }
+        let result = DrainResult { all: unmerged.clone(), unmerged };
+        Finished { result, waiters: Waiters::default(), settled }
+    }
+
+    /// Adds to what the drain of this stack has gathered. Returns whether it reports.
+    fn gather(&self, failures: Failures) -> bool {
+        let mut state = self.lock();
+        let Some(drain) = &mut state.drain else {
+            drop(state);
+            discard(failures); // nobody will ask for them
+            return true;
+        };
+        let reports = drain.reports;
+        let emptied = drain.failures.merge(failures);
+        drop(state);
+        drop(emptied);
+        reports
+    }
+
+    /// Records an exit status with the drain that runs.
+    pub(crate) fn request_exit(&self, request: ExitRequest) {
+        self.gather(Failures::exit(request));
+    }
+
+    /// Whether this thread is in a handler of this stack's drain, or of one nested in it.
+    pub(crate) fn is_drained_here(&self) -> bool {
+        self.lock().drain.as_ref().is_some_and(|drain| drain.owner == ThreadKey::current())
+    }
+
+    /// Resumes the drains nested in this stack that the thread with this key was in, the innermost first; but none around
+    /// which it was in this stack's own drain. Returns the exit status asked for.
+    pub(crate) fn resume_left_by(&self, thread: ThreadKey) -> Option<ExitRequest> {
+        let begun_by_it = |stack: &Self| {
+            let state = stack.lock();
+            state.drain.as_ref().filter(|drain| drain.owner == thread).map(|drain| drain.teardown)
+        };
+        let own = begun_by_it(self);
+        let mut found = Vec::new();
+        self.visit_descendants(|node| {
+            // Teardowns are numbered in the order in which they began.
+            if let Some(teardown) = begun_by_it(&node.stack).filter(|teardown| own.is_none_or(|own| *teardown > own)) {
+                found.push((teardown, Arc::clone(node)));
+            }
+        });
+        found.sort_by_key(|(teardown, _)| std::cmp::Reverse(*teardown)); // stable: of one teardown, the outermost first
+        found.into_iter().filter_map(|(_, node)| node.stack.drain_unattended(Purpose::Exit)).max()
+    }
+
+    /// Unlinks the interpreter that this settled stack belongs to; and its parent, if that is settled by it; and so on.
+    fn unlink_settled(&self) {
+        let mut settled = self.node();
+        while let Some(node) = settled.take() {
+            let Some((parent, position)) = node.parent_stack().zip(node.position()) else { return };
+            if parent.unlink(position) {
+                settled = parent.node();
+            }
+        }
+    }
+}
+
+/// A drain of a stack and of everything nested in it.
+struct Teardown<'s> {
+    root: &'s SharedExitStack,
+    /// How far below the root the stack is that drains now, and which one it is if not the root.
+    depth: usize,
+    top: Option<Arc<Node>>,
+    running: Option<SharedEntry>,
+    purpose: Purpose,
+    /// Tells it apart from all others.
+    number: usize,
+    /// The process that it belongs to. A child that one of its handlers has forked leaves it.
+    epoch: usize,
+    /// What became of the handler that has forked this process.
+    orphaned: Failures,
+    result: Result<(), CloseError>,
+}
+
+impl<'s> Teardown<'s> {
+    fn new(root: &'s SharedExitStack, purpose: Purpose) -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let (epoch, orphaned) = (raw::epoch(), Failures::default());
+        Self { root, depth: 0, top: None, running: None, purpose, number, epoch, orphaned, result: Ok(()) }
+    }
+
+    /// Drains what was acquired.
+    fn run(&mut self) -> Result<(), CloseError> {
+        let _restored = self.root.make_current();
+        drain(self, Outcome::Success);
+        mem::replace(&mut self.result, Ok(()))
+    }
+
+    /// Whether one of its handlers has forked this process.
+    #[inline]
+    fn is_parents(&self) -> bool {
+        raw::peek() != self.epoch && raw::epoch() != self.epoch
+    }
+
+    fn top(&self) -> &SharedExitStack {
+        self.top.as_ref().map_or(self.root, |node| &node.stack)
+    }
+
+    /// Begins to drain the interpreter at this position of the top, or waits until another thread has.
+    #[cold]
+    fn descend(&mut self, id: HandlerId, node: Arc<Node>) {
+        match node.stack.acquire(self.purpose.for_children(), self.number, Who::MustWait) {
+            // If this thread is in its drain already, what is left of it runs here, at its position.
+            Acquired::Mine | Acquired::AlreadyMine => {
+                set_current(Some(Arc::clone(&node)));
+                self.depth += 1;
+                self.top = Some(node);
+            }
+            Acquired::Ended(result) => self.merge(result),
+            Acquired::CycleBroken => {} // not where one must wait
+            Acquired::Settled => {
+                self.top().unlink(id);
+            }
+        }
+    }
+
+    /// Waits for a handler that `run_now` runs on another thread.
+    #[cold]
+    fn wait_for_handler(&mut self, id: HandlerId, thread: ThreadKey) {
+        let mut slot = Slot::new();
+        let mut state = self.top().lock();
+        let Some(handler) = state.out_of_turn.iter_mut().find(|handler| handler.id == id) else {
+            return; // it has ended
+        };
+        let abandoned = handler.waiters.add(&mut slot);
+        drop(state);
+        drop(abandoned);
+        match wait(thread, &slot, Who::MustWait) {
+            Waited::Ended(result) => self.merge(result),
+            // It waits for this thread.
+            Waited::CycleBroken | Waited::TakeOver => {
+                let mut state = self.top().lock();
+                if let Some(handler) = state.out_of_turn.iter_mut().find(|handler| handler.id == id) {
+                    handler.skipped_by = Some(ThreadKey::current());
+                }
+            }
+            // It never returns.
+            Waited::OwnerLeft(_) => {
+                let left = self.top().lock().out_of_turn.take_if(|handler| handler.id == id);
+                drop(left);
+            }
+        }
+        discard(slot);
+    }
+
+    /// The root is drained.
+    #[inline]
+    fn finish(&mut self, finished: Finished) {
+        if finished.settled {
+            self.root.unlink_settled();
+        }
+        finished.waiters.tell(&finished.result);
+        self.result = finished.result.all;
+    }
+
+    /// What is nested in the root is drained, or as much of it as this thread can: the drain around it is told.
+    #[cold]
+    fn ascend(&mut self, node: &Arc<Node>, finished: Finished) {
+        if finished.settled {
+            node.stack.unlink_settled();
+        } else if let Some((parent, position)) = node.parent_stack().zip(node.position()) {
+            // A handler of it is still running; its thread waits for this one, or is this one.
+            if let Some(child) = parent.lock().children.get_mut(position) {
+                child.skipped_by = Some(ThreadKey::current());
+            }
+        }
+        finished.waiters.tell(&finished.result);
+        self.depth -= 1;
+        if self.depth > 0 {
+            self.top = node.parent_node().cloned();
+        }
+        set_current(self.top.clone().or_else(|| self.root.node()));
+        self.merge(finished.result);
+    }
+
+    /// Merges the result of a nested drain into the top's.
+    fn merge(&self, nested: DrainResult) {
+        if let Err(error) = &nested.unmerged {
+            if self.top().gather(error.failures()) {
+                error.iter().for_each(report);
+            }
+        }
+        discard(nested); // a user's error, whose drop may panic
+    }
+}
+
+impl Source<dyn Bound + Send> for Teardown<'_> {
+    #[inline]
+    fn next(&mut self) -> Option<&mut SharedEntry> {
+        loop {
+            if self.is_parents() {
+                self.result = mem::take(&mut self.orphaned).into_result();
+                return None;
+            }
+            let top = self.top.as_ref().map_or(self.root, |node| &node.stack);
+            match top.next(&mut self.running, self.number) {
+                Next::Handler => return self.running.as_mut(),
+                Next::Child(id, node) => self.descend(id, node),
+                Next::OutOfTurn(id, thread) => self.wait_for_handler(id, thread),
+                Next::Finished(finished) => {
+                    let Some(node) = self.top.take() else {
+                        self.finish(finished);
+                        return None;
+                    };
+                    self.ascend(&node, finished);
+                }
+            }
+        }
+    }
+
+    #[cold]
+    fn note(&mut self, outcome: HandlerOutcome) {
+        let top = self.top();
+        let (failures, error) = outcome.into_failures(top.path());
+        let reports = if self.is_parents() {
+            drop(self.orphaned.merge(failures));
+            self.purpose.reports()
+        } else {
+            top.gather(failures)
+        };
+        if reports {
+            error.iter().for_each(report);
+        }
+    }
+}
