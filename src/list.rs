@@ -391,6 +391,12 @@ impl<T> HandlerList<T> {
     fn close_gaps(&mut self) {
         self.trim();
         if self.removed > self.slots.len() / 2 {
+            self.close_all_gaps();
+        }
+    }
+
+    fn close_all_gaps(&mut self) {
+        if self.removed > 0 {
             self.slots.retain(|slot| slot.value.is_some());
             self.removed = 0;
         }
@@ -611,15 +617,15 @@ impl<T> HandlerList<T> {
 
     /// The capacity to grow to, if there is no room for so many more values.
     pub(crate) fn wanted(&self, additional: usize) -> Option<usize> {
-        let needed = self.slots.len().saturating_add(additional);
-        let capacity = if needed <= FIRST_BLOCK { Some(FIRST_BLOCK) } else { needed.checked_next_power_of_two() };
-        (needed > self.slots.capacity()).then_some(capacity.unwrap_or(usize::MAX))
+        let used = self.slots.len();
+        let needed = used.saturating_add(additional);
+        (needed > self.slots.capacity()).then(|| needed.max(2 * used).max(FIRST_BLOCK))
     }
 
-    /// The capacity to shrink to, if less than a quarter is in use.
+    /// The capacity to shrink to, if less than an eighth is in use.
     pub(crate) fn excess(&self) -> Option<usize> {
-        let used = self.slots.len().max(INLINE);
-        (self.slots.capacity() > 4 * used).then_some(used)
+        let used = self.len().max(INLINE);
+        (self.slots.capacity() / 8 > used).then_some(used)
     }
 
     /// Moves the values to this storage, and leaves the list's own there. Does nothing if they do not fit; or if neither the
@@ -629,18 +635,27 @@ impl<T> HandlerList<T> {
         if self.len() > capacity || (capacity <= self.slots.capacity() && self.excess().is_none()) {
             return;
         }
-        let mut slots = SmallVec::from_vec(mem::take(&mut storage.0));
-        slots.extend(self.slots.drain(..).filter(|slot| slot.value.is_some()));
-        self.removed = 0;
-        let old = mem::replace(&mut *self.slots, slots);
+        self.close_all_gaps();
+        let old = mem::replace(&mut *self.slots, none());
+        let mut new = mem::take(&mut storage.0);
         if old.spilled() {
             storage.0 = old.into_vec();
+            if new.capacity() > 0 {
+                new.append(&mut storage.0); // moves them all at once
+                *self.slots = SmallVec::from_vec(new);
+            } else {
+                self.slots.extend(storage.0.drain(..));
+            }
+        } else {
+            new.extend(old);
+            *self.slots = SmallVec::from_vec(new);
         }
     }
 
     /// Gives back what is too much; later, if there is no memory to move to.
     fn shrink(&mut self) {
         if let Some(capacity) = self.excess() {
+            self.close_all_gaps();
             let _ = self.slots.try_grow(capacity);
         }
     }

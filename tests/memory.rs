@@ -281,6 +281,28 @@ fn what_is_unregistered_in_the_order_it_came_costs_memory_in_proportion_to_what_
     assert_eq!(stack.len(), 1100);
 }
 
+/// Wherever the edges of its storage are.
+#[test]
+fn a_few_registered_and_unregistered_by_turns_seldom_allocate() {
+    let (mut stack, shared) = (ExitStack::new(), SharedExitStack::new());
+    for waits in 0..300 {
+        for few in [1, 2, 5] {
+            let to_and_fro = || {
+                for _ in 0..100 {
+                    let ids: Vec<_> = (0..few).map(|_| (stack.register(|| ()), shared.register(|| ()))).collect();
+                    for (local, between) in ids {
+                        assert!(stack.unregister(local) && shared.unregister(between));
+                    }
+                }
+            };
+            let allocated = allocations(to_and_fro);
+            assert!(allocated <= 102, "{allocated} allocations, {waits} wait");
+        }
+        stack.register(|| ());
+        shared.register(|| ());
+    }
+}
+
 #[test]
 fn what_is_unregistered_at_once_gives_its_memory_back() {
     fn function() {}

@@ -145,7 +145,7 @@ fn release_is_quiet_and_takes_the_storage_of_an_empty_list_only() {
 
 #[test]
 fn an_exchange_is_quiet_whether_the_list_grows_or_shrinks() {
-    for (count, left) in [(INLINE, INLINE), (FIRST_BLOCK, FIRST_BLOCK), (64, 64), (100, 20), (100, 3), (100, 0)] {
+    for (count, left) in [(INLINE, INLINE), (FIRST_BLOCK, FIRST_BLOCK), (64, 64), (300, 20), (300, 3), (300, 0)] {
         let (mut list, ids) = filled(count);
         ids.iter().skip(left).for_each(|id| assert!(list.take_out(*id).is_some()));
         let before = list.slots.capacity();
@@ -178,10 +178,10 @@ fn an_exchange_that_does_not_help_does_nothing() {
     unchanged(40, 20);
     unchanged(5, FIRST_BLOCK); // it has as much
     unchanged(33, 40); // it has more, but not too much
-    let (mut list, ids) = filled(100);
+    let (mut list, ids) = filled(300);
     ids.iter().skip(20).for_each(|id| assert!(list.take_out(*id).is_some()));
     list.exchange(&mut Storage::with_capacity(10)); // it has too much, but they do not fit
-    assert!(list.slots.capacity() >= 100 && values(&list).into_iter().eq(0..20));
+    assert!(list.slots.capacity() >= 300 && values(&list).into_iter().eq(0..20));
 }
 
 #[test]
@@ -196,20 +196,15 @@ fn an_exchange_leaves_gaps_behind() {
 }
 
 #[test]
-fn a_list_wants_what_the_public_methods_take() {
+fn a_list_wants_what_reserve_takes() {
     for count in 0..200 {
-        let (mut list, _) = filled(count);
+        let (list, _) = filled(count);
         for additional in [0, 1, 7, 1000] {
             let wanted = list.wanted(additional);
             assert_eq!(wanted.is_none(), list.slots.capacity() - count >= additional);
             let (mut other, _) = filled(count);
             other.reserve(additional);
             assert_eq!(wanted.unwrap_or(list.slots.capacity()), other.slots.capacity());
-        }
-        while list.is_full() {
-            let before = list.wanted(1);
-            list.push(0);
-            assert_eq!(before, Some(list.slots.capacity()));
         }
     }
 }

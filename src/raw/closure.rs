@@ -125,7 +125,7 @@ impl Task for Spent {
 }
 
 /// A task too large for the buffer, as one that fits.
-struct Boxed<T>(Box<T>);
+pub(crate) struct Boxed<T>(Box<T>);
 
 impl<T: Task> Task for Boxed<T> {
     const ONLY: Option<Outcome> = T::ONLY;
@@ -152,6 +152,27 @@ const fn fits<T>() -> bool {
     size_of::<T>() <= size_of::<Buffer>() && align_of::<T>() <= align_of::<Buffer>()
 }
 
+/// A task that is stored without another allocation: as it is, or in the box that it needs.
+pub(crate) enum Packed<T> {
+    InPlace(T),
+    Boxed(Boxed<T>),
+}
+
+impl<T: Task> Packed<T> {
+    #[inline]
+    pub(crate) fn new(task: T) -> Self {
+        if const { fits::<T>() } { Self::InPlace(task) } else { Self::Boxed(Boxed(Box::new(task))) }
+    }
+
+    /// The task, as it was.
+    pub(crate) fn unpack(self) -> T {
+        match self {
+            Self::InPlace(task) => task,
+            Self::Boxed(boxed) => *boxed.0,
+        }
+    }
+}
+
 /// A [`Task`] of any type; see the module.
 ///
 /// Invariant: `buffer` holds a valid value of the type that `vtable` is of, and that type is bounded by `B`.
@@ -165,14 +186,14 @@ impl<'a> Closure<dyn Bound + 'a> {
     /// Stores a task for the thread that owns the stack.
     #[inline]
     pub(crate) fn new<T: Task + 'a>(task: T) -> Self {
-        Self::erase(task)
+        Self::erase(Packed::new(task))
     }
 }
 
 impl Closure<dyn Bound + Send> {
     /// Stores a task that any thread may run.
     #[inline]
-    pub(crate) fn new_send<T: Task + Send + 'static>(task: T) -> Self {
+    pub(crate) fn new_send<T: Task + Send + 'static>(task: Packed<T>) -> Self {
         Self::erase(task)
     }
 }
@@ -180,15 +201,18 @@ impl Closure<dyn Bound + Send> {
 impl<B: ?Sized> Closure<B> {
     /// Private: the constructors above hold `T` to `B`.
     #[inline]
-    fn erase<T: Task>(task: T) -> Self {
-        if const { fits::<T>() } {
-            // SAFETY: `T` fits, this was the question.
-            unsafe { Self::place(task) }
-        } else {
-            const { assert!(fits::<Boxed<T>>()) }
-            // SAFETY: `Boxed<T>` fits, asserted on the line above.
-            unsafe { Self::place(Boxed(Box::new(task))) }
-        }
+    fn erase<T: Task>(task: Packed<T>) -> Self {
+        const { assert!(fits::<Boxed<T>>()) }
+        let boxed = match task {
+            Packed::InPlace(task) if const { fits::<T>() } => {
+                // SAFETY: `T` fits, that was the question.
+                return unsafe { Self::place(task) };
+            }
+            Packed::InPlace(task) => Boxed(Box::new(task)), // `Packed::new` makes none of these
+            Packed::Boxed(boxed) => boxed,
+        };
+        // SAFETY: `Boxed<T>` fits, asserted above.
+        unsafe { Self::place(boxed) }
     }
 
     /// # Safety
@@ -213,7 +237,7 @@ impl<B: ?Sized> Closure<B> {
 
     /// Drops the task, unrun; nothing is left of it then.
     pub(crate) fn discard(&mut self) {
-        drop(mem::replace(self, Self::erase(Spent)));
+        drop(mem::replace(self, Self::erase(Packed::InPlace(Spent))));
     }
 
     /// The only outcome for which it wants to run, if not both.

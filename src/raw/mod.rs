@@ -40,7 +40,7 @@ mod system;
 
 #[expect(unreachable_pub, reason = "sealed: a public trait has it for its base")]
 pub use closure::Task;
-pub(crate) use closure::{Bound, BoxError, Closure};
+pub(crate) use closure::{Bound, BoxError, Closure, Packed};
 pub(crate) use entered::enter;
 pub(crate) use fork::{epoch, peek};
 pub(crate) use status::{end_with, exit_inside_exit};

@@ -10,7 +10,7 @@ use super::{Node, Place, Refusals, SharedExitStack, State};
 use crate::error::{HandlerError, HandlerErrorKind, Site};
 use crate::handler::{IntoHandler, SharedEntry};
 use crate::list::{Found, HandlerId, HandlerList, Storage};
-use crate::raw::{Bound, Closure};
+use crate::raw::{Bound, Closure, Packed};
 use crate::report::report;
 use crate::sync::MutexGuard;
 
@@ -44,10 +44,10 @@ impl SharedExitStack {
         handler: H,
         location: &'static Location<'static>,
     ) -> Result<HandlerId, H> {
-        let Some(mut state) = self.lock_to_admit() else { return Err(handler) };
-        Ok(state
-            .handlers
-            .push_with(|| SharedEntry { closure: Closure::<dyn Bound + Send>::new_send(handler), location }))
+        let packed = Packed::new(handler); // boxed, if it has to be, where no lock is held
+        let Some(mut state) = self.lock_to_admit() else { return Err(packed.unpack()) };
+        let entry = || SharedEntry { closure: Closure::<dyn Bound + Send>::new_send(packed), location };
+        Ok(state.handlers.push_with(entry))
     }
 
     /// Locks the state for a registration, with room for it, if the stack takes one.
@@ -70,8 +70,9 @@ impl SharedExitStack {
             state = self.arm()?;
         }
         while state.handlers.is_full() {
+            let fourfold = 3 * state.handlers.len(); // moving to other memory is dear: seldom
             drop(state);
-            self.make_room(1);
+            self.make_room(fourfold.max(1));
             state = self.lock();
         }
         state.ready = matches!(state.lifecycle, Lifecycle::Open);

@@ -38,6 +38,7 @@ pub(crate) enum Lifecycle {
 
 impl Lifecycle {
     /// The stack is asked to drain.
+    #[inline]
     pub(super) fn begin(&mut self, purpose: Purpose) {
         *self = match *self {
             Self::Open if purpose.closes() => Self::Closing(LateBudget::new()),
@@ -50,6 +51,7 @@ impl Lifecycle {
     }
 
     /// The stack's lists are empty.
+    #[inline]
     pub(super) fn drained(&mut self) {
         *self = match *self {
             Self::Open | Self::Reopening(_) => Self::Open,

@@ -185,6 +185,7 @@ impl SharedExitStack {
     }
 
     /// Makes the drain of this stack this teardown's, or says whose it is. The drain of the thread that has `left` is resumed.
+    #[inline]
     fn claim(&self, purpose: Purpose, teardown: usize, left: Option<ThreadKey>, slot: Option<&mut Slot>) -> Claim {
         let me = ThreadKey::current();
         let mut state = self.lock();
