@@ -120,7 +120,7 @@
 //! # Unsafe code
 //!
 //! It stands in `src/raw` alone; every other module is held to safe Rust by lint. `closure.rs` keeps small handlers in
-//! the stack without an allocation, `entered.rs` lends out what is entered; a file for each kind of system is the C
+//! the stack without an allocation, `appendable.rs` lends out what is entered; a file for each kind of system is the C
 //! boundary (`atexit`, `exit`, a raw write to standard error), `fork.rs` is for `fork`. Each file opens
 //! with the argument why it is sound; the README tells how that is checked.
 //!

@@ -1,6 +1,5 @@
 //! A stack as a value in a function: [`ExitStack`] and [`scope`].
 
-use std::cell::RefCell;
 use std::fmt;
 use std::mem;
 use std::panic::Location;
@@ -10,7 +9,7 @@ use crate::error::{CloseError, Failures, Outcome};
 use crate::handler::{HandlerResult, IntoHandler, LocalEntry, Only, PendingHandler, identity};
 use crate::list::{HandlerId, HandlerList, NewestFirst};
 use crate::panics::{discard, drop_all};
-use crate::raw::{self, Bound, Closure, Task};
+use crate::raw::{Appendable, Bound};
 use crate::report::report;
 
 /// A stack of handlers that run when it is closed or dropped, the last registered first.
@@ -85,9 +84,7 @@ use crate::report::report;
 #[doc(alias = "finally")]
 #[must_use = "a stack that is not bound to a name is dropped, and drained, at once"]
 pub struct ExitStack<'a> {
-    // A `RefCell`, for appending through `&self`; it also makes the stack invariant in `'a`: were it covariant, a
-    // shorter-lived handler could be registered through a shared reference.
-    list: RefCell<HandlerList<LocalEntry<'a>>>,
+    list: Appendable<'a>,
 }
 
 impl<'a> ExitStack<'a> {
@@ -99,12 +96,7 @@ impl<'a> ExitStack<'a> {
     /// ```
     #[inline]
     pub const fn new() -> Self {
-        Self { list: RefCell::new(HandlerList::new()) }
-    }
-
-    #[inline]
-    pub(crate) fn push<T: Task + 'a>(&self, task: T, location: &'static Location<'static>) -> HandlerId {
-        self.list.borrow_mut().push_with(|| LocalEntry { closure: Closure::<dyn Bound + 'a>::new(task), location })
+        Self { list: Appendable::new() }
     }
 
     /// Registers a handler, to run before all that are there already.
@@ -121,7 +113,7 @@ impl<'a> ExitStack<'a> {
     #[inline]
     #[track_caller]
     pub fn register(&self, handler: impl IntoHandler + 'a) -> HandlerId {
-        self.push(handler, Location::caller())
+        self.list.push(handler, Location::caller())
     }
 
     /// Registers a handler that runs only if the work succeeded; otherwise it is dropped when its turn comes.
@@ -150,7 +142,7 @@ impl<'a> ExitStack<'a> {
     /// ```
     #[track_caller]
     pub fn on_success(&self, handler: impl IntoHandler + 'a) -> HandlerId {
-        self.push(Only::<_, true>(handler), Location::caller())
+        self.list.push(Only::<_, true>(handler), Location::caller())
     }
 
     /// Registers a handler that runs only if the work failed; otherwise it is dropped when its turn comes.
@@ -170,7 +162,7 @@ impl<'a> ExitStack<'a> {
     #[doc(alias = "rollback")]
     #[track_caller]
     pub fn on_failure(&self, handler: impl IntoHandler + 'a) -> HandlerId {
-        self.push(Only::<_, false>(handler), Location::caller())
+        self.list.push(Only::<_, false>(handler), Location::caller())
     }
 
     /// Takes a value, and lends it out until the stack drains; then `exit` gets it.
@@ -195,7 +187,7 @@ impl<'a> ExitStack<'a> {
     #[doc(alias = "enter_context")]
     #[track_caller]
     pub fn enter<T: 'a, R: HandlerResult>(&self, value: T, exit: impl FnOnce(T) -> R + 'a) -> &mut T {
-        raw::enter(self, value, exit, Location::caller())
+        self.list.enter(value, exit, Location::caller())
     }
 
     /// Removes this registration and drops its handler unrun; false if it is not in this stack (any more).
@@ -326,7 +318,7 @@ impl<'a> ExitStack<'a> {
     /// # drop(stack);
     /// ```
     pub fn len(&self) -> usize {
-        self.list.borrow().len()
+        self.list.read(HandlerList::len)
     }
 
     /// Whether none does.
@@ -335,7 +327,7 @@ impl<'a> ExitStack<'a> {
     /// assert!(exitstack::ExitStack::new().is_empty());
     /// ```
     pub fn is_empty(&self) -> bool {
-        self.list.borrow().is_empty()
+        self.list.read(HandlerList::is_empty)
     }
 
     /// Lists the handlers that wait, the next to run first. O(n), allocates the list.
@@ -349,7 +341,7 @@ impl<'a> ExitStack<'a> {
     /// }
     /// ```
     pub fn pending(&self) -> Vec<PendingHandler> {
-        self.list.borrow().iter().rev().map(|(id, entry)| entry.pending(id)).collect()
+        self.list.read(|list| list.iter().rev().map(|(id, entry)| entry.pending(id)).collect())
     }
 
     /// Makes room for this many more handlers, so that registering small ones allocates nothing, until the next drain or
@@ -364,7 +356,7 @@ impl<'a> ExitStack<'a> {
     /// stack.reserve(100);
     /// ```
     pub fn reserve(&self, additional: usize) {
-        self.list.borrow_mut().reserve(additional);
+        self.list.reserve(additional);
     }
 
     /// Runs all handlers, the last registered first, and says that the work succeeded. The stack is empty then, and usable

@@ -17,8 +17,8 @@
 //! | `fork` | `fork.rs` | Unix | a child has its parent's memory |
 //! | | `no_fork.rs` | elsewhere | no process has another's |
 
+mod appendable;
 mod closure;
-mod entered;
 
 #[cfg_attr(unix, path = "fork.rs")]
 #[cfg_attr(not(unix), path = "no_fork.rs")]
@@ -38,10 +38,10 @@ mod stderr;
 #[cfg_attr(not(any(unix, target_os = "wasi", windows)), path = "bare.rs")]
 mod system;
 
+pub(crate) use appendable::Appendable;
 #[expect(unreachable_pub, reason = "sealed: a public trait has it for its base")]
 pub use closure::Task;
 pub(crate) use closure::{Bound, BoxError, Closure, Packed};
-pub(crate) use entered::enter;
 pub(crate) use fork::{epoch, peek};
 pub(crate) use status::{end_with, exit_inside_exit};
 pub(crate) use system::{EXIT_CALLS_HOOKS, at_exit, in_main_program, write_stderr};

@@ -1,0 +1,110 @@
+//! A list of handlers that shares while it is appended to, and values that it lends out until it drains.
+//!
+//! **Need.** `ExitStack::enter` takes a value, gives the user `&mut` to it for as long as the stack is only appended to, and
+//! hands the value to its exit handler when the stack drains. A handler that captured a `Box<T>` beside a `&mut` to its
+//! content would not do: the list moves its handlers when it grows, and moving a `Box` invalidates what was lent of it.
+//!
+//! **Mechanism.** The value's box is taken apart into a pointer. [`Entered`] keeps the pointer, and puts the box together
+//! again when it is run or dropped, once.
+//!
+//! **Why the loan has ended by then.** The loan lives as long as the `&'s Appendable` that it was made from. A handler in the
+//! list is run, taken out or dropped only through [`Appendable::get_mut`], by moving the `Appendable`, or by its drop, and
+//! the borrow checker lets none of them begin before `'s` ends. What takes `&Appendable` only appends ([`push`], [`enter`],
+//! [`reserve`]), or reads what can be read of an entry through `&`: its name, key, function and location, never the value
+//! ([`read`]). A list that is forgotten never drops what it holds. Each `enter` lends its own value, so no two loans overlap.
+//!
+//! [`push`]: Appendable::push
+//! [`enter`]: Appendable::enter
+//! [`reserve`]: Appendable::reserve
+//! [`read`]: Appendable::read
+
+use std::any::TypeId;
+use std::cell::RefCell;
+use std::panic::Location;
+use std::ptr::NonNull;
+
+use super::{Bound, BoxError, Closure, Task};
+use crate::handler::{HandlerResult, LocalEntry};
+use crate::list::{HandlerId, HandlerList};
+
+/// The list of an `ExitStack`.
+///
+/// The `RefCell` is for appending through `&self`. It also makes the list invariant in `'a`: were it covariant, a
+/// shorter-lived handler could be registered through a shared reference.
+pub(crate) struct Appendable<'a>(RefCell<HandlerList<LocalEntry<'a>>>);
+
+impl<'a> Appendable<'a> {
+    #[inline]
+    pub(crate) const fn new() -> Self {
+        Self(RefCell::new(HandlerList::new()))
+    }
+
+    #[inline]
+    pub(crate) fn push<T: Task + 'a>(&self, task: T, location: &'static Location<'static>) -> HandlerId {
+        self.0.borrow_mut().push_with(|| LocalEntry { closure: Closure::<dyn Bound + 'a>::new(task), location })
+    }
+
+    /// Appends a handler that hands `value` to `exit`, and lends the value until then.
+    #[expect(clippy::mut_from_ref, reason = "each call lends a value of its own, which nothing else reaches meanwhile")]
+    pub(crate) fn enter<'s, T: 'a, R: HandlerResult>(
+        &'s self,
+        value: T,
+        exit: impl FnOnce(T) -> R + 'a,
+        location: &'static Location<'static>,
+    ) -> &'s mut T {
+        let mut value = NonNull::from(Box::leak(Box::new(value)));
+        self.push(Entered { value, exit: Some(exit) }, location);
+        // SAFETY: the pointer is to a live `T`, made a moment ago; the list keeps it until `'s` has ended (the module's
+        // argument), and nobody else has it.
+        unsafe { value.as_mut() }
+    }
+
+    pub(crate) fn reserve(&self, additional: usize) {
+        self.0.borrow_mut().reserve(additional);
+    }
+
+    #[inline]
+    pub(crate) fn read<R>(&self, read: impl FnOnce(&HandlerList<LocalEntry<'a>>) -> R) -> R {
+        read(&self.0.borrow())
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self) -> &mut HandlerList<LocalEntry<'a>> {
+        self.0.get_mut()
+    }
+}
+
+/// A value that is lent out, and what to do with it at the end.
+///
+/// Invariant: `value` came from `Box::into_raw` and belongs to this `Entered` while `exit` is there. Whether pointer and
+/// function are `Send` does not matter: an `Entered` never leaves the `ExitStack`, which is not.
+struct Entered<T, F> {
+    value: NonNull<T>,
+    exit: Option<F>,
+}
+
+impl<T, F> Entered<T, F> {
+    fn take(&mut self) -> Option<(Box<T>, F)> {
+        let exit = self.exit.take()?;
+        // SAFETY: the pointer came from `Box::into_raw` (the invariant); `exit` was still there, so this is the first
+        // and only time that the box is put together.
+        let value = unsafe { Box::from_raw(self.value.as_ptr()) };
+        Some((value, exit))
+    }
+}
+
+impl<T, R: HandlerResult, F: FnOnce(T) -> R> Task for Entered<T, F> {
+    fn run(mut self) -> Result<(), BoxError> {
+        self.take().map_or(Ok(()), |(value, exit)| exit(*value).into_result())
+    }
+
+    fn function() -> TypeId {
+        typeid::of::<Self>()
+    }
+}
+
+impl<T, F> Drop for Entered<T, F> {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
+}
