@@ -10,6 +10,8 @@ use std::process::{ExitCode, Termination};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use smallvec::SmallVec;
+
 use crate::chain::{Chain, Link};
 
 /// How the work ended whose cleanup runs: it decides between `on_success` and `on_failure` handlers.
@@ -346,7 +348,8 @@ pub struct CloseError(Arc<Details>);
 
 /// What a [`CloseError`] tells.
 struct Details {
-    errors: Vec<HandlerError>,
+    /// In place up to two, which is as large as a `Vec`.
+    errors: SmallVec<[HandlerError; 2]>,
     exit: Option<ExitRequest>,
 }
 
@@ -420,7 +423,7 @@ impl Collected {
     #[cold]
     #[inline(never)]
     fn into_error(self) -> CloseError {
-        let mut errors: Vec<_> = self.errors.collect();
+        let mut errors: SmallVec<[HandlerError; 2]> = self.errors.collect();
         errors.sort_by_key(|error| error.0.at);
         errors.dedup_by_key(|error| error.0.at);
         CloseError(Arc::new(Details { errors, exit: self.exit }))
