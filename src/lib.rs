@@ -27,16 +27,7 @@
 //! A stack that is a value drains when it is closed or dropped. The [process stack](process_stack) drains when the
 //! process ends. On Unix, and elsewhere with the exceptions under [Platforms](#platforms):
 //!
-//! | way out | handlers run |
-//! | --- | --- |
-//! | return from `main`, `Ok` or `Err` | yes |
-//! | panic in `main` | yes |
-//! | `std::process::exit`, C `exit`, from any thread | yes |
-//! | [`exitstack::exit`](exit), [`exitstack::run`](run) | yes |
-//! | a panic with `panic = "abort"`, `abort`, a double panic | no |
-//! | a signal's default action (SIGTERM, SIGINT, …), SIGKILL | no |
-//! | `_exit`, `quick_exit` | no |
-//! | `exec` | no |
+#![doc = include_str!("../docs/ways-out.md")]
 //!
 //! A handler registered while its stack drains runs next; one unregistered meanwhile does not run. No lock of this
 //! library is held while a handler runs: it may register, unregister and close as it likes. A forked child neither runs
