@@ -94,19 +94,7 @@
 //!
 //! # Platforms
 //!
-//! The README has a table of what was checked where. In short:
-//!
-//! - **On Windows `std::process::exit` runs no handler**: it ends every other thread, with whatever locks that held,
-//!   before it calls anybody, so there is no moment at which handlers could safely run. [`exit`] and [`run`] drain
-//!   before that; return from `main`, a panic in it, and C's `exit` reach the handlers as elsewhere.
-//! - **On musl C's `exit` inside a handler is trapped** by newer versions. [`Exit`] and [`exit`] do without; but `exit`
-//!   where it cannot unwind, in a process that is in C's `exit` already, leaves out other libraries' earlier `atexit`
-//!   handlers.
-//! - **On WASI** there is one thread, and a panic aborts.
-//! - **On `wasm32-unknown-unknown`** there is no way out that could be hooked: [`exit`] and [`run`] drain by
-//!   themselves. There is no standard error: without a [report hook](report), reports are lost.
-//! - `fork` concerns Unix alone; elsewhere [`adopt_after_fork`] does nothing.
-//! - macOS and other Unix than Linux are written from the documentation, and not tested.
+#![doc = include_str!("../docs/platforms.md")]
 //!
 //! # Unsafe code
 //!
