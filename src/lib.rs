@@ -1,4 +1,4 @@
-//! Cleanup that runs last-in, first-out, whatever way the code is left.
+//! Cleanup that runs last-in, first-out, however the code exits.
 //!
 //! ```
 //! use exitstack::ExitStack;
@@ -9,9 +9,9 @@
 //!     let mut stack = ExitStack::new();
 //!     stack.register(|| println!("2: opened first, closed last"));
 //!     stack.register(|| println!("1: opened last, closed first"));
-//!     stack.close()?; // returns what failed; a drop runs them too
+//!     stack.close()?; // returns the failures; dropping the stack runs the handlers too
 //!
-//!     std::process::exit(0) // runs no destructor, but what was registered
+//!     std::process::exit(0) // runs no destructors, but does run what was registered
 //! }
 //! ```
 //!
@@ -22,121 +22,105 @@
 //!
 //! # What runs, and when
 //!
-//! A *handler* is any closure or function without arguments that returns `()` or a `Result<(), E>`: see [`IntoHandler`].
-//! A *stack* holds handlers and *drains*: it takes them out one by one, the last registered first, and runs each, once.
-//! A stack that is a value drains when it is closed or dropped. The [process stack](process_stack) drains when the
-//! process ends. On Unix, and elsewhere with the exceptions under [Platforms](#platforms):
+//! A *handler* is a closure or function that takes no arguments and returns `()` or a `Result<(), E>`: see
+//! [`IntoHandler`]. A *stack* holds handlers. When it *drains*, it takes them out one by one, the last registered
+//! first, and runs each of them once. A stack that is a value drains when it is closed or dropped. The
+//! [process stack](process_stack) drains when the process ends. On Unix:
 //!
-//! | way out | handlers run |
-//! | --- | --- |
-//! | return from `main`, `Ok` or `Err` | yes |
-//! | panic in `main` | yes |
-//! | `std::process::exit`, C `exit`, from any thread | yes |
-//! | [`exitstack::exit`](exit), [`exitstack::run`](run) | yes |
-//! | a panic with `panic = "abort"`, `abort`, a double panic | no |
-//! | a signal's default action (SIGTERM, SIGINT, …), SIGKILL | no |
-//! | `_exit`, `quick_exit` | no |
-//! | `exec` | no |
+#![doc = include_str!("../docs/ways-out.md")]
 //!
-//! A handler registered while its stack drains runs next; one unregistered meanwhile does not run. No lock of this
-//! library is held while a handler runs: it may register, unregister and close as it likes. A forked child neither runs
-//! nor drops what its parent registered with the process stack and the interpreters: see [`adopt_after_fork`].
+//! **On Windows `std::process::exit` runs no handler**: call [`exit`], or return from `main`. [Platforms](#platforms)
+//! lists the other exceptions.
 //!
-//! # The four reaches
+//! A handler that is registered while its stack drains runs next; one that is unregistered before its turn does not
+//! run. The library holds no lock while a handler runs, so a handler may register, unregister and close as it likes. A
+//! forked child neither runs nor drops what its parent registered with the process stack, an interpreter or any other
+//! shared stack: see [`adopt_after_fork`].
 //!
-//! From the easy to the far:
+//! # The four scopes
 //!
-//! - **A function**: [`ExitStack`] is a value. Its handlers may borrow; [`enter`](ExitStack::enter) lends a resource
-//!   that the stack gives back; steps can be undone unless the work reaches its end, which is a
-//!   [`close()`](ExitStack::close), or an `Ok` from the body of a [`scope`].
-//! - **Several threads**: [`SharedExitStack`] is the same behind `&self`, for handlers that are `Send + 'static`. It can
-//!   stand in a `static`.
+//! - **A function**: [`ExitStack`] is a value, and its handlers may borrow. [`enter`](ExitStack::enter) lends out a
+//!   resource that the stack disposes of. Steps can be undone unless the work succeeds, which means that
+//!   [`close()`](ExitStack::close) is reached or that the body of a [`scope`] returns `Ok`.
+//! - **Several threads**: [`SharedExitStack`] is the same behind `&self`, for handlers that are `Send + 'static`. It
+//!   can be a `static`.
 //! - **An interpreter, a plugin, a subsystem, a test**: [`Interpreter`] is a named shared stack, nested in its parent
-//!   and torn down at its place there. [`register`] goes to the one that is current on the thread.
-//! - **The process**: [`process_stack`] is the root. [`register`] goes there where no interpreter is current. [`exit`]
-//!   ends the process after running what it holds; [`run`], as the body of `main`, runs it while thread-locals live,
-//!   and then reports what the body returned.
+//!   and torn down at its place there. [`register`] uses the one that is current on the thread.
+//! - **The process**: [`process_stack`] is the root, which [`register`] uses where no interpreter is current. [`exit`]
+//!   drains it and then ends the process. [`run`], as the body of `main`, drains it while thread-locals are alive, and
+//!   then reports what the body returned.
 //!
-//! Below them stands [`HandlerList`], public for language runtimes that keep handler objects of their own.
+//! [`HandlerList`] is the list beneath all of them, public for language runtimes that keep handler objects of their
+//! own.
 //!
 //! # When a handler fails or panics
 //!
-//! The others run all the same. `close()` returns every failure in a [`CloseError`], in the order they happened, each
-//! with the handler's name, the place where it was registered, and the interpreter's path; its causes are its
-//! [`source`](std::error::Error::source), and `{:#}` shows everything on one line. A drop, and the end of the process, have
-//! nobody to return them to: each goes to the [report hook](report) at the moment it happens, by default one line on
-//! standard error. No drop of a stack panics. A failure does not change the exit status: a handler that wants to returns
-//! [`Exit`].
+//! The other handlers still run. `close()` returns every failure in a [`CloseError`], in the order they happened, each
+//! with the handler's name, the place where it was registered, and the interpreter's path. The causes are its
+//! [`source`](std::error::Error::source); `{:#}` shows everything on one line. A drop, and the end of the process,
+//! cannot return failures: each goes to the [report hook](report) as it happens, by default as one line on standard
+//! error. Dropping a stack never panics. A failure does not change the exit status; a handler that should decide it
+//! returns [`Exit`].
 //!
 //! # What is not promised
 //!
-//! - **`std::process::exit` inside a handler of the process stack aborts the process**: Rust forbids to enter it again.
-//!   In a handler of any drain that another thread's exit waits for, it never returns, nor does the process end. Call
-//!   [`exit`], or return [`Exit`].
-//! - **A panic with `panic = "abort"`** ends the process in the handler, or wherever it is; no handler runs after it.
-//!   An `Err` is what it is elsewhere, and so is [`Exit`]. [`exit`] inside a handler cannot unwind then: the handlers
-//!   below run within that call, each such call on the stack of the one before, and no local of the handler is dropped.
-//! - Nothing runs on SIGKILL, `_exit` and the other ways out that the table answers with no.
-//! - **Nothing here is async-signal-safe.** A signal handler must not register, close or exit: let a thread wait for the
-//!   signal instead (the README says how a program cleans up and then dies by the signal).
-//! - A foreign exception (of C++, say) or `pthread_exit` that unwinds out of a handler aborts the process.
-//! - What a handler prints without a newline is lost if the process leaves through C's `exit`, which does not know Rust's
-//!   buffer. On every other way out standard output has no buffer by then.
-//! - **Thread-locals that have destructors are gone** when the process leaves through `atexit`, that is on every way out
-//!   but [`run`] and [`exit`]. A handler that needs one (that logs through `tracing`, say) panics, and is contained and
-//!   reported like any other.
-//! - Other threads go on running while the process drains: what a handler shares with them needs a lock. A handler that
-//!   never returns, or waits for a thread that is in `exit` itself, keeps the process from ending.
-//! - Other libraries' `atexit` handlers run at C's places: before ours if registered after our first, after ours if
-//!   before (with [`run`] and [`exit`], which drain first, after ours). When several threads are in C's `exit` at once,
-//!   what happens to theirs, and to C's list itself where it holds more than 32 entries (ours are 31), is C's: glibc
-//!   before 2.41 may crash there.
-//!   Ours are safe from any number of threads in `std::process::exit` and `exitstack::exit`, and from 16 that enter C's in
-//!   the same instant (more register hooks of their own as they come: 64 were tried).
-//! - The default report takes no lock. A report hook or panic hook of the program's own may, and wait for ever for a
-//!   thread that never lets go of it.
-//! - A report that cannot be written stops nothing: see [`report`]. A panic's message is written by the panic hook, which
-//!   has no such care: in a program that puts SIGPIPE back to its default action, a handler that panics when nobody reads
-//!   standard error ends the process.
-//! - A stack that is forgotten ([`std::mem::forget`]) runs nothing, and one in a `static` is never dropped: of these only
-//!   the process stack drains at the end.
+//! - **`std::process::exit` inside a handler of the process stack aborts the process**: std does not allow `exit` to be
+//!   called twice. If another thread is in `exit` and waiting for the drain that the handler runs in, the call blocks
+//!   forever and the process hangs. Call [`exit`], or return [`Exit`].
+//! - **With `panic = "abort"`, a panic ends the process on the spot**, in a handler or elsewhere, and no handler runs
+//!   after it. An `Err` and [`Exit`] work as usual. [`exit`] inside a handler cannot unwind then: the handlers below
+//!   run within that call, each such call on top of the one before, and the handler's locals are not dropped.
+//! - **Nothing runs on SIGKILL, `_exit`** and the other exit paths that the table answers with no.
+//! - **Nothing here is async-signal-safe.** A signal handler must not register, close or exit. Let a thread wait for
+//!   the signal instead; the [README](https://crates.io/crates/exitstack) says, under "Limits", how a program cleans up
+//!   and then dies by the signal.
+//! - **Thread-locals with destructors are gone** when the process exits through C's `atexit`, that is on every exit
+//!   path but [`run`] and [`exit`]. A handler that needs one (to log through `tracing`, say) panics, which is caught
+//!   and reported like any other panic.
+//! - **Other threads keep running** while the process drains: what a handler shares with them needs a lock. A handler
+//!   that never returns, or that waits for a thread which is itself in `exit`, keeps the process from ending.
+//! - Other libraries' `atexit` handlers run at their place in C's list: before ours if they were registered after our
+//!   first one, otherwise after ours. [`run`] and [`exit`] drain first, so there they all run after ours.
+//! - Our handlers are safe however many threads are in `std::process::exit` and [`exit`] at once, and with 16 that
+//!   enter C's `exit` in the same instant (later ones add hooks of their own; 64 were tried). What becomes of other
+//!   libraries' handlers then, and of C's list if it holds more than 32 entries (31 are ours), is up to C: glibc before
+//!   2.41 may crash.
+//! - A foreign exception (from C++, say) or a `pthread_exit` that unwinds out of a handler aborts the process.
+//! - What a handler prints without a newline is lost if the process exits through C's `exit`, which does not know
+//!   Rust's buffer. On every other exit path standard output is no longer buffered by then.
+//! - The default report takes no lock. A program's own report hook or panic hook may, and then block forever on a
+//!   thread that never releases it.
+//! - A report that cannot be written stops nothing: see [`report`]. A panic's message is written by the panic hook,
+//!   which is less careful: in a program that resets SIGPIPE to its default action, a handler that panics while nobody
+//!   reads standard error ends the process.
+//! - A stack that is forgotten ([`std::mem::forget`]) runs nothing. One in a `static` is never dropped: only the
+//!   process stack drains at the end.
 //!
 //! # Platforms
 //!
-//! The README has a table of what was checked where. In short:
-//!
-//! - **On Windows `std::process::exit` runs no handler**: it ends every other thread, with whatever locks that held,
-//!   before it calls anybody, so there is no moment at which handlers could safely run. [`exit`] and [`run`] drain
-//!   before that; return from `main`, a panic in it, and C's `exit` reach the handlers as elsewhere.
-//! - **On musl C's `exit` inside a handler is trapped** by newer versions. [`Exit`] and [`exit`] do without; but `exit`
-//!   where it cannot unwind, in a process that is in C's `exit` already, leaves out other libraries' earlier `atexit`
-//!   handlers.
-//! - **On WASI** there is one thread, and a panic aborts.
-//! - **On `wasm32-unknown-unknown`** there is no way out that could be hooked: [`exit`] and [`run`] drain by
-//!   themselves. There is no standard error: without a [report hook](report), reports are lost.
-//! - `fork` concerns Unix alone; elsewhere [`adopt_after_fork`] does nothing.
-//! - macOS and other Unix than Linux are written from the documentation, and not tested.
+#![doc = include_str!("../docs/platforms.md")]
 //!
 //! # Unsafe code
 //!
-//! It stands in `src/raw` alone; every other module is held to safe Rust by lint. `closure.rs` keeps small handlers in
-//! the stack without an allocation, `appendable.rs` lends out what is entered; a file for each kind of system is the C
-//! boundary (`atexit`, `exit`, a raw write to standard error), `fork.rs` is for `fork`. Each file opens
-//! with the argument why it is sound; the README tells how that is checked.
+//! All of it is in `src/raw`; a lint holds every other module to safe Rust. `closure.rs` stores small handlers in the
+//! stack without an allocation, `appendable.rs` lends out what is entered, `fork.rs` tells a child from its parent, and
+//! one file for each kind of system is the boundary to C (`atexit`, `exit`, a raw write to standard error). Each file
+//! opens with the argument why it is sound; `docs/checks.md` in the repository says how that is checked.
 //!
 //! # Features and Rust version
 //!
-//! There are no features but `loom`, which is for the crate's own tests. The minimum supported Rust version is 1.85.
+//! The only feature, `loom`, is for the crate's own tests. The minimum supported Rust version is 1.85.
 //!
 //! # Neighbours
 //!
 //! - [scopeguard](https://docs.rs/scopeguard) and std's `DropGuard` are one guard around one value, known when the code
-//!   is written: the better choice for that.
+//!   is written, and the better choice for that.
 //! - Python's [`atexit`](https://docs.python.org/3/library/atexit.html) and
-//!   [`contextlib.ExitStack`](https://docs.python.org/3/library/contextlib.html#contextlib.ExitStack) are the models; where
-//!   this crate differs from them on purpose, the item says so.
-//! - JavaScript's `DisposableStack`: its `defer` is `register`, `adopt` is `enter`, `move` is `pop_all`, `dispose` is
-//!   `close`.
+//!   [`contextlib.ExitStack`](https://docs.python.org/3/library/contextlib.html#contextlib.ExitStack) are the models.
+//!   Where this crate differs on purpose, the item says so.
+//! - JavaScript's
+//!   [`DisposableStack`](https://developer.mozilla.org/docs/Web/JavaScript/Reference/Global_Objects/DisposableStack):
+//!   its `defer` is `register`, `adopt` is `enter`, `move` is `pop_all`, `dispose` is `close`.
 //! - [exit-stack](https://docs.rs/exit-stack) is an unrelated crate, which pins values to the stack.
 
 mod chain;

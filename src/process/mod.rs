@@ -23,16 +23,7 @@ global! {
 
 /// The process's own stack: it drains on every normal way out of the process.
 ///
-/// | way out | handlers run |
-/// | --- | --- |
-/// | return from `main`, `Ok` or `Err` | yes |
-/// | panic in `main` | yes |
-/// | `std::process::exit`, C `exit`, from any thread | yes |
-/// | [`exitstack::exit`](crate::exit), [`exitstack::run`](crate::run) | yes |
-/// | a panic with `panic = "abort"`, `abort`, a double panic | no |
-/// | a signal's default action (SIGTERM, SIGINT, …), SIGKILL | no |
-/// | `_exit`, `quick_exit` | no |
-/// | `exec` | no |
+#[doc = include_str!("../../docs/ways-out.md")]
 ///
 /// That is so on Unix. On Windows `std::process::exit` runs no handler; what else differs elsewhere is told under
 /// [Platforms](crate#platforms).
