@@ -135,6 +135,7 @@ pub mod report;
 mod shared;
 mod stack;
 mod sync;
+mod unload;
 mod waits;
 
 pub use error::{CloseError, Exit, HandlerError, HandlerErrorKind, Outcome, Refused};

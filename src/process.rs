@@ -3,7 +3,8 @@
 //! 1. `hook` is registered with C's `atexit` [`HOOKS`] times, when the first handler or interpreter comes. Threads that
 //!    race in C's `exit` each take one of them off C's list; the first to come drains, every other one waits in its own
 //!    until that is done, so that none of them ends the process under the drain. Each that waits registers another one.
-//!    Then one of them goes back to C's list, and the others stay where they are: C's list is not safe from several.
+//!    Then one of them goes back to C's list, and the others wait inside C: its list is not safe from several, and a
+//!    library that they came from may be unloaded (see `unload`).
 //! 2. What a drain has gathered stands in the stack (invariant 4 of `shared`), and so does what came of those that the way
 //!    out went on with: a hook that runs inside a handler (C `exit` called there) goes on where it was. A status that
 //!    handlers decide is left to `raw::end_with`: some C libraries let `exit` be entered again, some do not.
@@ -18,9 +19,8 @@ use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use crate::drain::discard;
 use crate::error::Exit;
@@ -30,6 +30,7 @@ use crate::shared::{
     Node, Occasion, SharedExitStack, State, ends, forget_begun, forked, innermost, is_innermost, nested,
 };
 use crate::sync::{Lock, MutexGuard, global};
+use crate::unload;
 use crate::waits::{EDGES, Edge};
 
 global! {
@@ -90,9 +91,6 @@ pub fn process_stack() -> &'static SharedExitStack {
 const HOOKS: usize = 16;
 const MORE_HOOKS: usize = 15;
 
-/// How many hooks C has been given, and how many it has called.
-static REGISTERED: AtomicUsize = AtomicUsize::new(0);
-static CALLED: AtomicUsize = AtomicUsize::new(0);
 /// The last drain is over.
 static OVER: AtomicBool = AtomicBool::new(false);
 /// This is the child of a process that was on its way out: `std::process::exit` would wait for a thread that only the
@@ -105,14 +103,16 @@ thread_local! {
 }
 
 fn register_hooks(count: usize) -> usize {
+    unload::prepare();
     let taken = (0..count).take_while(|_| raw::at_exit(hook)).count();
-    REGISTERED.fetch_add(taken, Ordering::Relaxed);
+    unload::given(taken);
     taken
 }
 
 extern "C" fn hook() {
     IN_C_EXIT.set(true);
-    let called = CALLED.fetch_add(1, Ordering::Relaxed) + 1;
+    let unloads = raw::unloads_here();
+    let called = unload::enter(unloads);
     let mut status = None;
     if !OVER.load(Ordering::Acquire) {
         register_hooks(if called == 1 { MORE_HOOKS } else { 1 });
@@ -120,16 +120,16 @@ extern "C" fn hook() {
             discard(payload);
             None
         });
-    } else if called == REGISTERED.load(Ordering::Relaxed) {
+    } else if unload::are_all(called) {
         let _ = catch_unwind(|| PROCESS.report_refused()).map_err(discard);
     }
-    if raw::in_main_program() {
-        while !PROCESS.leaves_first() {
-            thread::sleep(Duration::MAX); // until another thread has ended the process
-        }
-        if let Some(status) = status {
-            raw::end_with(status);
-        }
+    let leaves = unloads || PROCESS.leaves_first();
+    unload::leave(); // the library may be unloaded from here on
+    if !leaves {
+        raw::park(); // until another thread has ended the process
+    }
+    if let Some(status) = status.filter(|_| !unloads) {
+        raw::end_with(status);
     }
 }
 
