@@ -82,6 +82,8 @@
 //!   the same instant (more register hooks of their own as they come: 64 were tried).
 //! - The default report takes no lock. A report hook or panic hook of the program's own may, and wait for ever for a
 //!   thread that never lets go of it.
+//! - In a shared library, handlers may run under the loader's lock: see
+//!   [`process_stack`](process_stack#in-a-shared-library).
 //! - A stack that is forgotten ([`std::mem::forget`]) runs nothing, and one in a `static` is never dropped: of these only
 //!   the process stack drains at the end.
 //!

@@ -74,6 +74,29 @@ global! {
 /// - Handlers do not change the exit status, but for [`Exit`]. Nothing unwinds into C, and nothing is printed but
 ///   [reports](crate::report).
 ///
+/// # In a shared library
+///
+/// For authors of plugins, and of what loads them:
+///
+/// - **Do not join threads, and do not load libraries, in a handler that may run when the library is unloaded.** The
+///   loader holds its lock while `dlclose` runs the handlers. A handler blocks forever if it needs that lock on another
+///   thread, or waits for a thread that does: to load a library, or to use a thread-local with a destructor for the first
+///   time, as most new threads do.
+/// - A thread may leave by `exit` while another one unloads the library, in either order: each handler runs once, and
+///   `dlclose` waits for threads that are inside the library on their way out. This holds on Linux with glibc; elsewhere
+///   the host must not do both at the same time.
+/// - Each shared library with this crate in it has a process stack and a [report hook](crate::report) of its own. The
+///   host's [`Interpreter::enter`](crate::Interpreter::enter) does not reach the library's [`register`](crate::register).
+/// - Unloading is not an exit: an [`Exit`] that is returned there is ignored. If the library is still loaded when the
+///   process ends, `Exit` decides the status, as in a program.
+/// - A living thread that the library has started keeps it loaded, and so does a thread-local of it that has a destructor,
+///   on every thread that has used it. `dlclose` then runs nothing, and the handlers run when the process ends.
+/// - An error refers to the code of the library that made it. Format errors, and
+///   [finalize](crate::Interpreter::finalize) interpreters whose errors you want, before the library is unloaded.
+/// - Two copies of this crate in one process, as two versions of it, or those of a plugin and its host, do not know each
+///   other. **[`exit`] of one copy in a handler of the other one may abort the process**, as `std::process::exit` does: it
+///   is no handler of its own. Return [`Exit`], that of the copy with which the handler is registered.
+///
 /// ```no_run
 /// exitstack::process_stack().register(|| println!("goodbye")); // whichever interpreter is current
 /// ```
