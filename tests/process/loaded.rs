@@ -29,6 +29,15 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_loaded_library_decides_its_hosts_status_at_exit", || {
             expect(Command::new(host()?).arg("stay-status").arg(library()?), 7, &["loaded", "plugin's", "host's"])
         }),
+        trial("a_library_loaded_2000_times_costs_no_memory", || {
+            let output = output(timeout().arg(c("again")?).arg(library()?))?;
+            let grown = String::from_utf8_lossy(&output.stdout).into_owned();
+            let number = |part: &str| part.split(' ').next()?.parse::<i64>().ok();
+            match grown.trim_end().split(", ").map(number).collect::<Vec<_>>()[..] {
+                [Some(..100), Some(..1_000)] if output.status.success() => Ok(()),
+                _ => Err(format!("{output:?}").into()),
+            }
+        }),
         trial("a_program_that_has_the_crate_in_a_dylib_is_no_other", || {
             let (folder, libraries) = linked()?;
             let run = |argument: &str, status, lines: &[&str]| {
