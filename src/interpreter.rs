@@ -138,7 +138,7 @@ impl Interpreter {
 
     /// Runs its handlers, and those of the interpreters nested in it, for good: from then on it refuses registrations.
     ///
-    /// What is registered while it drains still runs, up to 65 536 registrations (those with interpreters made meanwhile
+    /// What is registered while it drains still runs, up to 65,536 registrations (those with interpreters made meanwhile
     /// included). If another thread drains it, waits for that and returns the same result. From inside one of its own
     /// handlers returns `Ok(())` at once, and the drain goes on. From inside a handler of an interpreter nested in it, what
     /// is left of that one runs at its place, before this returns. A second time: `Ok(())`.

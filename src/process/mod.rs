@@ -2,6 +2,7 @@
 
 mod at_exit;
 mod end;
+mod unload;
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -52,26 +53,32 @@ global! {
 /// - Handlers do not change the exit status, except with [`Exit`]: a handler that fails is reported, and the status stays as
 ///   it is. No panic unwinds into C, and nothing is printed but [reports](crate::report).
 ///
-/// # Shared libraries
+/// # In a shared library
 ///
-/// A shared library that contains this crate has a process stack and a report hook of its own. Its stack drains when the
-/// library is unloaded, or when the process ends with the library loaded. A host's [`Interpreter::enter`] does not reach it.
+/// For authors of plugins, and of what loads them:
 ///
-/// - **A handler that runs while the library is unloaded must not join a thread**, nor load a library or use a thread-local
-///   with a destructor for the first time: the loader's lock is held then, and the call blocks forever.
-/// - A thread that runs the library's code, or a thread-local with a destructor, keeps the library loaded: `dlclose` returns,
-///   and the handlers run at the end of the process.
-/// - Format errors that were made in a library before it is unloaded, and [finalize] its interpreters
-///   before `dlclose`: their code is gone afterwards.
-/// - If a process contains this crate twice (two versions, or a plugin and its host), a handler of one copy must not call
-///   [`exit`] of the other: that one sees no handler to leave, calls C's `exit`, or aborts.
+/// - **Do not join threads, and do not load libraries, in a handler that may run when the library is unloaded.** The
+///   loader holds its lock while `dlclose` runs the handlers. A handler blocks forever if it needs that lock on another
+///   thread, or waits for a thread that does: to load a library, or to use a thread-local with a destructor for the first
+///   time, as most new threads do.
+/// - A thread may leave by `exit` while another one unloads the library, in either order: each handler runs once, and
+///   `dlclose` waits for threads that are inside the library on their way out. This holds on Linux with glibc; elsewhere
+///   the host must not do both at the same time.
+/// - Each shared library with this crate in it has a process stack and a [report hook](crate::report) of its own. The
+///   host's [`Interpreter::enter`](crate::Interpreter::enter) does not reach the library's [`register`](crate::register).
+/// - Unloading is not an exit: an [`Exit`] that is returned there is ignored. If the library is still loaded when the
+///   process ends, `Exit` decides the status, as in a program.
+/// - A living thread that the library has started keeps it loaded, and so does a thread-local of it that has a destructor,
+///   on every thread that has used it. `dlclose` then runs nothing, and the handlers run when the process ends.
+/// - An error refers to the code of the library that made it. Format errors, and
+///   [finalize](crate::Interpreter::finalize) interpreters whose errors you want, before the library is unloaded.
+/// - Two copies of this crate in one process, such as two versions of it, or those of a plugin and its host, do not know
+///   each other. **Calling [`exit`] of one copy in a handler of the other may abort the process**, as `std::process::exit`
+///   does. Return [`Exit`], that of the copy with which the handler is registered.
 ///
 /// ```no_run
 /// exitstack::process_stack().register(|| println!("goodbye")); // whichever interpreter is current
 /// ```
-///
-/// [`Interpreter::enter`]: crate::Interpreter::enter
-/// [finalize]: crate::Interpreter::finalize
 #[doc(alias = "atexit")]
 pub fn process_stack() -> &'static SharedExitStack {
     &PROCESS

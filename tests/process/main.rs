@@ -1,7 +1,7 @@
 //! Every way out of a process, each in a child process: this binary runs itself with the case's name, and compares
 //! what the child wrote and how it ended. `harness = false`, because the cases need `main` for themselves.
 //!
-//! `EXITSTACK_RUNS` says how often the racing cases run (20 if unset), `EXITSTACK_MINUTES` after how many of them a child
+//! `EXITSTACK_RUNS` says how often the racing cases run (20 or 50 times if unset), `EXITSTACK_MINUTES` after how many of them a child
 //! hangs (1), `EXITSTACK_RUNNER` by which command children are run, if this binary is none that the system runs by itself.
 
 #![allow(missing_docs, reason = "a test")]
@@ -78,12 +78,20 @@ fn status_of(output: &Output) -> Status {
     status.code().map_or_else(|| Status::Signal(status.signal().unwrap_or_default()), Status::Code)
 }
 
-/// Runs the case's child. `timeout` kills one that hangs.
+/// Kills what hangs.
+fn timeout() -> Command {
+    let mut command = Command::new("timeout");
+    let minutes = std::env::var("EXITSTACK_MINUTES").unwrap_or_else(|_| "1".into());
+    command.arg("--signal=KILL").arg(minutes + "m");
+    command
+}
+
+/// Runs the case's child.
 fn run_child(name: &str, arguments: &[String]) -> Output {
     let me = std::env::current_exe().expect("a test has a path");
-    let mut command = Command::new("timeout");
+    let mut command = timeout();
     let runner = std::env::var("EXITSTACK_RUNNER").unwrap_or_default();
-    command.arg("--signal=KILL").arg(format!("{}m", minutes())).args(runner.split_whitespace()).arg(me);
+    command.args(runner.split_whitespace()).arg(me);
     command
         .env("EXITSTACK_CASE", name)
         .env("RUST_BACKTRACE", "0")
@@ -94,7 +102,11 @@ fn run_child(name: &str, arguments: &[String]) -> Output {
 }
 
 fn runs() -> usize {
-    std::env::var("EXITSTACK_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(20)
+    runs_or(20)
+}
+
+fn runs_or(unset: usize) -> usize {
+    std::env::var("EXITSTACK_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(unset)
 }
 
 fn minutes() -> u32 {
