@@ -934,6 +934,20 @@ pub(crate) fn cases() -> Vec<Case> {
             }
             exit(process_stack().close().unwrap_err().exit_code().unwrap())
         }),
+        case("ten_thousand_exits_inside_a_finalize_do_not_pile_up", Code(3), &["A", "10000"], || {
+            static RAN: AtomicUsize = AtomicUsize::new(0);
+            register(|| say(&RAN.load(Ordering::Relaxed).to_string()));
+            says("A");
+            let plugin = Interpreter::new("plugin");
+            for _ in 0..10_000 {
+                plugin.stack().register(|| {
+                    RAN.fetch_add(1, Ordering::Relaxed);
+                    exit(3)
+                });
+            }
+            let _ = plugin.finalize();
+            OK
+        }),
         case("refusals_of_many_interpreters_are_counted_in_linear_time", Code(0), &["linear"], || {
             fn refuse_twice(interpreters: usize) -> Duration {
                 let all: Vec<_> = (0..interpreters).map(|_| Interpreter::new("plugin")).collect();
