@@ -177,6 +177,11 @@ impl<T: Default> PerProcess<T> {
         }
     }
 
+    /// How many generations there are.
+    pub(crate) fn generations(&self) -> usize {
+        std::iter::successors(Some(self), |this| this.next.get()).count()
+    }
+
     /// What the processes before this one left, the first one's first; `None` for what was locked at the fork. To be called
     /// under this process's own lock.
     pub(crate) fn earlier(&self) -> impl Iterator<Item = Option<MutexGuard<'_, T>>> {

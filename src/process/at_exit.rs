@@ -94,9 +94,7 @@ fn drain_at_unload() -> Option<i32> {
 
 fn drain_to_exit(purpose: Purpose) -> Option<i32> {
     let _ = LEFT_IN.compare_exchange(0, raw::epoch(), Ordering::Relaxed, Ordering::Relaxed);
-    let process = process_stack();
-    end::decide(process.resume_left_by(leave()));
-    end::decide(process.drain_unattended(purpose));
+    end::decide(process_stack().drain_to_leave(purpose, leave()));
     end::decided()
 }
 

@@ -9,6 +9,7 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::{Status, runs_or, status_of, timeout};
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn trials() -> Vec<Trial> {
     let trial = |name: &str, test: fn() -> Result<(), Failed>| Trial::test(name, test);
     let mut trials = vec![
@@ -74,6 +75,22 @@ pub(crate) fn trials() -> Vec<Trial> {
             let counted = build("dev", "counted")?;
             compare(&output(&mut Command::new(counted))?, Status::Code(0), &["16", "31"])
         }),
+        trial("an_allocator_may_register_while_a_list_grows", || {
+            allocating("growth", &["fifth", "the allocator's", "first"])
+        }),
+        trial("an_allocator_may_use_the_value_that_is_in_use", || {
+            allocating("value", &["each handler was dropped once"])
+        }),
+        trial("an_allocator_may_use_the_interpreter_that_is_in_use", || {
+            allocating("interpreter", &["each handler was dropped once"])
+        }),
+        trial("an_allocator_may_use_the_process_stack_that_is_in_use", || {
+            allocating("process", &["each handler was dropped once"])
+        }),
+        trial("an_allocator_with_a_lock_may_use_a_stack_of_threads", || {
+            allocating("threads", &["each handler was dropped once"])
+        }),
+        trial("around_a_fork_nothing_is_allocated", || allocating("fork", &["child: 0 calls", "parent: 0 calls"])),
         trial("with_panic_abort_a_panicking_handler_aborts_and_exit_does_not", || {
             let aborting = build("abort", "aborting")?;
             let panics = output(Command::new(&aborting).arg("panic"))?;
@@ -140,6 +157,20 @@ fn cargo(profile: &str, what: &[&str]) -> Result<PathBuf, Failed> {
 
 fn build(profile: &str, bin: &str) -> Result<PathBuf, Failed> {
     Ok(cargo(profile, &["--bin", bin])?.join(bin))
+}
+
+/// Runs the program whose allocator uses the stacks; the last thing it said before it hangs is shown.
+fn allocating(what: &str, lines: &[&str]) -> Result<(), Failed> {
+    let mut output = output(Command::new(build("dev", "allocating")?).arg(what))?;
+    let from = output
+        .stderr
+        .iter()
+        .rev()
+        .skip(1)
+        .position(|&byte| byte == b'\n')
+        .map_or(0, |end| output.stderr.len() - 1 - end);
+    output.stderr.drain(..from);
+    compare(&output, Status::Code(0), lines)
 }
 
 fn library() -> Result<PathBuf, Failed> {
