@@ -61,7 +61,8 @@ impl HandlerId {
 }
 
 // All threads count together, but in *shares*: each takes one of them at a time, and gives *blocks* of it to the lists that it
-// appends to. So neither threads nor lists meet at the counter often.
+// appends to. So neither threads nor lists meet at the counter often. A list that never leaves its thread needs no blocks: it
+// takes one id at a time, which saves it the first call for a block.
 
 /// How many ids a block has.
 const BLOCK: u64 = 32;
@@ -73,7 +74,7 @@ const SHARE: u64 = if usize::BITS < 64 { 1 << 32 } else { 1 << 16 };
 static SHARES: AtomicUsize = AtomicUsize::new(0);
 
 per_thread! {
-    /// The next id of this thread's share, a whole number of blocks; a multiple of [`SHARE`] if none is left.
+    /// The next id of this thread's share; a multiple of [`SHARE`] if none is left. It only grows.
     static NEXT: Cell<u64> = Cell::new(0);
 }
 
@@ -278,6 +279,30 @@ impl<T> HandlerList<T> {
         id
     }
 
+    /// [`push_with`](Self::push_with), for a list that has never been on another thread, nor will be.
+    #[inline]
+    pub(crate) fn push_here(&mut self, make: impl FnOnce() -> T) -> HandlerId {
+        let id = NEXT.with(|own| {
+            let next = own.get();
+            if next % SHARE == 0 {
+                return Self::first_of_a_new_share();
+            }
+            own.set(next + 1);
+            HandlerId(next)
+        });
+        debug_assert!(self.last_id() < Some(id));
+        self.put(id, make);
+        id
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn first_of_a_new_share() -> HandlerId {
+        let first = new_share() + 1; // a multiple of `SHARE` would say that nothing is left
+        NEXT.with(|own| own.set(first + 1));
+        HandlerId(first)
+    }
+
     #[inline]
     fn put(&mut self, id: HandlerId, make: impl FnOnce() -> T) {
         let slot = Slot { id, value: Some(ManuallyDrop::new(make())) };
@@ -311,7 +336,9 @@ impl<T> HandlerList<T> {
     fn more_ids(&mut self) {
         let block = NEXT.with(|own| {
             let next = own.get();
-            (next >= self.end && next % SHARE != 0).then(|| own.replace(next + BLOCK))
+            // With `SHARE` for a share of which nothing is left.
+            let used = if next % SHARE == 0 { SHARE } else { next % SHARE };
+            (next >= self.end && used + BLOCK <= SHARE).then(|| own.replace(next + BLOCK))
         });
         match block {
             Some(first) => (self.next, self.end) = (first, first + BLOCK),

@@ -484,3 +484,29 @@ proptest! {
         prop_assert_eq!(Rc::strong_count(&alive), 1);
     }
 }
+
+#[test]
+fn lists_that_take_single_ids_and_lists_that_take_blocks_share_none() {
+    let ids = || {
+        let (mut here, mut anywhere) = (HandlerList::new(), HandlerList::new());
+        let mut ids = Vec::new();
+        for round in 0..2 * SHARE {
+            ids.push(here.push_here(|| ()));
+            if round % 3 == 0 {
+                ids.push(anywhere.push(()));
+            }
+        }
+        assert!(here.iter().map(|(id, ())| id).is_sorted());
+        assert!(anywhere.iter().map(|(id, ())| id).is_sorted());
+        ids
+    };
+    // Past the ends of several shares, which two threads take by turns.
+    let mut all = std::thread::scope(|scope| {
+        let threads = [scope.spawn(ids), scope.spawn(ids)];
+        threads.map(|thread| thread.join().unwrap()).concat()
+    });
+    let count = all.len();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), count);
+}

@@ -41,7 +41,7 @@ impl<'a> Appendable<'a> {
 
     #[inline]
     pub(crate) fn push<T: Task + 'a>(&self, task: T, location: &'static Location<'static>) -> HandlerId {
-        self.0.borrow_mut().push_with(|| LocalEntry { closure: Closure::<dyn Bound + 'a>::new(task), location })
+        self.0.borrow_mut().push_here(|| LocalEntry { closure: Closure::<dyn Bound + 'a>::new(task), location })
     }
 
     /// Appends a handler that hands `value` to `exit`, and lends the value until then.

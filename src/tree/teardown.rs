@@ -103,6 +103,7 @@ impl SharedExitStack {
     }
 
     /// [`drain`](Self::drain), with something to do first once the drain is this thread's.
+    #[inline]
     fn drain_after(&self, purpose: Purpose, first: impl FnOnce()) -> Result<(), CloseError> {
         let mut first = Some(first);
         let _limited = purpose.is_bounded().then(limit_registrations);
@@ -400,6 +401,7 @@ impl<'s> Teardown<'s> {
     }
 
     /// Drains what was acquired.
+    #[inline]
     fn run(&mut self) -> Result<(), CloseError> {
         let _restored = self.root.make_current();
         drain(self, Outcome::Success);
