@@ -92,9 +92,9 @@ fn new_share() -> u64 {
 ///
 /// | operation | cost |
 /// | --- | --- |
-/// | [`push`](Self::push), [`pop`](Self::pop) | O(1), amortised |
+/// | [`push`](Self::push), [`pop`](Self::pop) | O(1), amortized |
 /// | [`get`](Self::get) | O(log n) |
-/// | [`remove`](Self::remove) | O(log n), amortised |
+/// | [`remove`](Self::remove) | O(log n), amortized |
 /// | [`remove_if`](Self::remove_if) | O(n) |
 /// | memory | the first four values are stored in the list itself; beyond that, memory is in proportion to the largest number of values so far, until a `remove`, `remove_if` or `clear` frees the excess |
 ///
@@ -633,8 +633,8 @@ impl<T> HandlerList<T> {
 
     /// Moves the values to `storage` and leaves the list's old storage there.
     ///
-    /// Does nothing if the values do not fit. If the list would not get larger and has no [excess](Self::excess)
-    /// either, another thread was faster, and nothing is done as well.
+    /// Does nothing if the values do not fit. Does nothing either if the list would not get larger and has no
+    /// [excess](Self::excess): then another thread was faster.
     pub(crate) fn exchange(&mut self, storage: &mut Storage<T>) {
         let capacity = storage.0.capacity().max(INLINE);
         if self.len() > capacity || (capacity <= self.slots.capacity() && self.excess().is_none()) {
