@@ -51,7 +51,7 @@ use crate::report::report;
 ///   The first four are stored in the stack value itself.
 /// - [`mem::forget`] of a stack leaks it and runs nothing. It is never unsound.
 ///
-/// # Appending borrows, everything else borrows mutably
+/// # Borrowing
 ///
 /// Methods that append take `&self`; methods that remove or run handlers take `&mut self`. So a value that was
 /// [entered](Self::enter) can be used while more handlers are registered, but not after the stack was closed:
