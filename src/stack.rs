@@ -499,7 +499,7 @@ fn keep_or_report(outcome: HandlerOutcome, failures: Option<&mut Failures>) {
 /// | body | handlers | result |
 /// | --- | --- | --- |
 /// | `Ok(value)` | none failed | `Ok(value)` |
-/// | `Ok(_)` | some failed | `Err(E::from(close_error))` |
+/// | `Ok(_)` | some failed or requested an exit status | `Err(E::from(close_error))` |
 /// | `Err(error)` | | `Err(error)`; failures of handlers go to the [report hook](crate::report) |
 /// | panics | | the panic propagates; failures of handlers go to the report hook |
 ///
