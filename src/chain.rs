@@ -1,16 +1,16 @@
-//! A list whose links are made before a lock is taken, and dropped after it is released.
+//! A list whose links are allocated before a lock is taken and freed after it is released.
 //!
-//! The global allocator is foreign code: it may register a handler. So nothing is allocated or freed under a lock. Where
-//! something is collected under one, it is collected in a [`Chain`].
+//! The global allocator is foreign code: it may register a handler. So nothing is allocated or freed under a lock, and
+//! whatever is collected under one is collected in a [`Chain`].
 
-/// Values, the last added first.
+/// A list of values, the last one added first.
 #[derive(Debug)]
 pub(crate) struct Chain<T> {
     first: Option<Link<T>>,
     len: usize,
 }
 
-/// A value that can be added to a [`Chain`] without an allocation.
+/// A value that can be added to a [`Chain`] without allocating.
 #[derive(Debug)]
 pub(crate) struct Link<T>(Box<(T, Option<Link<T>>)>);
 
@@ -50,7 +50,7 @@ impl<T> Chain<T> {
         Some(link)
     }
 
-    /// Moves all links of another chain here.
+    /// Moves all links of `other` to this chain.
     pub(crate) fn append(&mut self, mut other: Self) {
         if self.is_empty() {
             std::mem::swap(self, &mut other);
@@ -60,7 +60,7 @@ impl<T> Chain<T> {
         }
     }
 
-    /// Lets the value that was added first be the first.
+    /// Reverses the order, so that the value added first comes first.
     pub(crate) fn reverse(&mut self) {
         let mut reversed = Self::new();
         while let Some(link) = self.pop() {
@@ -69,7 +69,7 @@ impl<T> Chain<T> {
         *self = reversed;
     }
 
-    /// Takes out the values for which `matches` is true.
+    /// Removes and returns the values for which `matches` returns true.
     pub(crate) fn take_if(&mut self, mut matches: impl FnMut(&T) -> bool) -> Self {
         let (mut kept, mut taken) = (Self::new(), Self::new());
         while let Some(link) = self.pop() {
@@ -114,7 +114,7 @@ impl<T> Iterator for Chain<T> {
 }
 
 impl<T> Chain<T> {
-    /// Drops the values one after the other, where dropping the field would recurse along the chain.
+    /// Drops the values one by one; dropping the field would recurse along the chain.
     #[cold]
     #[inline(never)]
     fn drop_all(&mut self) {

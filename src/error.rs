@@ -1,4 +1,4 @@
-//! How things end: the outcome of a scope, and what went wrong in its cleanup.
+//! Outcomes and errors: how the work ended, and what failed in its cleanup.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -14,9 +14,11 @@ use smallvec::SmallVec;
 
 use crate::chain::{Chain, Link};
 
-/// How the work ended whose cleanup runs: it decides between `on_success` and `on_failure` handlers.
+/// The outcome of the work that a stack cleans up after.
 ///
-/// **A stack that is dropped without `close()` has failed**, whatever led to the drop.
+/// **A stack that is dropped without `close()` counts as failed**, whatever led to the drop. The outcome decides
+/// whether [`on_success`](crate::ExitStack::on_success) or [`on_failure`](crate::ExitStack::on_failure) handlers run;
+/// all others run for both.
 ///
 /// ```
 /// use exitstack::{ExitStack, Outcome};
@@ -28,22 +30,25 @@ use crate::chain::{Chain, Link};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// The work was done: [`close()`](crate::ExitStack::close) was reached, or
-    /// [`close_with(Success)`](crate::ExitStack::close_with), or the body of a [`scope`](crate::scope) returned `Ok`.
+    /// The work was done: [`close()`](crate::ExitStack::close) or
+    /// [`close_with(Success)`](crate::ExitStack::close_with) was reached, or the body of a [`scope`](crate::scope)
+    /// returned `Ok`.
     Success,
-    /// The work ended in any other way: with an error, with a panic, or with a stack that nobody closed.
+    /// The work ended in any other way: with an error, with a panic, or with a stack that was never closed.
     Failure,
 }
 
-/// "End with this status": an error that is a request, not a failure.
+/// A request to exit with a status: an error that is not a failure.
 ///
-/// A handler that returns `Err(Exit(code))` has not failed: nothing is reported. `close()` returns a [`CloseError`]
-/// whose [`exit_code`](CloseError::exit_code) is the last one asked for; on the way out of the process the last one
-/// asked for becomes the exit status, of which Unix keeps the low byte. A stack that is dropped has nobody to tell, and
-/// forgets it; so does a [`scope`](crate::scope) whose body failed, and the process stack of a shared library, whose
-/// unloading is no exit. It counts bare or in a box, not as the `source` of another error nor inside an `anyhow::Error`.
+/// A handler that returns `Err(Exit(code))` has not failed, and nothing is reported. `close()` returns a [`CloseError`]
+/// whose [`exit_code`](CloseError::exit_code) is the last status requested. When the process exits, the last status
+/// requested becomes the exit status, of which Unix keeps the low byte.
 ///
-/// Python's `atexit` has no such thing: a `SystemExit` in a handler is printed and changes nothing.
+/// The request is ignored if a stack is dropped, as there is no caller to return it to; in a [`scope`](crate::scope)
+/// whose body failed; and in the process stack of a shared library, because unloading a library is not an exit. Only a
+/// bare or a boxed `Exit` counts, not one that is the `source` of another error or inside an `anyhow::Error`.
+///
+/// Python's `atexit` has no equivalent: a `SystemExit` raised in a handler is printed and changes nothing.
 ///
 /// ```
 /// use exitstack::{Exit, ExitStack};
@@ -55,13 +60,11 @@ pub enum Outcome {
 /// assert!(asked.errors().is_empty());
 /// ```
 ///
-/// # As the value of `main`
+/// # As the return value of `main`
 ///
-/// A `main` that returns `Exit(3)` ends with status 3, and so does a body of [`run`](crate::run), or an `Ok(Exit(3))` from
-/// either; an `ExitCode` can hold no more than the low byte of it.
-///
-/// **`Err(Exit(3))` from `main` is an error, not a request**: std reports every `Err` alike, prints `Error: Exit(3)` and
-/// ends with status 1. Return the `Exit` itself instead:
+/// **`Err(Exit(3))` from `main` is an error, not a request**: std treats every `Err` alike, prints `Error: Exit(3)` and
+/// exits with status 1. Return the `Exit` itself instead: if `main`, or the body of [`run`](crate::run), returns
+/// `Exit(3)` or `Ok(Exit(3))`, the process exits with status 3. An `ExitCode` holds only the low byte of it.
 ///
 /// ```
 /// use exitstack::Exit;
@@ -86,39 +89,39 @@ pub struct Exit(
 );
 
 impl Termination for Exit {
-    /// The low byte: what a parent sees on Unix, and all that can be made an [`ExitCode`] of.
+    /// Returns the low byte: what a parent process sees on Unix, and all that an [`ExitCode`] can hold.
     fn report(self) -> ExitCode {
         let [low, ..] = self.0.to_le_bytes();
         ExitCode::from(low)
     }
 }
 
-/// What happened to a handler: see [`HandlerError::kind`].
+/// The kind of a [`HandlerError`]: what happened to the handler.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum HandlerErrorKind {
-    /// It returned this error.
+    /// The handler returned this error.
     Failed(Arc<dyn Error + Send + Sync>),
-    /// It, or the drop of something it captured, panicked with this message.
+    /// The handler, or the drop of something it captured, panicked with this message.
     Panicked(String),
-    /// It was registered where no handler is taken any more, and dropped without being run.
+    /// The stack no longer accepted handlers, so this one was dropped without being run.
     Refused,
 }
 
-/// One handler that failed, panicked or was refused: which, registered where, and why.
+/// The failure of one handler: which handler it was, where it was registered, and what happened.
 ///
-/// It is cheap to clone. Its `Display` says which handler it was, where that was registered, and that it failed; in front
-/// stands the path of the interpreter if there is one. Why it failed is its [`source`](Error::source), the handler's own
-/// error, whose text is not repeated. The alternate form, `{:#}`, shows both, with the whole chain of causes (128 of them
-/// at most), on one line:
+/// It is cheap to clone. `Display` shows the path of the interpreter if there is one, the handler's name if it has one,
+/// where it was registered, and that it failed. Why it failed is the [`source`](Error::source): the handler's own
+/// error, whose text `Display` does not repeat. The alternate form, `{:#}`, shows both on one line, with the whole
+/// chain of causes (at most 128):
 ///
 /// ```text
 /// process > plugin-a > db: exit handler `flush` registered at src/db.rs:10:5 failed
 /// process > plugin-a > db: exit handler `flush` registered at src/db.rs:10:5 failed: disk full
 /// ```
 ///
-/// A panic has no source: its message is part of the text, `... panicked: message`. In the alternate form control
-/// characters are escaped, as they always are in names and paths.
+/// A panic has no source; its message is part of the text, `... panicked: message`. Control characters are escaped in
+/// the alternate form, and in names and paths always.
 ///
 /// ```
 /// use exitstack::{ExitStack, Handler};
@@ -143,11 +146,11 @@ struct Facts {
     site: Site,
     kind: HandlerErrorKind,
     more: usize,
-    /// The report hook has been told of it, or is about to be.
+    /// Whether the failure has been reported, or is about to be.
     told: AtomicBool,
 }
 
-/// A place in the order of what happened in this process: later ones are greater.
+/// A point in the order of events in this process; later ones are greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Moment(usize);
 
@@ -158,7 +161,7 @@ impl Moment {
     }
 }
 
-/// A handler's name, which is cloned without an allocation.
+/// The name of a handler; cloning it does not allocate.
 #[derive(Clone, Debug)]
 pub enum Name {
     Static(&'static str),
@@ -185,7 +188,7 @@ impl Deref for Name {
     }
 }
 
-/// Which handler: what remains of it while and after it runs.
+/// The name of a handler and where it was registered: what is known of it while it runs and afterwards.
 #[derive(Clone, Debug)]
 pub(crate) struct Site {
     pub(crate) name: Option<Name>,
@@ -197,7 +200,7 @@ impl HandlerError {
         Self::of(path, site, kind, 0)
     }
 
-    /// The refusals of one stack beyond the first, which stood at `location`.
+    /// Creates the report of `more` refusals by one stack after the first, whose handler was registered at `location`.
     pub(crate) fn more_refused(path: Option<String>, location: &'static Location<'static>, more: usize) -> Self {
         Self::of(path, Site { name: None, location }, HandlerErrorKind::Refused, more)
     }
@@ -206,28 +209,29 @@ impl HandlerError {
         Self(Arc::new(Facts { at: Moment::now(), path, site, kind, more, told: AtomicBool::new(false) }))
     }
 
-    /// Whether this is the first call for this failure, which gives its report to the caller.
+    /// Returns true on the first call for this failure, whose caller then has to report it.
     pub(crate) fn tell(&self) -> bool {
         !self.0.told.swap(true, Ordering::Relaxed)
     }
 
-    /// The handler's name, if it was given one with [`Handler::named`](crate::Handler::named).
+    /// Returns the handler's name, if it was given one with [`Handler::named`](crate::Handler::named).
     pub fn name(&self) -> Option<&str> {
         self.0.site.name.as_deref()
     }
 
-    /// Where the handler was registered.
+    /// Returns where the handler was registered.
     pub fn location(&self) -> &'static Location<'static> {
         self.0.site.location
     }
 
-    /// What happened.
+    /// Returns what happened to the handler.
     pub fn kind(&self) -> &HandlerErrorKind {
         &self.0.kind
     }
 
-    /// The path of the interpreter it was registered in, `process > plugin-a > db`; `process` for the process stack,
-    /// none for a stack that is a value.
+    /// Returns the path of the interpreter that the handler was registered in, such as `process > plugin-a > db`.
+    ///
+    /// It is `process` for the process stack, and `None` for a stack that is a value.
     pub fn path(&self) -> Option<&str> {
         self.0.path.as_deref()
     }
@@ -244,8 +248,8 @@ impl Display for HandlerError {
             f.write_str(": ")?;
         }
         if *more > 0 {
-            let s = if *more == 1 { "" } else { "s" };
-            return write!(f, "{more} more exit handler{s} refused after the one registered at {}", site.location);
+            let handlers = if *more == 1 { "handler was" } else { "handlers were" };
+            return write!(f, "{more} more exit {handlers} refused after the one registered at {}", site.location);
         }
         write!(f, "exit handler ")?;
         if let Some(name) = &site.name {
@@ -257,7 +261,7 @@ impl Display for HandlerError {
         match kind {
             HandlerErrorKind::Failed(_) => write!(f, "failed"),
             HandlerErrorKind::Panicked(message) => write!(f, "panicked: {message}"),
-            HandlerErrorKind::Refused => write!(f, "refused: the stack takes no more handlers"),
+            HandlerErrorKind::Refused => write!(f, "was refused: the stack no longer accepts handlers"),
         }
     }
 }
@@ -282,13 +286,13 @@ impl Error for HandlerError {
     }
 }
 
-/// How many causes of a failure are shown: an error may be its own source.
+/// The maximum number of causes that are shown: an error may be its own source.
 const CAUSES: usize = 128;
 
-/// A failure with the whole chain of its causes, on one line.
+/// A failure that is shown with the whole chain of its causes, on one line.
 pub(crate) struct Causes<'e> {
     pub(crate) error: &'e HandlerError,
-    /// Shows one of them: its own text alone.
+    /// Writes the text of one error, without its causes.
     pub(crate) show: fn(&dyn Error, &mut OneLine<'_>) -> fmt::Result,
 }
 
@@ -311,18 +315,18 @@ impl Display for Causes<'_> {
     }
 }
 
-/// Every failure of one drain, in the order they happened, and the exit status asked for, if any.
+/// The failures of one drain, in the order in which they happened, and the exit status requested, if any.
 ///
-/// It is cheap to clone. One failure is told once, however it is printed:
+/// It is cheap to clone. However it is printed, each failure is shown once:
 ///
-/// - If there is one failure, this is that failure: `Display` and [`source`](Error::source) are those of the
-///   [`HandlerError`].
-/// - If there are several, `Display` shows them all, each with its whole chain of causes, on one line; there is no source,
-///   as a chain has room for one of them only. The one that Python's `atexit` would re-raise is the [`last`](Self::last).
+/// - If there is one failure, `Display` and [`source`](Error::source) are those of the [`HandlerError`].
+/// - If there are several, `Display` shows all of them on one line, each with its whole chain of causes. There is no
+///   source, because a chain has room for only one of them. [`last`](Self::last) is the one that Python's `atexit`
+///   would re-raise.
 /// - If there is only an exit request ([`Exit`]), there is no failure and no source.
 ///
-/// The alternate form, `{:#}`, always shows everything on one line. So what prints the whole chain of an error's causes,
-/// as `anyhow` does, leaves nothing out and repeats nothing.
+/// The alternate form, `{:#}`, always shows everything on one line. Code that prints the whole chain of an error's
+/// causes, as `anyhow` does, therefore omits nothing and repeats nothing.
 ///
 /// ```
 /// use exitstack::ExitStack;
@@ -346,24 +350,25 @@ impl Display for Causes<'_> {
 #[derive(Clone)]
 pub struct CloseError(Arc<Details>);
 
-/// What a [`CloseError`] tells.
+/// The contents of a [`CloseError`].
 struct Details {
-    /// In place up to two, which is as large as a `Vec`.
+    /// Up to two are stored in place, which takes as much room as a `Vec`.
     errors: SmallVec<[HandlerError; 2]>,
     exit: Option<ExitRequest>,
 }
 
-/// What a drain has gathered so far: one word, until something fails.
+/// The failures and exit requests of a drain so far: a single word, which allocates only when something fails.
 #[derive(Default)]
 pub(crate) struct Failures(Option<Box<Collected>>);
 
-/// Failures in any order, some perhaps twice, for several drains may tell of one; and the exit status asked for.
+/// Failures in any order, possibly with duplicates, as several drains may have the same one; and the exit status
+/// requested.
 struct Collected {
     errors: Chain<HandlerError>,
     exit: Option<ExitRequest>,
 }
 
-/// An exit status that was asked for. Of several the last one counts, whichever way they come together.
+/// A requested exit status. Of several, the last one requested counts, in whatever order they are merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ExitRequest {
     at: Moment,
@@ -395,7 +400,7 @@ impl Failures {
         self.0.iter().flat_map(|collected| collected.errors.iter())
     }
 
-    /// Adds what another drain gathered. What is returned is to be dropped where no lock is held.
+    /// Adds the failures of another drain. The caller drops what is returned where no lock is held.
     #[must_use]
     pub(crate) fn merge(&mut self, other: Self) -> Self {
         match (&mut self.0, other.0) {
@@ -412,7 +417,7 @@ impl Failures {
         }
     }
 
-    /// What `close()` returns for it: the failures in the order in which they happened, each once.
+    /// Returns what `close()` returns: the failures in the order in which they happened, each once.
     #[inline]
     pub(crate) fn into_result(self) -> Result<(), CloseError> {
         self.0.map_or(Ok(()), |collected| Err(collected.into_error()))
@@ -430,7 +435,7 @@ impl Collected {
     }
 }
 
-/// What two drains came to, together.
+/// Combines the results of two drains.
 #[inline]
 pub(crate) fn merged(first: Result<(), CloseError>, then: Result<(), CloseError>) -> Result<(), CloseError> {
     match (first, then) {
@@ -448,7 +453,7 @@ impl CloseError {
         both.into_result().err().unwrap_or_else(|| self.clone())
     }
 
-    /// Its failures and its exit status, to be merged with others.
+    /// Returns its failures and its exit status, to be merged with others.
     pub(crate) fn failures(&self) -> Failures {
         let mut errors = Chain::new();
         for error in self {
@@ -457,17 +462,19 @@ impl CloseError {
         Failures(Some(Box::new(Collected { errors, exit: self.0.exit })))
     }
 
-    /// The exit status that was asked for, and when.
+    /// Returns the exit status that was requested, and when it was.
     pub(crate) fn exit_request(&self) -> Option<ExitRequest> {
         self.0.exit
     }
 
-    /// The failures, in the order they happened; empty if there were only exit requests.
+    /// Returns the failures, in the order in which they happened.
+    ///
+    /// There are none if handlers only requested an exit status.
     pub fn errors(&self) -> &[HandlerError] {
         &self.0.errors
     }
 
-    /// The failures, in the order they happened.
+    /// Returns an iterator over the failures, in the order in which they happened.
     pub fn iter(&self) -> std::slice::Iter<'_, HandlerError> {
         self.0.errors.iter()
     }
@@ -487,7 +494,7 @@ impl CloseError {
         self.errors().last()
     }
 
-    /// The exit status that a handler asked for with [`Exit`], the last one if there were several.
+    /// Returns the exit status that a handler requested with [`Exit`], the last one if there were several.
     pub fn exit_code(&self) -> Option<i32> {
         self.0.exit.map(|request| request.code)
     }
@@ -505,7 +512,7 @@ impl<'e> IntoIterator for &'e CloseError {
 impl Display for CloseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.errors(), self.exit_code()) {
-            ([], code) => write!(f, "an exit handler asked for exit status {}", code.unwrap_or_default()),
+            ([], code) => write!(f, "an exit handler requested exit status {}", code.unwrap_or_default()),
             ([only], _) => only.fmt(f),
             (errors, _) => {
                 write!(f, "{} exit handlers failed: ", errors.len())?;
@@ -531,8 +538,9 @@ impl Error for CloseError {
     }
 }
 
-/// The handler that a stack did not take, handed back: what [`try_register`](crate::SharedExitStack::try_register)
-/// returns from a finalized interpreter, or from the process stack past its last drain.
+/// The error of [`try_register`](crate::SharedExitStack::try_register), which hands back the handler that was refused.
+///
+/// A stack refuses handlers if its interpreter is finalized, or if it is the process stack after its last drain.
 ///
 /// ```
 /// use exitstack::Interpreter;
@@ -546,7 +554,7 @@ impl Error for CloseError {
 /// # Ok::<(), exitstack::CloseError>(())
 /// ```
 #[derive(Clone, thiserror::Error)]
-#[error("exit handler registered at {location} refused: the stack takes no more handlers")]
+#[error("exit handler registered at {location} was refused: the stack no longer accepts handlers")]
 pub struct Refused<H> {
     handler: H,
     location: &'static Location<'static>,
@@ -557,13 +565,13 @@ impl<H> Refused<H> {
         Self { handler, location }
     }
 
-    /// The handler, as it was.
+    /// Returns the handler, unchanged.
     #[doc(alias = "into_inner")]
     pub fn into_handler(self) -> H {
         self.handler
     }
 
-    /// Where it was to be registered.
+    /// Returns where the handler would have been registered.
     pub fn location(&self) -> &'static Location<'static> {
         self.location
     }
@@ -575,8 +583,8 @@ impl<H> fmt::Debug for Refused<H> {
     }
 }
 
-/// Lets text through, but on one line: control characters and those that reorder or break lines are escaped, so that no
-/// name or message can forge another line or rewrite a terminal.
+/// A writer that keeps text on one line: it escapes control characters and those that reorder or break lines, so that
+/// no name or message can forge another line or rewrite a terminal.
 pub(crate) struct OneLine<'w>(pub(crate) &'w mut dyn Write);
 
 impl Write for OneLine<'_> {

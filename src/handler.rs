@@ -1,4 +1,4 @@
-//! What is registered: functions and closures, bare or with a name and a key.
+//! Handlers: functions and closures, optionally with a name and a key.
 
 use std::any::{Any, TypeId};
 use std::borrow::Cow;
@@ -11,12 +11,11 @@ use crate::error::{Name, Outcome, Site};
 use crate::list::HandlerId;
 use crate::raw::{Bound, BoxError, Closure, Task};
 
-/// What can be registered: any closure or function that is called once, without arguments, and returns `()`,
-/// `Result<(), E>` or nothing at all (type `!`); and such a one dressed as a [`Handler`].
+/// A closure or function without arguments that can be registered, or a [`Handler`] that wraps one.
 ///
-/// Arguments are bound by the closure that captures them, where Python's `atexit.register` takes them beside the
-/// function. The trait is sealed: its implementations are listed here, and what it is built on is no part of the
-/// interface.
+/// It is called once, and returns `()`, `Result<(), E>` or `!`. A closure captures its arguments, where Python's
+/// `atexit.register` takes them separately. This trait is sealed: it cannot be implemented outside this crate, and its
+/// supertrait is not part of the public interface.
 ///
 /// ```
 /// use exitstack::ExitStack;
@@ -26,7 +25,7 @@ use crate::raw::{Bound, BoxError, Closure, Task};
 /// }
 /// let mut stack = ExitStack::new();
 /// stack.register(goodbye);
-/// stack.register(|| std::fs::remove_file("/nonexistent/scratch")); // a Result: its error is kept
+/// stack.register(|| std::fs::remove_file("/nonexistent/scratch")); // returns a Result; the error is kept
 /// stack.register(|| panic!("kept too"));
 /// assert_eq!(stack.close().unwrap_err().errors().len(), 2);
 /// ```
@@ -38,16 +37,18 @@ use crate::raw::{Bound, BoxError, Closure, Task};
 )]
 pub trait IntoHandler: Task {}
 
-/// What a handler may return: `()`, `Result<(), E>` where `E: Into<Box<dyn Error + Send + Sync>>`, or `!`.
+/// The return type of a handler: `()`, `Result<(), E>` where `E: Into<Box<dyn Error + Send + Sync>>`, or `!`.
 ///
-/// The trait is sealed, and what it is built on is no part of the interface. `E` may be an error that is
-/// `Send + Sync + 'static`, as nearly all are, `String`, `&str`, `Box<dyn Error + Send + Sync>` or `anyhow::Error`. A
-/// `Box<dyn Error>` may not: what failed is kept, and may be handed to another thread. A closure that uses `?` needs to be
-/// told its type, as in `Ok::<(), std::io::Error>(())`.
+/// `E` can be any error type that is `Send + Sync + 'static`, as nearly all are, or `String`, `&str`,
+/// `Box<dyn Error + Send + Sync>` or `anyhow::Error`. It cannot be `Box<dyn Error>`, because errors are kept and may be
+/// sent to another thread. A closure that uses `?` has to name its error type, as in `Ok::<(), std::io::Error>(())`.
+///
+/// This trait is sealed: it cannot be implemented outside this crate, and its supertrait is not part of the public
+/// interface.
 ///
 /// ```
 /// let mut stack = exitstack::ExitStack::new();
-/// stack.register(|| Err("a text is an error"));
+/// stack.register(|| Err("a string is an error"));
 /// assert!(stack.close().is_err());
 /// ```
 #[diagnostic::on_unimplemented(
@@ -65,7 +66,7 @@ pub(crate) mod sealed {
         fn into_result(self) -> Result<(), BoxError>;
     }
 
-    /// `!` in a place where stable Rust lets it be named.
+    /// Gives access to the return type of a function pointer, as stable Rust has no other name for `!`.
     pub trait Returns {
         type Out;
     }
@@ -112,16 +113,17 @@ impl<F: FnOnce() -> R, R: HandlerResult> Task for F {
     }
 }
 
-/// Stands for "no key" in [`Handler`]'s type.
+/// The key type of a [`Handler`] without a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoKey {}
 
 /// A handler with a name, a key, or both.
 ///
 /// The *name* is for people: errors and [`pending`](crate::ExitStack::pending) show it. The *key* is for
-/// [`unregister_key`](crate::ExitStack::unregister_key), which removes every handler under an equal key: what
-/// `atexit.unregister(f)` does for functions, for a handler that captures something and so has no other identity.
-/// Costs: a dressed handler is larger and usually boxed, a key is one allocation more (an `Arc`).
+/// [`unregister_key`](crate::ExitStack::unregister_key), which removes every handler with an equal key. It does for
+/// handlers that capture something, and so have no other identity, what `atexit.unregister(f)` does for functions.
+///
+/// A handler with a name or a key is larger and therefore usually boxed. A key costs one more allocation, an `Arc`.
 ///
 /// ```
 /// use exitstack::{ExitStack, Handler};
@@ -131,7 +133,7 @@ pub enum NoKey {}
 /// let scratch = PathBuf::from("/tmp/scratch");
 /// let path = scratch.clone();
 /// stack.register(Handler::new(move || std::fs::remove_file(path)).named("remove scratch").keyed(scratch.clone()));
-/// assert_eq!(stack.unregister_key(&scratch), 1); // kept after all
+/// assert_eq!(stack.unregister_key(&scratch), 1); // keep the file after all
 /// ```
 pub struct Handler<F, K = NoKey> {
     function: F,
@@ -140,7 +142,7 @@ pub struct Handler<F, K = NoKey> {
 }
 
 impl<F> Handler<F> {
-    /// A handler without name and key, to be dressed.
+    /// Creates a handler without a name or a key.
     ///
     /// ```
     /// let stack = exitstack::ExitStack::new();
@@ -152,7 +154,7 @@ impl<F> Handler<F> {
 }
 
 impl<F, K> Handler<F, K> {
-    /// Gives it a name, in place of an earlier one.
+    /// Sets the name, replacing any earlier one.
     ///
     /// ```
     /// use exitstack::{ExitStack, Handler};
@@ -165,8 +167,10 @@ impl<F, K> Handler<F, K> {
         Self { name: Some(name.into().into()), ..self }
     }
 
-    /// Gives it a key, in place of an earlier one. For a handler of a stack between threads the key must be
-    /// `Send + Sync`: other threads may compare it.
+    /// Sets the key, replacing any earlier one.
+    ///
+    /// In a [`SharedExitStack`](crate::SharedExitStack) the key must be `Send + Sync`, because other threads may
+    /// compare it.
     ///
     /// ```
     /// use exitstack::{ExitStack, Handler};
@@ -210,7 +214,7 @@ impl<F: FnOnce() -> R, R: HandlerResult, K: 'static> Task for Handler<F, K> {
     }
 }
 
-/// A handler that runs for one outcome only: `SUCCESS` says which.
+/// A handler that runs only for success if `SUCCESS` is true, otherwise only for failure.
 pub(crate) struct Only<T, const SUCCESS: bool>(pub(crate) T);
 
 impl<T: Task, const SUCCESS: bool> Task for Only<T, SUCCESS> {
@@ -234,25 +238,25 @@ impl<T: Task, const SUCCESS: bool> Task for Only<T, SUCCESS> {
     }
 }
 
-/// What waits in a stack's list: a handler and where it was registered.
+/// An entry of a stack's list: a handler and where it was registered.
 pub(crate) struct Entry<B: ?Sized> {
     pub(crate) closure: Closure<B>,
     pub(crate) location: &'static Location<'static>,
 }
 
-/// An entry of a stack that lives on one thread.
+/// An entry of a local stack, which stays on one thread.
 pub(crate) type LocalEntry<'a> = Entry<dyn Bound + 'a>;
 
-/// An entry of a stack between threads.
+/// An entry of a shared stack.
 pub(crate) type SharedEntry = Entry<dyn Bound + Send>;
 
 impl<B: ?Sized> Entry<B> {
-    /// Whether it is under a key equal to `key`, by the key's own `==`.
+    /// Returns whether the handler has a key equal to `key`, by the key's own `==`.
     pub(crate) fn has_key<K: PartialEq + 'static>(&self, key: &K) -> bool {
         self.key_of::<K>().is_some_and(|own| **own == *key)
     }
 
-    /// Its key, if it has one of this type.
+    /// Returns the handler's key, if it has one of type `K`.
     pub(crate) fn key_of<K: 'static>(&self) -> Option<&Arc<K>> {
         self.closure.key()?.downcast_ref()
     }
@@ -262,7 +266,9 @@ impl<B: ?Sized> Entry<B> {
     }
 }
 
-/// A handler that waits in a stack, as [`pending`](crate::ExitStack::pending) lists it: a copy of what is known of it.
+/// A description of a pending handler, as listed by [`ExitStack::pending`](crate::ExitStack::pending).
+///
+/// It is a copy: the handler may run or be removed while it exists.
 ///
 /// ```
 /// use exitstack::{ExitStack, Handler};
@@ -281,29 +287,29 @@ pub struct PendingHandler {
 }
 
 impl PendingHandler {
-    /// Its id, as `register` returned it.
+    /// Returns the handler's id, as `register` returned it.
     pub fn id(&self) -> HandlerId {
         self.id
     }
 
-    /// Its name, if it has one.
+    /// Returns the handler's name, if it has one.
     pub fn name(&self) -> Option<&str> {
         self.site.name.as_deref()
     }
 
-    /// Where it was registered.
+    /// Returns where the handler was registered.
     pub fn location(&self) -> &'static Location<'static> {
         self.site.location
     }
 }
 
-/// The identity of a function: its type.
+/// Returns the identity of a function, which is its type.
 pub(crate) fn identity<F>(function: F) -> TypeId {
     const {
         assert!(
             size_of::<F>() == 0,
-            "a function pointer, or a closure that captures something, is not known by its type: register it with \
-             `Handler::new(f).keyed(key)` and use a key: `unregister_key(&key)`"
+            "a function pointer, or a closure that captures something, cannot be identified by its type: register it \
+             with `Handler::new(f).keyed(key)` and remove it with `unregister_key(&key)`"
         );
     }
     drop(function);

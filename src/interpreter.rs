@@ -1,12 +1,12 @@
-//! Isolation and nesting: [`Interpreter`], and the functions that register with the current one.
+//! Nested, isolated stacks: [`Interpreter`], and the functions that register with the current one.
 //!
-//! 1. Each interpreter has a stack and a lock of its own. Nothing done in one locks another's, except that it takes its
-//!    place in its parent's list when it is made and leaves it when it is finalized.
-//! 2. A parent holds its children until they are finalized; a child holds its parent for its name's sake. The circle is
-//!    broken by finalizing, which the last handle's drop does.
-//! 3. Handles are counted apart from references: while the last handle's drop finalizes, the interpreter is still there
-//!    for its handlers.
-//! 4. How a tree drains is in `tree`, one loop whatever the depth.
+//! 1. Each interpreter has a stack and a lock of its own. Nothing done in one takes another's lock, except that it
+//!    takes its position in its parent's list when it is created and gives it up when it is finalized.
+//! 2. A parent holds its children until they are finalized; a child holds its parent for the sake of its path.
+//!    Finalizing breaks this reference cycle, at the latest when the last handle is dropped.
+//! 3. Handles are counted separately from references: while the drop of the last handle finalizes the interpreter, its
+//!    handlers can still use it.
+//! 4. How a tree drains is in `tree`: one loop, whatever the depth.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,11 +20,11 @@ use crate::list::HandlerId;
 use crate::process::process_stack;
 use crate::tree::{Node, Parent, Purpose, SharedExitStack, current, enter};
 
-/// A named stack of its own, nested in its parent: for language runtimes, plugin hosts, subsystems of a service, and
-/// tests that must not leak their registrations.
+/// A named [`SharedExitStack`] that is nested in its parent and isolated from others.
 ///
-/// CPython gives each subinterpreter an `atexit` list of its own, run when that interpreter ends, whatever the others do.
-/// Here the same is a value; cloning it makes another handle to the same interpreter.
+/// It is meant for language runtimes, plugin hosts, subsystems of a service, and tests that must not leak their
+/// registrations. CPython gives each subinterpreter an `atexit` list of its own, which runs when that interpreter ends,
+/// whatever the others do. Here an interpreter is a value; cloning it creates another handle to the same interpreter.
 ///
 /// ```
 /// use exitstack::Interpreter;
@@ -35,33 +35,36 @@ use crate::tree::{Node, Parent, Purpose, SharedExitStack, current, enter};
 /// assert!(error.to_string().starts_with("process > plugin-a: exit handler"));
 /// ```
 ///
-/// # What it promises
+/// Dropping the last handle finalizes the interpreter. As there is no caller to return them to, its failures then go to
+/// the [report hook](crate::report).
 ///
-/// - Isolation: registering, closing, failing, panicking or hanging in one never runs, removes, delays or locks
-///   another's handlers. (Draining a parent does drain its children, in order, and so waits for them.)
-/// - An interpreter that is alive when its parent drains is finalized at its place: what the parent registered after it
-///   was made runs first, what was registered before it runs after; likewise at any depth. (CPython runs the handlers
-///   of subinterpreters that are still alive at its end after all of the main one's.)
-/// - Finalized, or dropped by its last handle, it leaves nothing behind in its parent. One that is still alive when the
-///   process exits (leaked, in a `static`, held by another thread) is finalized then, and its failures reported.
-/// - Failures carry the path, `process > plugin-a > db`.
-/// - A runtime with one big lock releases it around [`finalize`](Self::finalize) and `close`, and takes it in each handler:
-///   see [`SharedExitStack`](crate::SharedExitStack#a-runtime-with-one-big-lock).
-/// - It is no handler of its parent: `len`, `pending`, `clear`, `pop_all` and `unregister` there neither count nor touch
-///   it.
+/// # Guarantees
+///
+/// - Registering, closing, failing, panicking or hanging in one interpreter never runs, removes, delays or locks the
+///   handlers of another. (Draining a parent does drain its children, in order, and so waits for them.)
+/// - An interpreter that is alive when its parent drains is finalized at its position: handlers that the parent
+///   registered after it was created run before, those registered earlier run after. This holds at any depth. (CPython
+///   runs the handlers of subinterpreters that are still alive at its end after all handlers of the main interpreter.)
+/// - An interpreter that is finalized, or whose last handle is dropped, leaves nothing behind in its parent. One that
+///   is still alive when the process exits (leaked, in a `static`, held by another thread) is finalized then, and its
+///   failures are reported.
+/// - Failures carry the path of the interpreter, such as `process > plugin-a > db`.
+/// - It is not a handler of its parent: `len`, `pending`, `clear`, `pop_all` and `unregister` of the parent neither
+///   count it nor affect it.
 /// - In a forked child it is empty, as the [process stack](crate::process_stack) is.
 ///
-/// The drop of the last handle finalizes too; as nobody is told, failures go to the [report hook](crate::report).
+/// A runtime with one big lock releases it around [`finalize`](Self::finalize) and `close`, and takes it in each
+/// handler: see [`SharedExitStack`](crate::SharedExitStack#a-runtime-with-one-big-lock).
 #[doc(alias = "subinterpreter")]
 #[doc(alias = "atexit")]
 #[must_use = "dropping the last handle finalizes the interpreter"]
 pub struct Interpreter(Arc<Node>);
 
 impl Interpreter {
-    /// A child of the process stack.
+    /// Creates an interpreter that is nested in the process stack.
     ///
-    /// If the parent takes no more handlers (the process is past its last drain), the new interpreter takes none either:
-    /// nothing would be sure to run them.
+    /// If the process stack no longer accepts handlers, because its last drain is over, the new interpreter accepts
+    /// none either: nothing would be certain to run them.
     ///
     /// ```
     /// let plugin = exitstack::Interpreter::new("plugin-a");
@@ -71,12 +74,15 @@ impl Interpreter {
         Self(Node::new(name.into(), Parent::Root(process_stack())))
     }
 
-    /// A child of this interpreter.
+    /// Creates an interpreter that is nested in this one.
+    ///
+    /// If this interpreter no longer accepts handlers, the new one accepts none either.
     ///
     /// ```
     /// let plugin = exitstack::Interpreter::new("plugin-a");
     /// let db = plugin.subinterpreter("db");
-    /// db.stack().register(|| println!("first: the inner one"));
+    /// plugin.stack().register(|| println!("runs first, as it was registered after `db` was created"));
+    /// db.stack().register(|| println!("runs second"));
     /// plugin.finalize()?;
     /// # Ok::<(), exitstack::CloseError>(())
     /// ```
@@ -84,7 +90,7 @@ impl Interpreter {
         Self(Node::new(name.into(), Parent::Node(Arc::clone(&self.0))))
     }
 
-    /// Its name, as it was given.
+    /// Returns the interpreter's name, as it was given.
     ///
     /// ```
     /// assert_eq!(exitstack::Interpreter::new("db").name(), "db");
@@ -93,10 +99,10 @@ impl Interpreter {
         &self.0.name
     }
 
-    /// Its stack.
+    /// Returns the interpreter's stack.
     ///
-    /// Closing the stack runs what is registered and leaves the interpreter usable, where
-    /// [`finalize`](Self::finalize) is for good.
+    /// Closing the stack runs its handlers and leaves the interpreter usable, whereas [`finalize`](Self::finalize) is
+    /// permanent.
     ///
     /// ```
     /// let plugin = exitstack::Interpreter::new("plugin-a");
@@ -106,12 +112,16 @@ impl Interpreter {
         &self.0.stack
     }
 
-    /// Runs `body` with this interpreter current on this thread: [`exitstack::register`](crate::register) and its kin
-    /// go to its stack. Nests; what was current before is so again afterwards, also if `body` panics.
+    /// Runs `body` with this interpreter as the current one on this thread.
     ///
-    /// Nothing is locked, and other threads are not touched. **The current interpreter does not follow into other threads**:
-    /// a spawned thread, rayon's workers and a task that another thread polls start without one, and register with the
-    /// process stack. Clone the interpreter and enter it there. While an interpreter's handlers run, it is current.
+    /// **The current interpreter does not follow into other threads**: a spawned thread, rayon's workers and a task
+    /// that another thread polls start without one, and register with the process stack. Clone the interpreter and
+    /// enter it there.
+    ///
+    /// Inside `body`, [`exitstack::register`](crate::register) and the other free functions use this interpreter's
+    /// stack. Calls can be nested; the interpreter that was current before is current again afterwards, even if `body`
+    /// panics. Nothing is locked, and other threads are not affected. While an interpreter's handlers run, it is
+    /// current.
     ///
     /// ```
     /// use exitstack::Interpreter;
@@ -125,7 +135,7 @@ impl Interpreter {
         body()
     }
 
-    /// The interpreter that is current on this thread, if any.
+    /// Returns the interpreter that is current on this thread, if there is one.
     ///
     /// ```
     /// assert!(exitstack::Interpreter::current().is_none());
@@ -136,17 +146,20 @@ impl Interpreter {
         Some(Self(node))
     }
 
-    /// Runs its handlers, and those of the interpreters nested in it, for good: from then on it refuses registrations.
+    /// Runs the handlers of this interpreter and of those nested in it, and refuses registrations from then on.
     ///
-    /// What is registered while it drains still runs, up to 65,536 registrations (those with interpreters made meanwhile
-    /// included). If another thread drains it, waits for that and returns the same result. From inside one of its own
-    /// handlers returns `Ok(())` at once, and the drain goes on. From inside a handler of an interpreter nested in it, what
-    /// is left of that one runs at its place, before this returns. A second time: `Ok(())`.
+    /// - Handlers registered while it drains still run, up to 65,536 registrations, including those with interpreters
+    ///   that are created in the meantime.
+    /// - If another thread drains the interpreter, the call waits for that drain and returns the same result.
+    /// - From inside one of the interpreter's own handlers, the call returns `Ok(())` at once, and the drain continues.
+    /// - From inside a handler of a nested interpreter, what is left of that interpreter runs at its position, before
+    ///   the call returns.
+    /// - A second call returns `Ok(())`.
     ///
     /// # Errors
     ///
-    /// If any handler failed or panicked (all run all the same), or asked for an exit status with
-    /// [`Exit`](crate::Exit): those of nested interpreters too.
+    /// Returns an error if a handler failed, panicked, or requested an exit status with [`Exit`](crate::Exit),
+    /// including handlers of nested interpreters. All handlers have run then.
     ///
     /// ```
     /// let plugin = exitstack::Interpreter::new("plugin-a");
@@ -175,7 +188,7 @@ impl Drop for Interpreter {
     }
 }
 
-/// Two handles are equal if they are to the same interpreter.
+/// Two handles are equal if they refer to the same interpreter.
 impl PartialEq for Interpreter {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
@@ -190,7 +203,7 @@ impl fmt::Debug for Interpreter {
     }
 }
 
-/// Does `action` with the stack that registrations on this thread go to.
+/// Calls `action` with the stack that registrations on this thread go to.
 #[inline]
 fn with_stack<R>(action: impl FnOnce(&SharedExitStack) -> R) -> R {
     match current() {
@@ -199,13 +212,12 @@ fn with_stack<R>(action: impl FnOnce(&SharedExitStack) -> R) -> R {
     }
 }
 
-/// Registers a handler with the interpreter that is current on this thread, or else with the process stack: see
-/// [`SharedExitStack::register`].
+/// Registers a handler with the interpreter that is current on this thread, or with the process stack if there is none.
 ///
-/// What `atexit.register` is in Python.
+/// This is Python's `atexit.register`. See [`SharedExitStack::register`] for details.
 ///
 /// ```no_run
-/// exitstack::register(|| println!("goodbye")); // whichever way the process ends
+/// exitstack::register(|| println!("goodbye")); // runs on every normal exit of the process
 /// std::process::exit(0);
 /// ```
 #[doc(alias = "atexit")]
@@ -216,8 +228,10 @@ pub fn register(handler: impl IntoHandler + Send + 'static) -> HandlerId {
     with_stack(|stack| stack.register_at(handler, location))
 }
 
-/// Removes this registration from the stack that [`register`] goes to on this thread: see
-/// [`SharedExitStack::unregister`].
+/// Removes a handler from the stack that [`register`] uses on this thread.
+///
+/// The handler is dropped without being run. Returns false if it is not, or no longer, in that stack. See
+/// [`SharedExitStack::unregister`] for details.
 ///
 /// ```
 /// let id = exitstack::register(|| println!("not run"));
@@ -227,10 +241,10 @@ pub fn unregister(id: HandlerId) -> bool {
     with_stack(|stack| stack.unregister(id))
 }
 
-/// Removes every registration of this function from the stack that [`register`] goes to on this thread: see
-/// [`SharedExitStack::unregister_fn`].
+/// Removes every registration of this function from the stack that [`register`] uses on this thread, and returns how
+/// many there were.
 ///
-/// What `atexit.unregister` is in Python.
+/// This is Python's `atexit.unregister`. See [`SharedExitStack::unregister_fn`] for details.
 ///
 /// ```
 /// fn goodbye() {
@@ -243,8 +257,10 @@ pub fn unregister_fn<F: FnOnce() -> R, R>(function: F) -> usize {
     with_stack(|stack| stack.unregister_fn(function))
 }
 
-/// Removes every registration under a key equal to this one from the stack that [`register`] goes to on this thread: see
-/// [`SharedExitStack::unregister_key`].
+/// Removes every handler with a key equal to this one from the stack that [`register`] uses on this thread, and returns
+/// how many there were.
+///
+/// See [`SharedExitStack::unregister_key`] for details.
 ///
 /// ```
 /// use exitstack::Handler;

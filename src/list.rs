@@ -1,25 +1,25 @@
-//! Where handlers wait: an append-only list with stable ids.
+//! The list of handlers: append-only, with stable ids.
 //!
-//! **Storage.** One [`SmallVec`]: the first [`INLINE`] values stand in the list itself, more of them in a block on the heap,
-//! which has room for [`FIRST_BLOCK`] at first.
+//! **Storage.** One [`SmallVec`]: up to [`INLINE`] values are stored in the list itself, more than that in a heap
+//! block, which initially has room for [`FIRST_BLOCK`].
 //!
-//! **Slots have no drop glue.** A slot keeps its value in a [`ManuallyDrop`], so that the compiler sees nothing to drop in
-//! it. Two things become cheap by that:
+//! **Slots have no drop glue.** A slot keeps its value in a [`ManuallyDrop`], so the compiler sees nothing to drop.
+//! This makes two things cheap:
 //!
-//! - A drain consumes the values where they stand. Then one store empties the list; no slot is looked at again.
-//! - A value on its way into the list needs no clean-up should anything unwind. So the compiler writes a closure straight to
-//!   its slot, instead of building it elsewhere and copying it.
+//! - A drain consumes the values in place. One store then empties the list, without looking at any slot again.
+//! - A value on its way into the list needs no cleanup if something unwinds. The compiler therefore writes a closure
+//!   straight to its slot instead of building it elsewhere and copying it.
 //!
-//! In return the list has to drop by itself what is left in it. A mistake here would leak a value and do no other harm: all
-//! of this is safe code.
+//! In return, the list has to drop the values that are left in it. A mistake here would leak a value and do no other
+//! harm: all of this is safe code.
 //!
-//! **Behind a lock.** The global allocator is foreign code, so it is not called while a lock is held. These neither allocate
-//! nor free: [`push_with`](HandlerList::push_with) unless the list [is full](HandlerList::is_full),
+//! **Behind a lock.** The global allocator is foreign code, so it is not called while a lock is held. These neither
+//! allocate nor free: [`push_with`](HandlerList::push_with) unless the list [is full](HandlerList::is_full),
 //! [`pop_to`](HandlerList::pop_to), [`take_out`](HandlerList::take_out), [`take_out_if`](HandlerList::take_out_if),
-//! [`take`](HandlerList::take), [`append`](HandlerList::append) if the list does not [want](HandlerList::wanted) room for it,
-//! and [`release`](HandlerList::release). When the list has to grow or ought to shrink, the owner of the lock makes a
-//! [`Storage`] first, [exchanges](HandlerList::exchange) the list's own for it under the lock, and drops that afterwards. The
-//! public methods do all of it at once, for a list that one thread has to itself.
+//! [`take`](HandlerList::take), [`append`](HandlerList::append) if the list does not [want](HandlerList::wanted) room
+//! for it, and [`release`](HandlerList::release). When the list has to grow or should shrink, the owner of the lock
+//! creates a [`Storage`] first, [exchanges](HandlerList::exchange) the list's own for it under the lock, and drops that
+//! afterwards. The public methods do all of this at once, for a list that only one thread uses.
 
 use std::cell::Cell;
 use std::collections::TryReserveError;
@@ -34,7 +34,7 @@ use crate::sync::per_thread;
 #[cfg(all(test, not(all(loom, feature = "loom"))))]
 mod tests;
 
-/// One registration, in one list: unique in the process, never reused, unknown to every other list.
+/// The id of a registration in a list: unique in the process, never reused, and unknown to every other list.
 ///
 /// ```
 /// use exitstack::ExitStack;
@@ -42,7 +42,7 @@ mod tests;
 /// let mut stack = ExitStack::new();
 /// let id = stack.register(|| println!("not run"));
 /// assert!(stack.unregister(id));
-/// assert!(!stack.unregister(id)); // used
+/// assert!(!stack.unregister(id)); // already removed
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HandlerId(u64);
@@ -54,23 +54,23 @@ impl fmt::Debug for HandlerId {
 }
 
 impl HandlerId {
-    /// An id that no list has, nor will have.
+    /// Returns an id that no list has or will have.
     pub(crate) fn unknown() -> Self {
         HandlerList::<()>::new().next_id()
     }
 }
 
-// All threads count together, but in *shares*: each takes one of them at a time, and gives *blocks* of it to the lists that it
-// appends to. So neither threads nor lists meet at the counter often. A list that never leaves its thread needs no blocks: it
-// takes one id at a time, which saves it the first call for a block.
+// One counter serves all threads, in *shares*: a thread takes one share at a time and gives *blocks* of it to the lists
+// that it appends to. So neither threads nor lists use the counter often. A list that never leaves its thread
+// needs no blocks: it takes one id at a time, which saves it the first call for a block.
 
-/// How many ids a block has.
+/// The number of ids in a block.
 const BLOCK: u64 = 32;
 
-/// How many ids a share has, at least one block. Where fewer shares can be counted, each has more of the 64-bit ids.
+/// The number of ids in a share, at least one block. Where the counter is smaller, each share is larger.
 const SHARE: u64 = if usize::BITS < 64 { 1 << 32 } else { 1 << 16 };
 
-/// How many shares were taken. No `AtomicU64`: not every 32-bit system has one.
+/// The number of shares taken. It is not an `AtomicU64`, which not every 32-bit system has.
 static SHARES: AtomicUsize = AtomicUsize::new(0);
 
 per_thread! {
@@ -78,32 +78,31 @@ per_thread! {
     static NEXT: Cell<u64> = Cell::new(0);
 }
 
-/// Takes a share, and returns its first id, which is greater than those of all shares before.
+/// Takes a share and returns its first id, which is greater than all ids of earlier shares.
 fn new_share() -> u64 {
     let one_more = |taken: usize| ((taken as u64) < u64::MAX / SHARE).then_some(taken + 1);
     let taken = SHARES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
     taken.expect("no handler ids are left") as u64 * SHARE
 }
 
-/// The list under every stack, public for runtimes that keep handler objects of their own: append-only, last-in
-/// first-out, with stable ids.
+/// An append-only list with stable ids, last-in, first-out: the list under every stack.
 ///
-/// It is a plain container: it runs nothing, asks no bounds of `T`, and hands every value back instead of dropping it,
-/// so that its owner can keep it behind a lock and do what runs foreign code (call, compare, drop) outside. The list is
-/// invariant in `T`.
+/// It is public for runtimes that keep handler objects of their own. It is a plain container: it runs nothing, has no
+/// bounds on `T`, and returns every value instead of dropping it. So its owner can keep it behind a lock, and call,
+/// compare and drop values, which runs foreign code, outside the lock. The list is invariant in `T`.
 ///
 /// | operation | cost |
 /// | --- | --- |
-/// | [`push`](Self::push), [`pop`](Self::pop) | O(1), amortised |
+/// | [`push`](Self::push), [`pop`](Self::pop) | O(1), amortized |
 /// | [`get`](Self::get) | O(log n) |
-/// | [`remove`](Self::remove) | O(log n), amortised |
+/// | [`remove`](Self::remove) | O(log n), amortized |
 /// | [`remove_if`](Self::remove_if) | O(n) |
-/// | memory | the first four stand in the list itself; the others in proportion to the most that waited at once, until a `remove`, `remove_if` or `clear` gives back what is too much |
+/// | memory | the first four values are stored in the list itself; beyond that, memory is in proportion to the largest number of values so far, until a `remove`, `remove_if` or `clear` frees the excess |
 ///
 /// # Behind a lock
 ///
-/// Dropping a value runs foreign code, which may want the lock. So bind what comes out of the list to a name, in a
-/// statement of its own: the lock is released at the end of that statement, and the value dropped later.
+/// **Dropping a value runs foreign code, which may need the lock.** Bind what comes out of the list to a name in a
+/// statement of its own: the lock is released at the end of that statement, and the value is dropped later.
 ///
 /// ```
 /// use exitstack::HandlerList;
@@ -143,14 +142,14 @@ fn new_share() -> u64 {
 /// - `for value in list.lock().unwrap().clear() { … }`
 /// - `while let Some((id, value)) = list.lock().unwrap().pop() { … }`
 ///
-/// Only the global allocator is called under the lock, when the list grows or shrinks; one that uses the list itself would
-/// wait for the lock forever.
+/// The only foreign code called under the lock is the global allocator, when the list grows or shrinks; an allocator
+/// that uses the list itself would block forever.
 ///
-/// # Removing all that equal `x`, when comparing runs foreign code
+/// # Removing all equal values when comparing runs foreign code
 ///
-/// Where the language's own `==` is called, that code may register, remove, clear or fail. CPython's
-/// `atexit.unregister` was wrong here four times (crashes, a wrong entry removed, a matching one missed), each time
-/// because it held an *index* across the comparison. Hold ids, and compare outside the lock:
+/// If a comparison calls the `==` of another language, that code may register, remove, clear or fail. CPython's
+/// `atexit.unregister` got this wrong four times (crashes, a wrong entry removed, a matching one missed), each time
+/// because it held an *index* across the comparison. Hold ids instead, and compare outside the lock:
 ///
 /// ```
 /// use exitstack::{HandlerId, HandlerList};
@@ -164,9 +163,9 @@ fn new_share() -> u64 {
 ///     let ids: Vec<HandlerId> = list.borrow().iter().map(|(id, _)| id).collect();
 ///     let mut removed = 0;
 ///     for id in ids {
-///         let Some(candidate) = list.borrow().get(id).cloned() else { continue }; // gone meanwhile
+///         let Some(candidate) = list.borrow().get(id).cloned() else { continue }; // removed since
 ///         if (candidate.0)(x)? {
-///             let value = list.borrow_mut().remove(id); // this one, wherever it stands now
+///             let value = list.borrow_mut().remove(id); // the same one, wherever it is by now
 ///             removed += usize::from(value.is_some());
 ///             drop(value); // outside the borrow: its drop is foreign code too
 ///         }
@@ -184,15 +183,16 @@ fn new_share() -> u64 {
 /// list.borrow_mut().push(yes.clone());
 /// list.borrow_mut().push(registers);
 /// assert_eq!(unregister_all(&list, &yes), Ok(2));
-/// assert_eq!(list.borrow().len(), 1); // what was registered meanwhile
+/// assert_eq!(list.borrow().len(), 1); // what was registered during the comparison
 /// ```
 pub struct HandlerList<T> {
-    /// Ascending by id. A removed value leaves an empty slot, but never the last one; and a removal leaves no more than half
-    /// of them empty. In a `ManuallyDrop`, so that one look tells the list's own drop whether there is anything to do.
+    /// Ascending by id. A removed value leaves an empty slot, but the last slot is never empty, and a removal leaves at
+    /// most half of them empty. In a `ManuallyDrop`, so that the list's own drop needs one check to see that it has
+    /// nothing to do.
     slots: ManuallyDrop<SmallVec<[Slot<T>; INLINE]>>,
-    /// How many slots are empty.
+    /// The number of empty slots.
     removed: usize,
-    /// The ids that are this list's to give, `next..end`. The next block begins at `end` or later.
+    /// The ids that this list has yet to give, `next..end`. The next block begins at `end` or later.
     next: u64,
     end: u64,
 }
@@ -213,25 +213,26 @@ impl<T> Slot<T> {
     }
 }
 
-/// How many values stand in the list itself.
+/// The number of values that are stored in the list itself.
 const INLINE: usize = 4;
 
-/// How many values the first block on the heap has room for.
+/// The capacity of the first heap block.
 const FIRST_BLOCK: usize = 3 * INLINE;
 
-/// What was looked for: as a rule, none or one.
+/// The values that a search found: usually none or one.
 pub(crate) type Found<T> = SmallVec<[T; 1]>;
 
-/// Storage without values, for a list to [exchange](HandlerList::exchange) its own with.
+/// Storage without values, which a list can [exchange](HandlerList::exchange) its own for.
 pub(crate) struct Storage<T>(Vec<Slot<T>>);
 
 impl<T> Storage<T> {
-    /// Storage for so many values. If they fit into the list itself, this is no more than a permission to move there.
+    /// Creates storage for `capacity` values. If so many fit into the list itself, it only lets the list move them
+    /// there.
     pub(crate) fn with_capacity(capacity: usize) -> Self {
         Self(Vec::with_capacity(if capacity > INLINE { capacity } else { 0 }))
     }
 
-    /// [`with_capacity`](Self::with_capacity), where there may be no memory.
+    /// Creates storage for `capacity` values, or fails if there is no memory.
     pub(crate) fn try_with_capacity(capacity: usize) -> Result<Self, TryReserveError> {
         let mut storage = Self::with_capacity(0);
         if capacity > INLINE {
@@ -241,14 +242,14 @@ impl<T> Storage<T> {
     }
 }
 
-/// No slots. Where this is called, it writes one word; a constant would be copied whole, with all that is unused in it.
+/// Returns no slots. A call writes one word, where a constant would be copied whole, including its unused part.
 #[cold]
 const fn none<T>() -> SmallVec<[Slot<T>; INLINE]> {
     SmallVec::new_const()
 }
 
 impl<T> HandlerList<T> {
-    /// An empty list; allocates nothing.
+    /// Creates an empty list. Does not allocate.
     ///
     /// ```
     /// let list = exitstack::HandlerList::<String>::new();
@@ -259,7 +260,7 @@ impl<T> HandlerList<T> {
         Self { slots: ManuallyDrop::new(none()), removed: 0, next: 0, end: 0 }
     }
 
-    /// Appends a value; its id is greater than every earlier one's of this list.
+    /// Appends a value and returns its id, which is greater than all earlier ids of this list.
     ///
     /// ```
     /// let mut list = exitstack::HandlerList::new();
@@ -271,7 +272,7 @@ impl<T> HandlerList<T> {
         self.push_with(|| value)
     }
 
-    /// Appends the value that `make` returns; the compiler builds it in its slot.
+    /// Appends the value that `make` returns, which the compiler builds in its slot.
     #[inline]
     pub(crate) fn push_with(&mut self, make: impl FnOnce() -> T) -> HandlerId {
         let id = self.next_id();
@@ -312,14 +313,14 @@ impl<T> HandlerList<T> {
         self.slots.push(slot);
     }
 
-    /// Moves to the first block. All growth after that is `SmallVec`'s.
+    /// Moves the values to the first heap block. `SmallVec` does all growth after that.
     #[cold]
     #[inline(never)]
     fn spill(&mut self) {
         self.slots.grow(FIRST_BLOCK);
     }
 
-    /// The id that a value pushed now would have; nothing else gets it.
+    /// Returns the id that a value pushed now would have; no other value gets it.
     #[inline]
     pub(crate) fn next_id(&mut self) -> HandlerId {
         if self.next == self.end {
@@ -330,7 +331,7 @@ impl<T> HandlerList<T> {
         id
     }
 
-    /// Takes a block of this thread's share; or of a new one if none is left of it, or if this list has greater ids.
+    /// Takes a block of this thread's share, or of a new one if the share is used up or this list has greater ids.
     #[cold]
     #[inline(never)]
     fn more_ids(&mut self) {
@@ -349,28 +350,29 @@ impl<T> HandlerList<T> {
     #[cold]
     #[inline(never)]
     fn more_ids_of_a_new_share(&mut self) {
-        // With greater ids, it has been to another thread. It takes half of the share, so that threads that append to it by
-        // turns need a new one seldom; the other half lets this thread keep up with the next list that comes from there.
+        // A list with greater ids comes from another thread. It takes half of the share, so that threads that append to
+        // it in turns rarely need a new one; the other half lets this thread keep up with the next list that comes from
+        // there.
         let block = if NEXT.with(Cell::get) < self.end { SHARE / 2 } else { BLOCK };
         self.next = new_share();
         self.end = self.next + block;
         NEXT.with(|own| own.set(self.end));
     }
 
-    /// An empty list in a forked child. Its ids are greater than all that were given before the fork.
+    /// Creates an empty list in a forked child. Its ids are greater than all ids given before the fork.
     pub(crate) fn after_fork() -> Self {
         let floor = SHARES.load(Ordering::Relaxed) as u64 * SHARE;
         Self { slots: ManuallyDrop::new(none()), removed: 0, next: floor, end: floor }
     }
 
-    /// Appends a value under an id of another list's [`next_id`](Self::next_id), greater than all here.
+    /// Appends a value under an id from another list's [`next_id`](Self::next_id), which is greater than all ids here.
     #[inline]
     pub(crate) fn push_as(&mut self, id: HandlerId, value: T) {
         debug_assert!(self.last_id() < Some(id));
         self.put(id, || value);
     }
 
-    /// Takes the value out, wherever it stands; `None` if the id is not in this list (any more).
+    /// Removes and returns the value with this id, or `None` if the id is not, or no longer, in this list.
     ///
     /// ```
     /// let mut list = exitstack::HandlerList::new();
@@ -385,7 +387,7 @@ impl<T> HandlerList<T> {
         Some(value)
     }
 
-    /// [`remove`](Self::remove), but the list keeps its storage.
+    /// Removes and returns the value with this id. Unlike [`remove`](Self::remove), keeps the storage.
     pub(crate) fn take_out(&mut self, id: HandlerId) -> Option<T> {
         let at = self.find(id)?;
         let value = self.slots[at].take()?;
@@ -394,7 +396,7 @@ impl<T> HandlerList<T> {
         Some(value)
     }
 
-    /// The value under this id.
+    /// Returns a reference to the value with this id.
     ///
     /// ```
     /// let mut list = exitstack::HandlerList::new();
@@ -414,7 +416,7 @@ impl<T> HandlerList<T> {
         self.slots.binary_search_by_key(&id, |slot| slot.id).ok()
     }
 
-    /// Restores what `slots` promises, after values were taken out of its middle.
+    /// Restores the invariant of `slots` after values were taken out of the middle.
     fn close_gaps(&mut self) {
         self.trim();
         if self.removed > self.slots.len() / 2 {
@@ -429,7 +431,7 @@ impl<T> HandlerList<T> {
         }
     }
 
-    /// Lets the last slot be one with a value.
+    /// Removes empty slots from the end, so that the last one has a value.
     fn trim(&mut self) {
         while self.removed > 0 && self.slots.last().is_some_and(|last| last.value.is_none()) {
             self.slots.pop();
@@ -437,7 +439,7 @@ impl<T> HandlerList<T> {
         }
     }
 
-    /// Takes the newest value.
+    /// Removes the newest value and returns it with its id, or `None` if the list is empty.
     ///
     /// ```
     /// let mut list = exitstack::HandlerList::new();
@@ -455,7 +457,7 @@ impl<T> HandlerList<T> {
         Some((slot.id, slot.take()?))
     }
 
-    /// Takes the newest value, or nothing, to this place; what stood there needs no drop.
+    /// Moves the newest value to `place`, or sets that to `None`. The old value of `place` must need no drop.
     #[inline]
     pub(crate) fn pop_to(&mut self, place: &mut Option<T>) {
         mem::forget(mem::replace(place, self.slots.last_mut().and_then(Slot::take)));
@@ -466,13 +468,13 @@ impl<T> HandlerList<T> {
         }
     }
 
-    /// The values, newest first, where they stand.
+    /// Returns an iterator over the values in place, newest first.
     #[inline]
     pub(crate) fn newest_first(&mut self) -> NewestFirst<'_, T> {
         NewestFirst { slots: self.slots.iter_mut() }
     }
 
-    /// Empties the list of values that need no drop any more; they are not even looked at.
+    /// Empties a list whose values need no drop any more, without looking at them.
     #[inline]
     pub(crate) fn forget_all(&mut self) {
         self.removed = 0;
@@ -489,13 +491,13 @@ impl<T> HandlerList<T> {
         *self.slots = none();
     }
 
-    /// The newest id.
+    /// Returns the newest id.
     #[inline]
     pub(crate) fn last_id(&self) -> Option<HandlerId> {
         self.slots.last().map(|slot| slot.id)
     }
 
-    /// Ids and values, oldest first; reverse it for the order of a drain.
+    /// Returns an iterator over ids and values, oldest first. Reverse it for the order of a drain.
     ///
     /// ```
     /// let mut list = exitstack::HandlerList::new();
@@ -507,31 +509,31 @@ impl<T> HandlerList<T> {
         Iter { slots: self.slots.iter(), left: self.len() }
     }
 
-    /// How many values wait.
+    /// Returns the number of values in the list.
     #[inline]
     pub fn len(&self) -> usize {
         self.slots.len() - self.removed
     }
 
-    /// Whether none does.
+    /// Returns whether the list is empty.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
 
-    /// Whether it has neither values nor a block on the heap.
+    /// Returns whether the list has neither values nor a heap block.
     #[inline]
     pub(crate) fn is_bare(&self) -> bool {
         !self.slots.spilled() && self.slots.is_empty()
     }
 
-    /// Whether the next value does not fit.
+    /// Returns whether there is no room for another value.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.slots.len() == self.slots.capacity()
     }
 
-    /// Empties the list and returns the values, oldest first, for the caller to drop where it may.
+    /// Empties the list and returns the values, oldest first.
     ///
     /// ```
     /// let mut list = exitstack::HandlerList::new();
@@ -547,18 +549,17 @@ impl<T> HandlerList<T> {
         values
     }
 
-    /// Moves all values, and the ids that are left, to a list of their own; what is appended here from now on has greater
-    /// ids.
+    /// Moves all values and the unused ids to a new list. Values appended to this one from now on have greater ids.
     pub(crate) fn take(&mut self) -> Self {
         let emptied = Self { slots: ManuallyDrop::new(none()), removed: 0, next: self.end, end: self.end };
         mem::replace(self, emptied)
     }
 
-    /// Takes out every value for which `matches` returns true, and returns them, oldest first.
+    /// Removes every value for which `matches` returns true, and returns them, oldest first.
     ///
     /// # Panics
     ///
-    /// If `matches` does; all values are still in the list then.
+    /// Panics if `matches` panics. All values are still in the list then.
     ///
     /// ```
     /// let mut list = exitstack::HandlerList::new();
@@ -573,7 +574,7 @@ impl<T> HandlerList<T> {
         self.find_and_remove(matches).into_vec()
     }
 
-    /// [`remove_if`](Self::remove_if), without an allocation for a single one.
+    /// Does what [`remove_if`](Self::remove_if) does, without an allocation if it finds a single value.
     pub(crate) fn find_and_remove(&mut self, mut matches: impl FnMut(&T) -> bool) -> Found<T> {
         let mut found = SmallVec::<[usize; INLINE]>::new();
         for (at, slot) in self.slots.iter().enumerate() {
@@ -588,8 +589,9 @@ impl<T> HandlerList<T> {
         values
     }
 
-    /// Moves every value for which `matches` is true to `found`, oldest first. If there is no room for them all, moves none,
-    /// and says how many there are. The list keeps its storage.
+    /// Moves every value for which `matches` returns true to `found`, oldest first.
+    ///
+    /// If `found` has no room for all of them, moves none and returns their number. The list keeps its storage.
     pub(crate) fn take_out_if(&mut self, found: &mut Found<T>, matches: impl Fn(&T) -> bool) -> Result<(), usize> {
         let count = self.iter().filter(|(_, value)| matches(value)).count();
         if found.capacity() - found.len() < count {
@@ -605,11 +607,12 @@ impl<T> HandlerList<T> {
         Ok(())
     }
 
-    /// Makes room for this many more values, so that appending them allocates nothing, until values are removed.
+    /// Reserves room for `additional` more values, so that appending them does not allocate until values are removed.
     ///
     /// # Panics
     ///
-    /// If the capacity overflows. Without memory the process aborts, as with any collection.
+    /// Panics if the capacity overflows. The list is unchanged then. If there is no memory, the process aborts, as with
+    /// any collection.
     ///
     /// ```
     /// let mut list = exitstack::HandlerList::new();
@@ -622,11 +625,11 @@ impl<T> HandlerList<T> {
         }
     }
 
-    /// [`reserve`](Self::reserve), where there may be no memory.
+    /// Tries to reserve room for `additional` more values, as [`reserve`](Self::reserve) does.
     ///
     /// # Errors
     ///
-    /// If the capacity overflows, or the allocator has no memory for it. The list is as it was.
+    /// Returns an error if the capacity overflows, or if the allocator has no memory. The list is unchanged then.
     ///
     /// ```
     /// let mut list = exitstack::HandlerList::new();
@@ -642,21 +645,23 @@ impl<T> HandlerList<T> {
         Ok(())
     }
 
-    /// The capacity to grow to, if there is no room for so many more values.
+    /// Returns the capacity to grow to, if there is no room for `additional` more values.
     pub(crate) fn wanted(&self, additional: usize) -> Option<usize> {
         let used = self.slots.len();
         let needed = used.saturating_add(additional);
         (needed > self.slots.capacity()).then(|| needed.max(2 * used).max(FIRST_BLOCK))
     }
 
-    /// The capacity to shrink to, if less than an eighth is in use.
+    /// Returns the capacity to shrink to, if less than an eighth is in use.
     pub(crate) fn excess(&self) -> Option<usize> {
         let used = self.len().max(INLINE);
         (self.slots.capacity() / 8 > used).then_some(used)
     }
 
-    /// Moves the values to this storage, and leaves the list's own there. Does nothing if they do not fit; or if neither the
-    /// list gets larger by it nor has [too much](Self::excess), for then another thread was faster.
+    /// Moves the values to `storage` and leaves the list's old storage there.
+    ///
+    /// Does nothing if the values do not fit. Does nothing either if the list would not get larger and has no
+    /// [excess](Self::excess): then another thread was faster.
     pub(crate) fn exchange(&mut self, storage: &mut Storage<T>) {
         let capacity = storage.0.capacity().max(INLINE);
         if self.len() > capacity || (capacity <= self.slots.capacity() && self.excess().is_none()) {
@@ -679,7 +684,7 @@ impl<T> HandlerList<T> {
         }
     }
 
-    /// Gives back what is too much; later, if there is no memory to move to.
+    /// Frees the excess capacity. If there is no memory to move to, leaves that to a later call.
     fn shrink(&mut self) {
         if let Some(capacity) = self.excess() {
             self.close_all_gaps();
@@ -687,7 +692,7 @@ impl<T> HandlerList<T> {
         }
     }
 
-    /// Takes the block of an empty list.
+    /// Takes the heap block of an empty list.
     #[inline]
     pub(crate) fn release(&mut self) -> Storage<T> {
         let mut storage = Storage(Vec::new());
@@ -697,7 +702,8 @@ impl<T> HandlerList<T> {
         storage
     }
 
-    /// Appends what `newer` holds, whose ids are all greater, and goes on with its ids. Its storage stays there.
+    /// Appends the values of `newer`, whose ids are all greater, and takes over its unused ids. `newer` keeps its
+    /// storage.
     pub(crate) fn append(&mut self, newer: &mut Self) {
         debug_assert!(newer.slots.first().is_none_or(|first| self.last_id() < Some(first.id)));
         self.reserve(newer.len());
@@ -711,7 +717,7 @@ impl<T> HandlerList<T> {
     #[cold]
     #[inline(never)]
     fn drop_all(&mut self) {
-        // One whose drop panics does not keep the others from being dropped.
+        // If the drop of a value panics, the others are dropped all the same.
         let slots = mem::take(&mut *self.slots).into_iter().filter_map(|mut slot| slot.take());
         scopeguard::guard(slots, |rest| rest.for_each(drop)).by_ref().for_each(drop);
     }
@@ -738,7 +744,7 @@ impl<T: fmt::Debug> fmt::Debug for HandlerList<T> {
     }
 }
 
-/// What [`HandlerList::newest_first`] returns.
+/// The iterator returned by [`HandlerList::newest_first`].
 pub(crate) struct NewestFirst<'l, T> {
     slots: std::slice::IterMut<'l, Slot<T>>,
 }
@@ -757,7 +763,7 @@ impl<'l, T> Iterator for NewestFirst<'l, T> {
     }
 }
 
-/// What [`HandlerList::iter`] returns.
+/// An iterator over the ids and values of a list, oldest first, returned by [`HandlerList::iter`].
 pub struct Iter<'l, T> {
     slots: std::slice::Iter<'l, Slot<T>>,
     left: usize,

@@ -1,19 +1,19 @@
-//! Where failures go that nobody can be handed: the report hook.
+//! The report hook, which receives the failures that cannot be returned to a caller.
 //!
-//! `close()` returns what failed. A stack that is dropped, and the process on its way out, have nobody to return it to;
-//! each failure is reported here, at the moment it happens, so that a later hang or crash cannot hide it.
+//! `close()` returns its failures. A stack that is dropped and a process that exits have no caller to return them to,
+//! so each failure is reported here at the moment it happens, and a later hang or crash cannot hide it.
 //!
-//! Without a hook, a report is one line with the whole chain of the failure's causes, written with one raw write to
-//! standard error: no lock is taken that another thread might hold for ever, as `eprintln!` would. Control characters in
-//! it are escaped, so that no error text can rewrite a terminal or look like a second line.
+//! Without a hook, a report is a single escaped line with the whole chain of the failure's causes, written to standard
+//! error with one raw write. Unlike `eprintln!`, it takes no lock that another thread might hold forever, and no error
+//! text can rewrite a terminal or look like a second line.
 //!
-//! A report that cannot be written ends nothing: where nobody reads standard error, where a disk or a file is full, the
-//! report is lost and the drain goes on, also with SIGPIPE and SIGXFSZ at their default action. (On macOS and NetBSD,
-//! which send them to the process, another thread may receive them.) Where standard error is non-blocking and full, a
-//! report waits for its reader, two seconds in all, and no report waits again before something has been read. A standard
-//! error that is blocking is written to as by any program.
+//! A report that cannot be written stops nothing. If nobody reads standard error, or if a disk or a file is full, the
+//! report is lost and the drain continues, even with SIGPIPE and SIGXFSZ at their default action. (macOS and NetBSD
+//! send these signals to the process, so another thread may receive them.) If standard error is non-blocking and full,
+//! a report waits for its reader for up to two seconds. Once a report has waited in vain, none waits again until
+//! something has been read. A blocking standard error is written to as by any program.
 //!
-//! Each failure is reported once, whatever the hook does: it may exit the process, panic, or replace itself. CPython has
+//! Each failure is reported once, even if the hook exits the process, panics or replaces itself. CPython has
 //! `sys.unraisablehook` for this; as there, a hook that fails stops nothing.
 
 use std::error::Error;
@@ -31,7 +31,7 @@ type Hook = Box<dyn Fn(&HandlerError) + Send + Sync>;
 #[derive(Default)]
 pub(crate) struct Installed {
     hook: Option<Arc<Hook>>,
-    /// A child has what its parent had: that was looked for.
+    /// Whether this process has looked up the hook of its parent process, which a forked child inherits.
     inherited: bool,
 }
 
@@ -43,18 +43,18 @@ fn installed() -> MutexGuard<'static, Installed> {
     let mut installed = HOOK.lock();
     if !installed.inherited {
         installed.inherited = true;
-        // What was locked at the fork was about to change: the default takes its place.
+        // A hook that was locked at the fork was being replaced, so the default takes its place.
         installed.hook = HOOK.earlier().last().flatten().and_then(|parents| parents.hook.clone());
     }
     installed
 }
 
-/// Lets `hook` receive every failure that has nobody to return to, in place of the hook before it.
+/// Sets the hook that receives every failure that cannot be returned to a caller, replacing any earlier hook.
 ///
-/// It is called on the thread that drains, with nothing of this library locked: it may register, unregister and close.
-/// On the way out of the process it is called when thread-locals with destructors may be gone and other threads may
-/// hold any lock: a hook that writes there should write raw. If it panics, the default report takes its place for that
-/// failure, and the drain goes on. If it exits the process, the failures that were not reported yet are reported on the
+/// The hook is called on the thread that drains, while this library holds no lock: it may register, unregister and
+/// close. When the process exits, thread-locals with destructors may already be gone and other threads may hold any
+/// lock, so a hook that writes then should use raw writes. If the hook panics, that failure gets the default report
+/// instead and the drain continues. If it exits the process, the failures that are not reported yet are reported on the
 /// way out.
 ///
 /// ```
@@ -74,29 +74,31 @@ pub fn set_hook(hook: Box<dyn Fn(&HandlerError) + Send + Sync>) {
     let _earlier = replace(Some(Arc::new(hook)));
 }
 
-/// Takes the hook away and returns it; the default report is in force again. Without a hook, the default is returned.
+/// Removes the current hook and returns it, restoring the default report.
+///
+/// If no hook is set, the default report is returned.
 ///
 /// ```
 /// let earlier = exitstack::report::take_hook();
 /// exitstack::report::set_hook(Box::new(move |error| {
-///     // count it, send it to the log, then show it as before
+///     // count it, send it to the log, then report it as before
 ///     earlier(error);
 /// }));
 /// ```
 pub fn take_hook() -> Box<dyn Fn(&HandlerError) + Send + Sync> {
     match replace(None) {
-        // Shared only while it reports. Else the very box: one in a box of its own at each turn would be a chain.
+        // The same box, unless a report is using it: a new box around it on each call would build a chain.
         Some(hook) => Arc::try_unwrap(hook).unwrap_or_else(|hook| Box::new(move |error| hook(error))),
         None => Box::new(show),
     }
 }
 
-/// The earlier hook comes back, to be dropped by a caller who holds no lock.
+/// Replaces the hook and returns the earlier one, which the caller drops where no lock is held.
 fn replace(hook: Option<Arc<Hook>>) -> Option<Arc<Hook>> {
     std::mem::replace(&mut installed().hook, hook)
 }
 
-/// Reports one failure, if that was not done: by the hook, or by one line on standard error.
+/// Reports a failure that has not been reported yet, through the hook or as one line on standard error.
 #[cold]
 pub(crate) fn report(error: &HandlerError) {
     if !error.tell() {
@@ -105,9 +107,9 @@ pub(crate) fn report(error: &HandlerError) {
     let hook = installed().hook.clone();
     let Some(hook) = hook else { return show(error) };
     let told = catch_unwind(AssertUnwindSafe(|| hook(error)));
-    discard(hook); // may be the last of it, and what it captured may panic
+    discard(hook); // this may be the last reference, and the drop of a capture may panic
     if let Err(payload) = told {
-        let exits = payload.is::<Exit>(); // by `exit`, which has noted the status
+        let exits = payload.is::<Exit>(); // the hook called `exit`, which has recorded the status
         discard(payload);
         if !exits {
             show(error);
@@ -115,7 +117,7 @@ pub(crate) fn report(error: &HandlerError) {
     }
 }
 
-/// The default report.
+/// Writes the default report.
 fn show(error: &HandlerError) {
     let mut line = String::new();
     let chain = Causes { error, show: shielded };
@@ -127,7 +129,7 @@ fn show(error: &HandlerError) {
     raw::write_stderr(line.as_bytes());
 }
 
-/// An error's own text; as much of it as there is if that fails or panics.
+/// Writes an error's own text, or as much of it as there is if its `Display` fails or panics.
 fn shielded(error: &dyn Error, line: &mut OneLine<'_>) -> fmt::Result {
     match catch_unwind(AssertUnwindSafe(|| write!(line, "{error}"))) {
         Ok(Ok(())) => Ok(()),

@@ -1,4 +1,4 @@
-//! The public methods of [`SharedExitStack`], the stack for several threads. How it works is in [`tree`](crate::tree).
+//! The public methods of [`SharedExitStack`], the stack that threads share. How it works is in [`tree`](crate::tree).
 
 use std::fmt;
 use std::panic::Location;
@@ -13,7 +13,7 @@ use crate::tree::{Purpose, SharedExitStack};
 
 impl SharedExitStack {
     const_fn! {
-        /// An empty stack. Allocates nothing.
+        /// Creates an empty stack. Does not allocate.
         ///
         /// ```
         /// static STACK: exitstack::SharedExitStack = exitstack::SharedExitStack::new();
@@ -24,13 +24,15 @@ impl SharedExitStack {
         }
     }
 
-    /// Registers a handler, to run before all that are there already.
+    /// Registers a handler, which will run before all handlers that are registered already.
     ///
-    /// One lock and one append. A stack that takes no more handlers (a finalized
-    /// [interpreter](crate::Interpreter)'s, or the [process stack](crate::process_stack) past its last drain) refuses:
-    /// the handler is dropped unrun, the first refusal is reported to the [report hook](crate::report) and the others
-    /// counted in one report at the stack's end, and the id returned is unknown everywhere. To get the handler back
-    /// instead, use [`try_register`](Self::try_register).
+    /// **A stack that no longer accepts handlers drops the handler without running it.** This is the case for the stack
+    /// of a finalized [interpreter](crate::Interpreter), and for the [process stack](crate::process_stack) after its
+    /// last drain. The first such refusal is reported to the [report hook](crate::report), further ones are counted in
+    /// one report at the stack's end, and the id returned is unknown to every stack. To get the handler back instead,
+    /// use [`try_register`](Self::try_register).
+    ///
+    /// Amortized O(1): takes one lock and appends to a list.
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();
@@ -53,11 +55,12 @@ impl SharedExitStack {
         self.admit(handler, location).unwrap_or_else(|handler| self.refuse(&handler, location))
     }
 
-    /// [`register`](Self::register), but a handler that is refused comes back.
+    /// Registers a handler as [`register`](Self::register) does, but returns a handler that is refused.
     ///
     /// # Errors
     ///
-    /// If the stack takes no more handlers: [`Refused`] holds the handler as it was. Nothing is reported.
+    /// Returns [`Refused`], which holds the handler unchanged, if the stack no longer accepts handlers. Nothing is
+    /// reported.
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();
@@ -71,9 +74,13 @@ impl SharedExitStack {
         self.admit(handler, location).map_err(|handler| Refused::new(handler, location))
     }
 
-    /// Removes this registration and drops its handler unrun; false if it is not in this stack (any more).
+    /// Removes a handler and drops it without running it; returns false if it is not, or no longer, in this stack.
     ///
-    /// An id of another stack is unknown here. O(log n), amortised.
+    /// An id of another stack is unknown to this one. O(log n), amortized.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the drop of a capture panics. The handler is removed all the same.
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();
@@ -86,8 +93,14 @@ impl SharedExitStack {
         self.take_out(id).is_some()
     }
 
-    /// Removes every registration of this function and returns how many there were: see
-    /// [`ExitStack::unregister_fn`](crate::ExitStack::unregister_fn).
+    /// Removes every registration of this function and returns how many there were.
+    ///
+    /// Works like [`ExitStack::unregister_fn`](crate::ExitStack::unregister_fn).
+    ///
+    /// # Panics
+    ///
+    /// Panics if the drop of a capture panics: every handler found is removed and dropped first, then the first panic
+    /// is resumed.
     ///
     /// ```
     /// fn goodbye() {
@@ -105,13 +118,19 @@ impl SharedExitStack {
         count
     }
 
-    /// Removes every registration under a key equal to this one and returns how many there were.
+    /// Removes every handler with a key equal to this one and returns how many there were.
     ///
-    /// The keys' own `==` is called without any lock, oldest first, and may do what it likes with this stack: a handler
-    /// that ran or was removed meanwhile does not count, one that was registered meanwhile is not looked at. (CPython
-    /// held an index across the comparison, and crashed or missed entries.) A key of another type is unequal. O(n). If
-    /// an `==` panics, the panic goes on and nothing was removed. Every handler found is dropped, also if the drop of one
-    /// panics; the first such panic goes on then.
+    /// The keys' own `==` is called while no lock is held, oldest first, and may use this stack freely. A handler that
+    /// runs or is removed in the meantime does not count, and one that is registered in the meantime is not compared.
+    /// (CPython held an index across the comparison, and crashed or missed entries.) Keys of different types are
+    /// unequal. O(n).
+    ///
+    /// # Panics
+    ///
+    /// Panics if an `==` panics. Nothing is removed then.
+    ///
+    /// Panics if the drop of a capture panics: every handler found is removed and dropped first, then the first panic
+    /// is resumed.
     ///
     /// ```
     /// use exitstack::{Handler, SharedExitStack};
@@ -129,29 +148,29 @@ impl SharedExitStack {
         count
     }
 
-    /// Takes this handler out and runs it now on this thread, whatever its turn; `None` if it is not in this stack (any
-    /// more).
+    /// Removes a handler and runs it now on this thread, out of turn; returns `None` if it is not, or no longer, in
+    /// this stack.
     ///
-    /// It waits for nothing. A drain of the stack (a close, the parent's, the process's end) that comes to the handler's place
-    /// while it runs waits for it, and is told of its failure as well.
+    /// It does not wait for other threads. If a drain of the stack (by `close`, by the parent, or when the process
+    /// exits) reaches the handler's position while it runs, that drain waits for it, and gets its failure as well.
     ///
     /// # Errors
     ///
-    /// If the handler fails, panics or asks for an exit status. It is used up all the same.
+    /// Returns `Some(Err(_))` if the handler fails, panics or requests an exit status. It is removed all the same.
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();
     /// let id = stack.register(|| println!("now"));
     /// assert!(stack.run_now(id).unwrap().is_ok());
     /// ```
-    #[must_use = "it tells whether the handler failed"]
+    #[must_use = "the result says whether the handler failed"]
     pub fn run_now(&self, id: HandlerId) -> Option<Result<(), CloseError>> {
         self.run_out_of_turn(id)
     }
 
-    /// Moves all handlers to a new stack, unrun; this one is empty then.
+    /// Moves all handlers to a new stack without running them, and leaves this stack empty.
     ///
-    /// Their ids stay valid in the new stack, and there alone. Interpreters that are nested here stay.
+    /// The ids stay valid in the new stack, and only there. Interpreters that are nested in this stack stay here.
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();
@@ -165,12 +184,14 @@ impl SharedExitStack {
         moved
     }
 
-    /// Drops all handlers, the newest first, and runs none. Interpreters that are nested here stay.
+    /// Drops all handlers without running them, the newest first.
+    ///
+    /// Interpreters that are nested in this stack stay.
     ///
     /// # Panics
     ///
-    /// If the drop of a capture panics: every handler is dropped first, then the first panic goes on. The stack is
-    /// empty then.
+    /// Panics if the drop of a capture panics: every handler is removed and dropped first, then the first panic is
+    /// resumed.
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();
@@ -182,7 +203,7 @@ impl SharedExitStack {
         drop_all(entries.into_iter().rev());
     }
 
-    /// How many handlers wait.
+    /// Returns the number of pending handlers.
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();
@@ -193,7 +214,7 @@ impl SharedExitStack {
         self.count()
     }
 
-    /// Whether none does.
+    /// Returns whether there are no pending handlers.
     ///
     /// ```
     /// assert!(exitstack::SharedExitStack::new().is_empty());
@@ -202,7 +223,9 @@ impl SharedExitStack {
         self.len() == 0
     }
 
-    /// Lists the handlers that wait, the next to run first. O(n), allocates the list; the stack is locked meanwhile.
+    /// Returns a list of the pending handlers, the next to run first.
+    ///
+    /// O(n); allocates the list. The stack is locked while its handlers are listed.
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();
@@ -215,12 +238,13 @@ impl SharedExitStack {
         pending
     }
 
-    /// Makes room for this many more handlers, so that registering small ones allocates nothing, until the next drain or
-    /// removal.
+    /// Reserves room for `additional` more handlers, so that registering small ones does not allocate until the next
+    /// drain or removal.
     ///
     /// # Panics
     ///
-    /// If the capacity overflows. Without memory the process aborts, as with any collection.
+    /// Panics if the capacity overflows. The stack is unchanged then. If there is no memory, the process aborts, as
+    /// with any collection.
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();
@@ -230,17 +254,19 @@ impl SharedExitStack {
         self.make_room(additional);
     }
 
-    /// Runs all handlers, the last registered first, until none is left. The stack is usable again then.
+    /// Runs all handlers, the last registered first, until none is left.
     ///
-    /// If another thread drains the stack already, waits for that drain and returns its result. From inside a handler
-    /// of the drain, or where waiting would close a circle, returns `Ok(())` at once: the drain goes on below.
-    /// Interpreters nested in the stack are finalized at their place.
+    /// Interpreters nested in the stack are finalized at their positions. The stack can be used again afterwards.
+    ///
+    /// If another thread is draining the stack, the call waits for that drain and returns its result. From inside a
+    /// handler of the drain, or if waiting would close a cycle, it returns `Ok(())` at once, and the drain continues
+    /// with the handlers below.
     ///
     /// # Errors
     ///
-    /// If any handler failed or panicked (all run all the same), or asked for an exit status with
-    /// [`Exit`](crate::Exit). Nothing is printed, unless the process exits before this could return: then what failed is
-    /// reported as well.
+    /// Returns an error if a handler failed, panicked, or requested an exit status with [`Exit`](crate::Exit). All
+    /// handlers have run then. Nothing is printed, unless the process exits before the call can return: then the
+    /// failures are reported as well.
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();
@@ -253,12 +279,14 @@ impl SharedExitStack {
         self.drain(Purpose::Close)
     }
 
-    /// [`close`](Self::close), and says how the work ended. No handler of a stack between threads asks for the outcome,
-    /// so it makes no difference; it is here so that code may be moved from one kind of stack to the other.
+    /// Runs all handlers as [`close`](Self::close) does, whatever the outcome of the work.
+    ///
+    /// The outcome makes no difference, because a shared stack has no handlers for one outcome only. The method exists
+    /// so that code can be moved from one kind of stack to the other.
     ///
     /// # Errors
     ///
-    /// As [`close`](Self::close).
+    /// Returns the same errors as [`close`](Self::close).
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();
@@ -270,15 +298,17 @@ impl SharedExitStack {
         self.close()
     }
 
-    /// Lets this forked child have the handlers that its parent registered here, and in interpreters nested in the stack.
+    /// Takes over, in a forked child, the handlers that its parent process registered in this stack and in interpreters
+    /// nested in it.
     ///
-    /// Returns false if some cannot be had: another thread was in a method of one of these stacks at the fork, or one of
-    /// them takes no more handlers. What such a stack held neither runs nor drops in this process. For the process stack
-    /// there is [`adopt_after_fork`](crate::adopt_after_fork), which says when this is wanted.
+    /// Returns false if that is not possible for some stack, because another thread was in one of its methods at the
+    /// fork, or because it no longer accepts handlers. The handlers of such a stack are neither run nor dropped in this
+    /// process. For the process stack there is [`adopt_after_fork`](crate::adopt_after_fork), which describes when to
+    /// use this.
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();
-    /// assert!(stack.adopt_after_fork()); // in a process that did not fork: nothing
+    /// assert!(stack.adopt_after_fork()); // does nothing in a process that was not forked
     /// ```
     pub fn adopt_after_fork(&self) -> bool {
         self.adopt()

@@ -1,4 +1,4 @@
-//! A stack as a value in a function: [`ExitStack`] and [`scope`].
+//! Stacks that are local variables: [`ExitStack`] and [`scope`].
 
 use std::fmt;
 use std::mem;
@@ -14,13 +14,13 @@ use crate::report::report;
 
 /// A stack of handlers that run when it is closed or dropped, the last registered first.
 ///
-/// **It is a local variable: it does not run on `std::process::exit` or Ctrl-C**, nor on
-/// [`exitstack::exit`](crate::exit), which drop no locals. What has to run on an `exit` belongs in the
+/// **It is a local variable, so its handlers do not run on `std::process::exit` or Ctrl-C**, nor on
+/// [`exitstack::exit`](crate::exit): none of these drops locals. A handler that has to run on an `exit` belongs in the
 /// [process stack](crate::process_stack) or in an [`Interpreter`](crate::Interpreter).
 ///
-/// **A stack that is dropped without [`close()`](Self::close) has failed**: its [`on_failure`](Self::on_failure)
-/// handlers run and its [`on_success`](Self::on_success) handlers do not, whether the drop comes from an early `?`, from a
-/// panic, or because nobody closed it. So nothing is ever committed by accident.
+/// **A stack that is dropped without [`close()`](Self::close) counts as failed**: its [`on_failure`](Self::on_failure)
+/// handlers run and its [`on_success`](Self::on_success) handlers do not, whether the drop comes from an early `?`,
+/// from a panic, or from a missing call of `close()`. So nothing is ever committed by accident.
 ///
 /// ```
 /// use exitstack::ExitStack;
@@ -35,25 +35,26 @@ use crate::report::report;
 /// assert_eq!(log.into_inner(), ["opened last, closed first", "opened first, closed last"]);
 /// ```
 ///
-/// # What it promises
+/// # Guarantees
 ///
-/// - Strictly last-in, first-out. A handler leaves the stack *before* it is called: it runs at most once.
-/// - Success means that [`close()`](Self::close) was reached, or [`close_with(Success)`](Self::close_with), or that the
-///   body of a [`scope`] returned `Ok`. Every other end is a failure.
+/// - Handlers run strictly last-in, first-out. A handler leaves the stack *before* it is called, so it runs at most
+///   once.
+/// - The outcome is success if [`close()`](Self::close) or [`close_with(Success)`](Self::close_with) was reached, or if
+///   the body of a [`scope`] returned `Ok`. Otherwise it is failure.
 /// - Every handler runs: an `Err` or a panic never stops the ones below it. `close()` returns all failures, in the
-///   order they happened. A drop has nobody to return them to and hands each to the [report hook](crate::report) at
-///   the moment it happens; it never panics, also not during unwinding.
-/// - A closed stack is empty and can be used again; closing it a second time is `Ok(())`.
+///   order in which they happened. A drop, which has no caller to return them to, passes each to the [report
+///   hook](crate::report) at the moment it happens; it never panics, not even during unwinding.
+/// - A closed stack is empty and can be used again; closing it a second time returns `Ok(())`.
 /// - Handlers may borrow anything that outlives the stack, and need not be `Send`.
 /// - Draining ten million handlers neither recurses nor allocates, unless a handler fails.
-/// - A handler of up to three words (and of no more than a word's alignment) is stored without an allocation of its
-///   own; the first four stand in the stack value.
-/// - [`mem::forget`] of a stack leaks it and runs nothing; it is never unsound.
+/// - A handler of up to three words, with at most the alignment of a word, is stored without an allocation of its own.
+///   The first four are stored in the stack value itself.
+/// - [`mem::forget`] of a stack leaks it and runs nothing. It is never unsound.
 ///
-/// # Appending shares, everything else owns
+/// # Borrowing
 ///
-/// Methods that append take `&self`; all that remove or run take `&mut self`. So a value that was
-/// [entered](Self::enter) can be worked with while more is registered, and cannot be used after the stack was closed:
+/// Methods that append take `&self`; methods that remove or run handlers take `&mut self`. So a value that was
+/// [entered](Self::enter) can be used while more handlers are registered, but not after the stack was closed:
 ///
 /// ```compile_fail,E0502
 /// let mut stack = exitstack::ExitStack::new();
@@ -62,7 +63,7 @@ use crate::report::report;
 /// text.push('!'); // error: `stack` was closed while `text` was borrowed from it
 /// ```
 ///
-/// A handler cannot borrow what ends before the stack does:
+/// A handler cannot borrow anything that ends before the stack does:
 ///
 /// ```compile_fail,E0597
 /// let stack = exitstack::ExitStack::new();
@@ -72,11 +73,11 @@ use crate::report::report;
 /// }
 /// ```
 ///
-/// # Python's `contextlib.ExitStack`
+/// # Compared with Python's `contextlib.ExitStack`
 ///
-/// The same list of callbacks, with differences that are meant: dropping the stack runs them (Python's does nothing
-/// when it is garbage-collected); no earlier failure is lost; no handler can swallow the error of the work; one handler
-/// can be removed. `pop_all`, `close` and re-use are as there.
+/// `pop_all`, `close` and reuse work as in Python. The differences are intended: dropping the stack runs its handlers,
+/// where Python's does nothing when it is garbage-collected; no earlier failure is lost; no handler can suppress the
+/// error of the work; and a single handler can be removed.
 #[doc(alias = "atexit")]
 #[doc(alias = "defer")]
 #[doc(alias = "cleanup")]
@@ -88,7 +89,7 @@ pub struct ExitStack<'a> {
 }
 
 impl<'a> ExitStack<'a> {
-    /// An empty stack. Allocates nothing.
+    /// Creates an empty stack. Does not allocate.
     ///
     /// ```
     /// let stack = exitstack::ExitStack::new();
@@ -99,9 +100,9 @@ impl<'a> ExitStack<'a> {
         Self { list: Appendable::new() }
     }
 
-    /// Registers a handler, to run before all that are there already.
+    /// Registers a handler, which will run before all handlers that are registered already.
     ///
-    /// Amortised O(1). Registering the same function twice runs it twice, as with `atexit`.
+    /// Amortized O(1). A function that is registered twice runs twice, as with `atexit`.
     ///
     /// ```
     /// let stack = exitstack::ExitStack::new();
@@ -118,12 +119,12 @@ impl<'a> ExitStack<'a> {
 
     /// Registers a handler that runs only if the work succeeded; otherwise it is dropped when its turn comes.
     ///
-    /// **Without [`close()`](Self::close) it does not run**: a stack that is dropped has failed, however the drop came
-    /// about. Success is [`close()`](Self::close), [`close_with(Success)`](Self::close_with), or a [`scope`] whose body
-    /// returns `Ok`.
+    /// **Without [`close()`](Self::close) it does not run**: a stack that is dropped counts as failed, whatever led to
+    /// the drop. Success is [`close()`](Self::close), [`close_with(Success)`](Self::close_with), or a [`scope`] whose
+    /// body returns `Ok`.
     ///
-    /// The outcome is that of the work. A handler that fails does not change it for those below: if it is the commit that
-    /// may fail, and then needs a rollback, commit in the work.
+    /// **The outcome is that of the work: a handler that fails does not change it for the handlers below.** If a commit
+    /// can fail and then needs a rollback, commit in the work, not in a handler.
     ///
     /// ```
     /// use exitstack::ExitStack;
@@ -133,9 +134,9 @@ impl<'a> ExitStack<'a> {
     ///     stack.on_success(|| println!("commit"));
     ///     stack.on_failure(|| println!("roll back"));
     ///     if amount > 100 {
-    ///         return Err("insufficient funds".into()); // drops the stack: rolls back
+    ///         return Err("insufficient funds".into()); // the stack is dropped: rolls back
     ///     }
-    ///     stack.close()?; // commits
+    ///     stack.close()?; // success: commits
     ///     Ok(())
     /// }
     /// # assert!(transfer(10).is_ok() && transfer(200).is_err());
@@ -147,7 +148,7 @@ impl<'a> ExitStack<'a> {
 
     /// Registers a handler that runs only if the work failed; otherwise it is dropped when its turn comes.
     ///
-    /// **It runs unless [`close()`](Self::close) is reached**: see [`on_success`](Self::on_success).
+    /// **It runs unless [`close()`](Self::close) is reached**, as described at [`on_success`](Self::on_success).
     ///
     /// ```
     /// use exitstack::{ExitStack, Outcome};
@@ -165,10 +166,10 @@ impl<'a> ExitStack<'a> {
         self.list.push(Only::<_, false>(handler), Location::caller())
     }
 
-    /// Takes a value, and lends it out until the stack drains; then `exit` gets it.
+    /// Takes a value and lends it out until the stack drains, when the value is passed to `exit`.
     ///
-    /// What `enter_context` is in Python: the resource is used in the function and given back by the stack. The value
-    /// stands in an allocation of its own. A handler that is removed without being run drops the value.
+    /// This is Python's `enter_context`: the function uses the resource, and the stack releases it. The value is stored
+    /// in an allocation of its own. If the handler is removed without being run, the value is dropped.
     ///
     /// ```
     /// use exitstack::ExitStack;
@@ -178,9 +179,9 @@ impl<'a> ExitStack<'a> {
     /// # let path = std::env::temp_dir().join(format!("exitstack-enter-{}", std::process::id()));
     /// let mut stack = ExitStack::new();
     /// let file = stack.enter(File::create(&path)?, |file| file.sync_all());
-    /// stack.register(|| println!("written")); // more may be registered while the file is in use
+    /// stack.register(|| println!("written")); // more handlers can be registered while the file is in use
     /// writeln!(file, "hello")?;
-    /// stack.close()?; // here the file is synced, and no longer to be used
+    /// stack.close()?; // syncs the file, which cannot be used from here on
     /// # std::fs::remove_file(path)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -190,9 +191,13 @@ impl<'a> ExitStack<'a> {
         self.list.enter(value, exit, Location::caller())
     }
 
-    /// Removes this registration and drops its handler unrun; false if it is not in this stack (any more).
+    /// Removes a handler and drops it without running it; returns false if it is not, or no longer, in this stack.
     ///
-    /// O(log n), amortised. If the drop of a capture panics, the panic goes on; the handler is gone.
+    /// O(log n), amortized.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the drop of a capture panics. The handler is removed all the same.
     ///
     /// ```
     /// let mut stack = exitstack::ExitStack::new();
@@ -204,11 +209,16 @@ impl<'a> ExitStack<'a> {
         self.list.get_mut().remove(id).is_some()
     }
 
-    /// Removes every registration of this function and returns how many there were; none is not an error.
+    /// Removes every registration of this function and returns how many there were.
     ///
-    /// As `atexit.unregister`, for functions and closures without captures: their type is their identity. For anything
-    /// else, which would have none, this does not compile and says so: use a [key](crate::Handler::keyed). O(n). Every
-    /// handler found is dropped, also if the drop of one panics; the first such panic goes on then.
+    /// Works like `atexit.unregister`, for functions and closures without captures, whose type is their identity. For
+    /// function pointers and closures with captures, which have no such identity, this does not compile: use a
+    /// [key](crate::Handler::keyed). O(n).
+    ///
+    /// # Panics
+    ///
+    /// Panics if the drop of a capture panics: every handler found is removed and dropped first, then the first panic
+    /// is resumed.
     ///
     /// ```
     /// fn goodbye() {
@@ -228,11 +238,17 @@ impl<'a> ExitStack<'a> {
         count
     }
 
-    /// Removes every registration under a key equal to this one and returns how many there were.
+    /// Removes every handler with a key equal to this one and returns how many there were.
     ///
-    /// Compares with the keys' own `==`, oldest first; a key of another type is unequal. O(n). If an `==` panics, the
-    /// panic goes on and nothing was removed. (CPython keeps what it had removed until then.) Every handler found is
-    /// dropped, also if the drop of one panics; the first such panic goes on then.
+    /// Compares with the keys' own `==`, oldest first; keys of different types are unequal. O(n).
+    ///
+    /// # Panics
+    ///
+    /// Panics if an `==` panics. Nothing is removed then, whereas CPython has by then removed the equal ones it came
+    /// across.
+    ///
+    /// Panics if the drop of a capture panics: every handler found is removed and dropped first, then the first panic
+    /// is resumed.
     ///
     /// ```
     /// use exitstack::{ExitStack, Handler};
@@ -249,12 +265,12 @@ impl<'a> ExitStack<'a> {
         count
     }
 
-    /// Takes this handler out and runs it now, whatever its turn and whatever outcome it waits for; `None` if it is not
-    /// in this stack (any more).
+    /// Removes a handler and runs it now, out of turn and whatever outcome it is for; returns `None` if it is not, or
+    /// no longer, in this stack.
     ///
     /// # Errors
     ///
-    /// If the handler fails, panics or asks for an exit status. It is used up all the same.
+    /// Returns `Some(Err(_))` if the handler fails, panics or requests an exit status. It is removed all the same.
     ///
     /// ```
     /// let mut stack = exitstack::ExitStack::new();
@@ -262,23 +278,25 @@ impl<'a> ExitStack<'a> {
     /// assert!(stack.run_now(id).unwrap().is_ok());
     /// assert!(stack.run_now(id).is_none());
     /// ```
-    #[must_use = "it tells whether the handler failed"]
+    #[must_use = "the result says whether the handler failed"]
     pub fn run_now(&mut self, id: HandlerId) -> Option<Result<(), CloseError>> {
         let entry = self.list.get_mut().remove(id)?;
         Some(run_one(entry, || None))
     }
 
-    /// Moves all handlers to a new stack, unrun; this one is empty then.
+    /// Moves all handlers to a new stack without running them, and leaves this stack empty.
     ///
-    /// Their ids stay valid in the new stack, and there alone. It has to be closed as any other: **if it is dropped without
-    /// [`close()`](Self::close), it has failed**. The usual end of a function that must undo its steps unless all succeed:
+    /// **The new stack has to be closed like any other: if it is dropped without [`close()`](Self::close), it counts as
+    /// failed.** The ids stay valid in the new stack, and only there.
+    ///
+    /// This is the usual end of a function that must undo its steps unless all of them succeed:
     ///
     /// ```
     /// use exitstack::ExitStack;
     ///
     /// fn open_all<'a>() -> Result<ExitStack<'a>, std::io::Error> {
     ///     let mut stack = ExitStack::new();
-    ///     stack.register(|| println!("close first")); // a `?` after this closes what was opened
+    ///     stack.register(|| println!("close first")); // a `?` from here on closes what was opened
     ///     stack.register(|| println!("close second"));
     ///     Ok(stack.pop_all())
     /// }
@@ -291,12 +309,12 @@ impl<'a> ExitStack<'a> {
         mem::take(self)
     }
 
-    /// Drops all handlers, the newest first, and runs none.
+    /// Drops all handlers without running them, the newest first.
     ///
     /// # Panics
     ///
-    /// If the drop of a capture panics: every handler is dropped first, then the first panic goes on. The stack is
-    /// empty then.
+    /// Panics if the drop of a capture panics: every handler is dropped first, then the first panic is resumed. The
+    /// stack is empty then.
     ///
     /// ```
     /// let mut stack = exitstack::ExitStack::new();
@@ -309,7 +327,7 @@ impl<'a> ExitStack<'a> {
         drop_all(mem::take(self).list.get_mut().clear().into_iter().rev());
     }
 
-    /// How many handlers wait.
+    /// Returns the number of pending handlers.
     ///
     /// ```
     /// let stack = exitstack::ExitStack::new();
@@ -321,7 +339,7 @@ impl<'a> ExitStack<'a> {
         self.list.read(HandlerList::len)
     }
 
-    /// Whether none does.
+    /// Returns whether there are no pending handlers.
     ///
     /// ```
     /// assert!(exitstack::ExitStack::new().is_empty());
@@ -330,7 +348,9 @@ impl<'a> ExitStack<'a> {
         self.list.read(HandlerList::is_empty)
     }
 
-    /// Lists the handlers that wait, the next to run first. O(n), allocates the list.
+    /// Returns a list of the pending handlers, the next to run first.
+    ///
+    /// O(n); allocates the list.
     ///
     /// ```
     /// use exitstack::{ExitStack, Handler};
@@ -344,12 +364,13 @@ impl<'a> ExitStack<'a> {
         self.list.read(|list| list.iter().rev().map(|(id, entry)| entry.pending(id)).collect())
     }
 
-    /// Makes room for this many more handlers, so that registering small ones allocates nothing, until the next drain or
-    /// removal.
+    /// Reserves room for `additional` more handlers, so that registering small ones does not allocate until the next
+    /// drain or removal.
     ///
     /// # Panics
     ///
-    /// If the capacity overflows. Without memory the process aborts, as with any collection.
+    /// Panics if the capacity overflows. The stack is unchanged then. If there is no memory, the process aborts, as
+    /// with any collection.
     ///
     /// ```
     /// let stack = exitstack::ExitStack::new();
@@ -359,15 +380,15 @@ impl<'a> ExitStack<'a> {
         self.list.reserve(additional);
     }
 
-    /// Runs all handlers, the last registered first, and says that the work succeeded. The stack is empty then, and usable
-    /// again.
+    /// Runs all handlers, the last registered first, with success as the outcome.
     ///
-    /// Reaching it is what success means: an [`on_success`](Self::on_success) handler runs here, and not in a drop.
+    /// Reaching this call is what success means: [`on_success`](Self::on_success) handlers run here, and not in a drop.
+    /// The stack is empty afterwards, and can be used again.
     ///
     /// # Errors
     ///
-    /// If any handler failed or panicked (all run all the same), or asked for an exit status with
-    /// [`Exit`](crate::Exit). Nothing is printed.
+    /// Returns an error if a handler failed, panicked, or requested an exit status with [`Exit`](crate::Exit). All
+    /// handlers have run then, and nothing is printed.
     ///
     /// ```
     /// let mut stack = exitstack::ExitStack::new();
@@ -382,12 +403,14 @@ impl<'a> ExitStack<'a> {
         self.close_with(Outcome::Success)
     }
 
-    /// [`close`](Self::close), and says how the work ended: which of the [`on_success`](Self::on_success) and
-    /// [`on_failure`](Self::on_failure) handlers run. The others are dropped, each at its turn.
+    /// Runs all handlers, the last registered first, with the given outcome of the work.
+    ///
+    /// The outcome decides which of the [`on_success`](Self::on_success) and [`on_failure`](Self::on_failure) handlers
+    /// run. The others are dropped, each when its turn comes.
     ///
     /// # Errors
     ///
-    /// As [`close`](Self::close).
+    /// Returns the same errors as [`close`](Self::close).
     ///
     /// ```
     /// use exitstack::{ExitStack, Outcome};
@@ -402,7 +425,7 @@ impl<'a> ExitStack<'a> {
         failures.into_result()
     }
 
-    /// Drains. What fails is added to `failures`, or reported if there is no such place.
+    /// Drains the stack. Failures are added to `failures`, or reported if that is `None`.
     #[inline(never)]
     fn drain(&mut self, outcome: Outcome, failures: Option<&mut Failures>) {
         let list = self.list.get_mut();
@@ -412,7 +435,7 @@ impl<'a> ExitStack<'a> {
 
     #[inline]
     fn drain_dropped(&mut self) {
-        self.drain(Outcome::Failure, None); // nobody said that the work was done
+        self.drain(Outcome::Failure, None); // nothing has said that the work was done
     }
 }
 
@@ -437,8 +460,8 @@ impl fmt::Debug for ExitStack<'_> {
     }
 }
 
-/// The entries of a stack on one thread, as what a drain takes from. They run where they stand: no handler can reach the
-/// stack that is being drained.
+/// The entries of a local stack, as the source of a drain. They run in place: no handler can reach the stack that is
+/// being drained.
 struct Local<'l, 'a> {
     entries: NewestFirst<'l, LocalEntry<'a>>,
     failures: Option<&'l mut Failures>,
@@ -450,7 +473,7 @@ impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
         self.entries.next()
     }
 
-    // Only the place for failures is lent out, so that the iterator can stay in registers.
+    // Only `failures` is borrowed by the cold function, so that the iterator can stay in registers.
     #[inline]
     fn note(&mut self, outcome: HandlerOutcome) {
         keep_or_report(outcome, self.failures.as_deref_mut());
@@ -464,31 +487,31 @@ fn keep_or_report(outcome: HandlerOutcome, failures: Option<&mut Failures>) {
         drop(failures.merge(new));
     } else {
         error.iter().for_each(report);
-        discard((new, error)); // an error's own drop may panic: that is not the handler's panic
+        discard((new, error)); // the drop of an error may panic, which is not a panic of the handler
     }
 }
 
-/// Runs `body` with a stack of its own, then drains the stack by how the body ended.
+/// Runs `body` with a new stack, then drains the stack with the outcome of the body.
 ///
-/// What `with ExitStack() as stack:` is in Python: a body that returns `Ok` is a success, one that returns `Err` or panics
-/// a failure. It closes the stack by itself, so a success needs no [`close()`](ExitStack::close).
+/// This is Python's `with ExitStack() as stack:`. The outcome is success if the body returns `Ok`, and failure if it
+/// returns `Err` or panics. The stack is closed automatically, so success needs no [`close()`](ExitStack::close).
 ///
-/// | body | cleanup | result |
+/// | body | handlers | result |
 /// | --- | --- | --- |
-/// | `Ok(value)` | all well | `Ok(value)` |
-/// | `Ok(_)` | failed | `Err(E::from(close_error))` |
-/// | `Err(error)` | | `Err(error)`; what failed in the cleanup goes to the [report hook](crate::report) |
-/// | panics | | the panic goes on; what failed in the cleanup goes to the report hook |
+/// | `Ok(value)` | none failed | `Ok(value)` |
+/// | `Ok(_)` | some failed or requested an exit status | `Err(E::from(close_error))` |
+/// | `Err(error)` | | `Err(error)`; failures of handlers go to the [report hook](crate::report) |
+/// | panics | | the panic propagates; failures of handlers go to the report hook |
 ///
-/// Where the body failed, an exit status that a handler asks for is forgotten.
+/// If the body failed, exit statuses that handlers request are ignored.
 ///
 /// # Errors
 ///
-/// The body's, or the cleanup's if the body had none.
+/// Returns the error of the body, or that of the drain if the body succeeded. All handlers have run then.
 ///
 /// # Panics
 ///
-/// If the body does; the handlers have run then.
+/// Panics if the body panics. All handlers have run then.
 ///
 /// ```
 /// use exitstack::scope;
@@ -509,7 +532,7 @@ fn keep_or_report(outcome: HandlerOutcome, failures: Option<&mut Failures>) {
 #[doc(alias = "transaction")]
 pub fn scope<'a, T, E: From<CloseError>>(body: impl FnOnce(&ExitStack<'a>) -> Result<T, E>) -> Result<T, E> {
     let mut stack = ExitStack::new();
-    let value = body(&stack)?; // an error or a panic drops the stack, which has failed then
+    let value = body(&stack)?; // on an error or a panic the stack is dropped, with failure as the outcome
     stack.close()?;
     Ok(value)
 }

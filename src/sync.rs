@@ -1,7 +1,8 @@
-//! The lock and the latch that the shared stacks are built on.
+//! The lock and the latch that shared stacks are built on.
 //!
-//! Under `cfg(loom)`, with the feature of that name, they and the statics and thread-locals of the protocol are loom's: it
-//! runs all threads of a model on one, and each model anew. Little else of the crate knows of it.
+//! Under `cfg(loom)` with the `loom` feature, they use loom's types, and so do the statics and thread-locals of the
+//! protocol: loom runs all threads of a model on one thread, and creates everything anew for each run. Little else of
+//! the crate depends on it.
 
 #[cfg(all(loom, feature = "loom"))]
 pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
@@ -16,7 +17,7 @@ use once_cell::race::OnceBox;
 
 use crate::raw;
 
-/// A `const fn`; a mere `fn` under loom, whose mutex cannot be made in one.
+/// Defines a `const fn`, or a plain `fn` under loom, whose mutex has no `const` constructor.
 macro_rules! const_fn {
     ($(#[$attribute:meta])* $visible:vis const fn $($rest:tt)*) => {
         #[cfg(not(all(loom, feature = "loom")))]
@@ -30,7 +31,7 @@ macro_rules! const_fn {
 }
 pub(crate) use const_fn;
 
-/// A `static`; under loom one that each run of a model makes anew.
+/// Defines a `static`, or under loom one that each run of a model creates anew.
 macro_rules! global {
     ($(#[$attribute:meta])* $visible:vis static $name:ident: $type:ty = $value:expr;) => {
         #[cfg(not(all(loom, feature = "loom")))]
@@ -46,7 +47,7 @@ macro_rules! global {
 }
 pub(crate) use global;
 
-/// A thread-local without a destructor, or none that matters.
+/// Defines a thread-local without a destructor, or with none that matters.
 macro_rules! per_thread {
     ($(#[$attribute:meta])* static $name:ident: $type:ty = $value:expr;) => {
         #[cfg(not(all(loom, feature = "loom")))]
@@ -64,10 +65,10 @@ macro_rules! per_thread {
 }
 pub(crate) use per_thread;
 
-/// How often a thread looks for a lock that is taken before it sleeps: some microseconds in all.
+/// The number of times that a thread tries again to take a lock before it sleeps: a few microseconds in all.
 const LOOKS: u32 = 8;
 
-/// A mutex that knows no poison: no user code runs under it, and what stands under it is whole at every moment.
+/// A mutex without poisoning: no user code runs under it, and the value is consistent at every moment.
 #[derive(Debug)]
 pub(crate) struct Lock<T>(Mutex<T>);
 
@@ -81,7 +82,7 @@ impl<T> Lock<T> {
     #[inline]
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         if cfg!(all(loom, feature = "loom")) {
-            return self.sleep(); // a model tries each look in every order
+            return self.sleep(); // loom would explore every attempt in every order
         }
         self.try_lock().unwrap_or_else(|| self.linger())
     }
@@ -90,8 +91,8 @@ impl<T> Lock<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks a few times more, less and less often, before it lets the system wait: these locks are held for some dozen
-    /// instructions, and a thread that looks all the time takes the lock's cache line from the one that holds it.
+    /// Tries a few more times, with growing pauses, before it sleeps: these locks are held for some dozen instructions,
+    /// and a thread that tries all the time takes the lock's cache line from the thread that holds it.
     #[cold]
     #[inline(never)]
     fn linger(&self) -> MutexGuard<'_, T> {
@@ -118,14 +119,15 @@ impl<T> Lock<T> {
     }
 }
 
-/// A value and its lock, one for each process: a line of generations, as long as the line of forks that used it.
+/// A value and its lock for each process: a line of generations, one for each process of the line of forks that has
+/// used it.
 ///
-/// 1. A generation belongs to the process whose epoch it bears, from its first use on; its lock is taken in that process
-///    alone. So a child never waits for a lock that another thread of its parent held at the fork: that lock is not the
-///    child's.
-/// 2. What an earlier process left is neither dropped nor waited for. It can be looked at, where it was not locked at the
-///    fork, by who holds this process's own lock ([`earlier`](Self::earlier)), so that no two threads do.
-/// 3. Generations are appended without a lock, their epochs ascending.
+/// 1. From its first use on, a generation belongs to the process whose epoch it bears, and its lock is taken only in
+///    that process. So a child never waits for a lock that another thread of its parent held at the fork.
+/// 2. A generation that an earlier process left is neither dropped nor waited for. A thread that holds this process's
+///    own lock can look at it ([`earlier`](Self::earlier)) if it was not locked at the fork, so no two threads do so at
+///    once.
+/// 3. Generations are appended without a lock, with ascending epochs.
 #[derive(Debug)]
 pub(crate) struct PerProcess<T: Default> {
     epoch: AtomicUsize,
@@ -149,7 +151,7 @@ impl<T: Default> PerProcess<T> {
         self.lock_or(T::default)
     }
 
-    /// Locks this process's own value; `fresh` makes it, on its first use in a child.
+    /// Locks this process's own value, which `fresh` creates on its first use in a child.
     #[inline]
     pub(crate) fn lock_or(&self, fresh: impl FnOnce() -> T) -> MutexGuard<'_, T> {
         let own = if self.epoch.load(Ordering::Relaxed) == raw::peek() { self } else { self.own(fresh) };
@@ -177,20 +179,21 @@ impl<T: Default> PerProcess<T> {
         }
     }
 
-    /// How many generations there are.
+    /// Returns the number of generations.
     pub(crate) fn generations(&self) -> usize {
         std::iter::successors(Some(self), |this| this.next.get()).count()
     }
 
-    /// What the processes before this one left, the first one's first; `None` for what was locked at the fork. To be called
-    /// under this process's own lock.
+    /// Returns an iterator over the values that earlier processes left, the oldest first, with `None` for one that was
+    /// locked at the fork. The caller must hold this process's own lock.
     pub(crate) fn earlier(&self) -> impl Iterator<Item = Option<MutexGuard<'_, T>>> {
         let epoch = raw::epoch();
         let line = std::iter::successors(Some(self), |this| this.next.get());
         line.take_while(move |this| this.epoch.load(Ordering::Relaxed) < epoch).map(|this| this.value.try_lock())
     }
 
-    /// Looks at this process's own value, if there is one, where nobody else can use it.
+    /// Calls `look` with this process's own value if there is one, without a lock where `&mut self` makes it
+    /// unnecessary.
     #[inline]
     pub(crate) fn look<R>(&mut self, look: impl FnOnce(&T) -> R) -> Option<R> {
         match *self.epoch.get_mut() {
@@ -219,7 +222,7 @@ impl<T: Default> Drop for PerProcess<T> {
     }
 }
 
-/// A value that is set once, for which threads may wait.
+/// A value that is set once and that threads can wait for.
 #[derive(Debug)]
 pub(crate) struct Latch<T> {
     value: Lock<Option<T>>,

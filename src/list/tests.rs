@@ -1,4 +1,4 @@
-//! What the list promises to the rest of the crate: what may be done with it under a lock, and its ids.
+//! Tests of what the list promises to the rest of the crate: which operations are allowed under a lock, and its ids.
 
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::{BLOCK, FIRST_BLOCK, Found, HandlerId, HandlerList, INLINE, SHARE, Storage};
 
-/// Runs `body`, which must neither allocate nor free.
+/// Runs `body` and checks that it neither allocates nor frees.
 fn quiet<R>(body: impl FnOnce() -> R) -> R {
     let mut result = None;
     let asked = measure(|| result = Some(body()));
@@ -33,7 +33,7 @@ fn values(list: &HandlerList<usize>) -> Vec<usize> {
     list.iter().map(|(_, value)| *value).collect()
 }
 
-/// Checks what the fields promise.
+/// Checks the invariants of the fields.
 fn check<T>(list: &HandlerList<T>) {
     let empty = list.slots.iter().filter(|slot| slot.value.is_none()).count();
     assert_eq!(list.removed, empty);
@@ -45,7 +45,7 @@ fn check<T>(list: &HandlerList<T>) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Under a lock
 
-/// The counter bites.
+/// Shows that `quiet` sees an allocation.
 #[test]
 #[should_panic(expected = "allocated")]
 fn a_push_to_a_full_list_allocates() {
@@ -162,7 +162,7 @@ fn an_exchange_is_quiet_whether_the_list_grows_or_shrinks() {
     }
 }
 
-/// As when another thread was faster.
+/// Happens when another thread was faster.
 #[test]
 fn an_exchange_that_does_not_help_does_nothing() {
     let unchanged = |count, capacity| {
@@ -174,13 +174,13 @@ fn an_exchange_that_does_not_help_does_nothing() {
         assert!(values(&list).into_iter().eq(0..count));
     };
     unchanged(3, 0);
-    unchanged(10, 0); // they do not fit
+    unchanged(10, 0); // the values do not fit
     unchanged(40, 20);
-    unchanged(5, FIRST_BLOCK); // it has as much
-    unchanged(33, 40); // it has more, but not too much
+    unchanged(5, FIRST_BLOCK); // the list has the same capacity
+    unchanged(33, 40); // the list has a larger one, but no excess
     let (mut list, ids) = filled(300);
     ids.iter().skip(20).for_each(|id| assert!(list.take_out(*id).is_some()));
-    list.exchange(&mut Storage::with_capacity(10)); // it has too much, but they do not fit
+    list.exchange(&mut Storage::with_capacity(10)); // the list has an excess, but the values do not fit
     assert!(list.slots.capacity() >= 300 && values(&list).into_iter().eq(0..20));
 }
 
@@ -221,7 +221,8 @@ fn the_most_that_can_be_wanted_is_refused() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Ids
 
-/// Another thread, which appends so many values to the list that it is sent, and sends it back with their ids.
+/// Runs `body` with a function that sends a list to another thread, which appends that many values and sends it back
+/// with their ids.
 fn with_another_thread<R>(
     body: impl FnOnce(&mut dyn FnMut(HandlerList<usize>, usize) -> (HandlerList<usize>, Vec<HandlerId>)) -> R,
 ) -> R {
@@ -234,7 +235,7 @@ fn with_another_thread<R>(
                 done.send((list, ids)).unwrap();
             }
         });
-        let to = to; // dropped at the end, which ends the thread
+        let to = to; // dropped when `body` returns, which ends the thread
         body(&mut |list, count| {
             to.send((list, count)).unwrap();
             from.recv().unwrap()
@@ -281,7 +282,7 @@ fn ids_rise_after_a_take_whichever_thread_appends() {
             let mut now = list.take();
             assert!(list.is_empty());
             if now.next < now.end {
-                ids.push(now.push(0)); // what was left of the block went along
+                ids.push(now.push(0)); // the rest of the block moved along
             }
             taken.append(&mut now);
             check(&taken);
@@ -295,7 +296,7 @@ fn ids_rise_after_a_take_whichever_thread_appends() {
 fn a_list_that_others_were_appended_to_goes_on_with_greater_ids() {
     let (mut newer, mut ids) = filled(3);
     let mut older = newer.take();
-    older.append(&mut newer); // which has none
+    older.append(&mut newer); // which is empty
     older.append(&mut HandlerList::new());
     check(&older);
     ids.extend([older.push(3), newer.push(4)]);
@@ -307,7 +308,7 @@ fn a_list_that_others_were_appended_to_goes_on_with_greater_ids() {
     check(&older);
 }
 
-/// Each gap in the ids is a share that was taken.
+/// Each gap in the ids means that a share was taken.
 #[test]
 fn threads_that_append_by_turns_take_a_share_seldom() {
     with_another_thread(|there| {
@@ -315,7 +316,7 @@ fn threads_that_append_by_turns_take_a_share_seldom() {
         for n in 0..5_000 {
             ids.push(list.push(n));
             let more;
-            (list, more) = there(list, 2); // each thread comes to the end of a block now and then
+            (list, more) = there(list, 2); // each thread reaches the end of a block from time to time
             ids.extend(more);
         }
         let gaps = ids.windows(2).filter(|pair| pair[1].0 != pair[0].0 + 1).count();
@@ -348,7 +349,7 @@ fn ids_that_are_unknown_are_in_no_list() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// All of it
+// Everything together
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -386,7 +387,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     vec(op, 0..100)
 }
 
-/// Its second part is gone when it was consumed, as by a handler that ran.
+/// The second field is `None` once the value has been consumed, as by a handler that ran.
 type Value = (usize, Option<Rc<()>>);
 
 fn found(model: &mut Vec<(HandlerId, usize)>, step: u8) -> Vec<usize> {
@@ -396,7 +397,7 @@ fn found(model: &mut Vec<(HandlerId, usize)>, step: u8) -> Vec<usize> {
 }
 
 proptest! {
-    /// Whatever is done to it, it holds what a `Vec` would; and each value is dropped once.
+    /// After any sequence of operations, the list holds what a `Vec` would, and each value is dropped once.
     #[test]
     fn a_list_is_a_vec_of_ids_and_values(ops in ops()) {
         let alive = Rc::new(());
@@ -492,7 +493,7 @@ fn lists_that_take_single_ids_and_lists_that_take_blocks_share_none() {
         let mut ids = Vec::new();
         for round in 0..2 * SHARE {
             ids.push(here.push_here(|| ()));
-            if round % 3 == 0 {
+            if round % 7 == 0 || round % 11 == 0 {
                 ids.push(anywhere.push(()));
             }
         }

@@ -1,17 +1,19 @@
-//! A list of handlers that shares while it is appended to, and values that it lends out until it drains.
+//! A list of handlers that can be appended to through a shared reference, and that lends out values until it drains.
 //!
-//! **Need.** `ExitStack::enter` takes a value, gives the user `&mut` to it for as long as the stack is only appended to, and
-//! hands the value to its exit handler when the stack drains. A handler that captured a `Box<T>` beside a `&mut` to its
-//! content would not do: the list moves its handlers when it grows, and moving a `Box` invalidates what was lent of it.
+//! **Need.** `ExitStack::enter` takes a value, returns a `&mut` to it for as long as the stack is only appended to, and
+//! passes the value to its exit handler when the stack drains. A handler that captures a `Box<T>` while there is a
+//! `&mut` to its content would be unsound: the list moves its handlers when it grows, and moving a `Box` invalidates
+//! references into it.
 //!
-//! **Mechanism.** The value's box is taken apart into a pointer. [`Entered`] keeps the pointer, and puts the box together
-//! again when it is run or dropped, once.
+//! **Mechanism.** The value's box is turned into a raw pointer. [`Entered`] keeps the pointer, and turns it back into a
+//! box when it is run or dropped, once.
 //!
-//! **Why the loan has ended by then.** The loan lives as long as the `&'s Appendable` that it was made from. A handler in the
-//! list is run, taken out or dropped only through [`Appendable::get_mut`], by moving the `Appendable`, or by its drop, and
-//! the borrow checker lets none of them begin before `'s` ends. What takes `&Appendable` only appends ([`push`], [`enter`],
-//! [`reserve`]), or reads what can be read of an entry through `&`: its name, key, function and location, never the value
-//! ([`read`]). A list that is forgotten never drops what it holds. Each `enter` lends its own value, so no two loans overlap.
+//! **Why the loan has ended by then.** The loan lives as long as the `&'s Appendable` that it was made from. A handler
+//! in the list is run, taken out or dropped only through [`Appendable::get_mut`], by moving the `Appendable`, or by its
+//! drop, and the borrow checker lets none of these begin before `'s` ends. Methods that take `&Appendable` only append
+//! ([`push`], [`enter`], [`reserve`]), or read what can be read of an entry through `&`: its name, key, function and
+//! location, never the value ([`read`]). A list that is forgotten never drops its contents. Each `enter` lends a value
+//! of its own, so no two loans overlap.
 //!
 //! [`push`]: Appendable::push
 //! [`enter`]: Appendable::enter
@@ -29,7 +31,7 @@ use crate::list::{HandlerId, HandlerList};
 
 /// The list of an `ExitStack`.
 ///
-/// The `RefCell` is for appending through `&self`. It also makes the list invariant in `'a`: were it covariant, a
+/// The `RefCell` allows appending through `&self`. It also makes the list invariant in `'a`: if it were covariant, a
 /// shorter-lived handler could be registered through a shared reference.
 pub(crate) struct Appendable<'a>(RefCell<HandlerList<LocalEntry<'a>>>);
 
@@ -44,8 +46,8 @@ impl<'a> Appendable<'a> {
         self.0.borrow_mut().push_here(|| LocalEntry { closure: Closure::<dyn Bound + 'a>::new(task), location })
     }
 
-    /// Appends a handler that hands `value` to `exit`, and lends the value until then.
-    #[expect(clippy::mut_from_ref, reason = "each call lends a value of its own, which nothing else reaches meanwhile")]
+    /// Appends a handler that passes `value` to `exit`, and lends out the value until then.
+    #[expect(clippy::mut_from_ref, reason = "each call lends a value of its own, which nothing else can reach")]
     pub(crate) fn enter<'s, T: 'a, R: HandlerResult>(
         &'s self,
         value: T,
@@ -54,8 +56,8 @@ impl<'a> Appendable<'a> {
     ) -> &'s mut T {
         let mut value = NonNull::from(Box::leak(Box::new(value)));
         self.push(Entered { value, exit: Some(exit) }, location);
-        // SAFETY: the pointer is to a live `T`, made a moment ago; the list keeps it until `'s` has ended (the module's
-        // argument), and nobody else has it.
+        // SAFETY: the pointer is to a live `T`, created just above; the list keeps it until `'s` has ended (see the
+        // argument of this module), and nothing else has access to it.
         unsafe { value.as_mut() }
     }
 
@@ -74,10 +76,10 @@ impl<'a> Appendable<'a> {
     }
 }
 
-/// A value that is lent out, and what to do with it at the end.
+/// A value that is lent out, and the function that gets it at the end.
 ///
-/// Invariant: `value` came from `Box::into_raw` and belongs to this `Entered` while `exit` is there. Whether pointer and
-/// function are `Send` does not matter: an `Entered` never leaves the `ExitStack`, which is not.
+/// Invariant: `value` came from `Box::leak` and belongs to this `Entered` while `exit` is `Some`. Whether the pointer
+/// and the function are `Send` does not matter: an `Entered` never leaves the `ExitStack`, which is not.
 struct Entered<T, F> {
     value: NonNull<T>,
     exit: Option<F>,
@@ -86,8 +88,8 @@ struct Entered<T, F> {
 impl<T, F> Entered<T, F> {
     fn take(&mut self) -> Option<(Box<T>, F)> {
         let exit = self.exit.take()?;
-        // SAFETY: the pointer came from `Box::into_raw` (the invariant); `exit` was still there, so this is the first
-        // and only time that the box is put together.
+        // SAFETY: the pointer came from `Box::leak` (the invariant); `exit` was `Some`, so this is the first and only
+        // time that the pointer is turned back into a box.
         let value = unsafe { Box::from_raw(self.value.as_ptr()) };
         Some((value, exit))
     }

@@ -1,20 +1,20 @@
-//! Where there is no C library, as on `wasm32-unknown-unknown`: nothing is called, there is no unsafe code.
+//! The C boundary where there is no C library, as on `wasm32-unknown-unknown`: nothing is called and nothing is unsafe.
 //!
-//! No way out of such a program can be hooked. `exitstack::exit` and `run` drain the process stack by themselves, so it
-//! takes handlers there too.
+//! No exit path of such a program can be hooked. `exitstack::exit` and `run` drain the process stack themselves, so it
+//! accepts handlers here too.
 
-/// Whether `std::process::exit` calls what was registered with `atexit`.
+/// Whether `std::process::exit` calls the functions registered with `atexit`.
 pub(crate) const EXIT_CALLS_HOOKS: bool = false;
 
-/// Does nothing: nobody would call `hook`.
+/// Does nothing: there is no C library that would call `hook`.
 pub(crate) fn at_exit(_hook: extern "C" fn()) -> bool {
     true
 }
 
-/// Drops the bytes: there is no standard error.
+/// Discards the bytes: there is no standard error.
 pub(crate) fn write_stderr(_bytes: &[u8]) {}
 
-/// Whether this code is part of the program itself: there is nothing else.
+/// Returns whether this code is part of the program itself: always, as there is nothing else.
 pub(crate) fn in_main_program() -> bool {
     true
 }

@@ -1,22 +1,22 @@
-//! A handler with its type erased, without an allocation when it is small.
+//! A type-erased handler, stored without an allocation if it is small.
 //!
-//! **Need.** A stack holds handlers of many types and calls each once, by value. `Box<dyn FnOnce()>` does that at
-//! the price of one allocation a handler, which is most of what registering and running a small handler costs; no
-//! crate stores an `FnOnce` in place on stable Rust without its own `unsafe`.
+//! **Need.** A stack holds handlers of many types and calls each once, by value. `Box<dyn FnOnce()>` does that with one
+//! allocation for each handler, which is most of the cost of registering and running a small one; no crate stores an
+//! `FnOnce` in place on stable Rust without `unsafe` of its own.
 //!
 //! **Mechanism.** [`Closure`] is a buffer of [`WORDS`] words and a reference to the vtable of the type in it. A
-//! [`Task`] that fits the buffer in size and alignment stands in it; any other is boxed, and its [`Boxed`] stands
-//! there: for everything below there is one case only.
+//! [`Task`] that fits the buffer in size and alignment is stored in it; any other task is boxed, and its [`Boxed`] is
+//! stored there. Everything below therefore has only one case to deal with.
 //!
 //! **Who owns the bytes.** From [`Closure::place`] on, the buffer holds one valid value of the vtable's type.
-//! [`Closure::run`] first makes the vtable that of [`Spent`], a type without size, of which any buffer holds a value; then
-//! it reads the task out and runs it. Dropping the `Closure` drops in place what the buffer holds. So each task is
-//! consumed once, and where it stands: it need not be moved to be run. A move of the `Closure` moves the value, as Rust
-//! moves any value.
+//! [`Closure::run`] first replaces the vtable with that of [`Spent`], a zero-sized type, so that any buffer holds a
+//! valid value of it; then it reads the task out and runs it. Dropping the `Closure` drops in place what the buffer
+//! holds. So each task is consumed once, in place: it need not be moved to be run. A move of the `Closure` moves the
+//! value, as Rust moves any value.
 //!
-//! **What a caller cannot do.** There is no pointer and no `unsafe fn` to be had from outside. A task's lifetime and
-//! `Send` are kept in the type parameter: `Closure<dyn Bound + 'a>`, `Closure<dyn Bound + Send>`; the compiler
-//! derives the auto traits from it, and the only constructors demand of the task what it says.
+//! **What a caller cannot do.** No pointer and no `unsafe fn` can be reached from outside. A task's lifetime and `Send`
+//! are kept in the type parameter: `Closure<dyn Bound + 'a>`, `Closure<dyn Bound + Send>`. The compiler derives the
+//! auto traits from it, and the only constructors require of the task what it says.
 
 use std::any::{Any, TypeId};
 use std::error::Error;
@@ -25,40 +25,40 @@ use std::mem::{self, MaybeUninit, align_of, needs_drop, size_of};
 
 use crate::error::{Name, Outcome};
 
-/// How many words stand in place: a closure of three references, or of a `String` or `Vec`.
+/// The number of words stored in place: enough for a closure over three references, or over a `String` or `Vec`.
 pub(crate) const WORDS: usize = 3;
 
 type Buffer = MaybeUninit<[usize; WORDS]>;
 
-/// What a handler's `Err` is kept as.
+/// The type that a handler's error is kept as.
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
-/// What can be stored: something that runs once, and may be asked beforehand what it is.
+/// Something that runs once, and that can be asked for its name, key and function before it does.
 pub trait Task: Sized {
-    /// The only outcome for which it runs, if it does not run for both.
+    /// The only outcome for which it runs, or `None` if it runs for both.
     const ONLY: Option<Outcome> = None;
 
-    /// Whether it may have a name or a key; one that has not is never asked.
+    /// Whether it may have a name or a key; if not, it is never asked for one.
     const LABELLED: bool = false;
 
-    /// Runs it.
+    /// Runs the task.
     fn run(self) -> Result<(), BoxError>;
 
-    /// The type of the function in it, as the function's identity.
+    /// Returns the type of the function in it, which is the function's identity.
     fn function() -> TypeId;
 
-    /// Its name.
+    /// Returns its name, if it has one.
     fn name(&self) -> Option<&Name> {
         None
     }
 
-    /// Its key, as the `Arc` that keeps it.
+    /// Returns its key, if it has one, as the `Arc` that keeps it.
     fn key(&self) -> Option<&dyn Any> {
         None
     }
 }
 
-/// The empty trait whose objects stand for "anything" in [`Closure`]'s parameter.
+/// An empty trait whose trait objects carry a lifetime and auto traits in [`Closure`]'s type parameter.
 pub(crate) trait Bound {}
 
 /// The functions of one type `T`. Each pointer argument must point to a buffer that holds a valid `T`; `run` and
@@ -68,14 +68,14 @@ struct VTable {
     only: Option<Outcome>,
     labelled: bool,
     run: unsafe fn(*mut Buffer) -> Result<(), BoxError>,
-    /// None if there is nothing to do.
+    /// `None` if `T` needs no drop.
     drop: Option<unsafe fn(*mut Buffer)>,
     function: fn() -> TypeId,
     name: unsafe fn(*const Buffer) -> Option<*const Name>,
     key: unsafe fn(*const Buffer) -> Option<*const dyn Any>,
 }
 
-/// Home of the vtable of `T`.
+/// The type that has the vtable of `T` as a constant.
 struct Of<T>(PhantomData<T>);
 
 impl<T: Task> Of<T> {
@@ -91,27 +91,27 @@ impl<T: Task> Of<T> {
     };
 
     unsafe fn run(buffer: *mut Buffer) -> Result<(), BoxError> {
-        // SAFETY: the buffer holds a valid `T` (vtable's condition), which this read takes out.
+        // SAFETY: the buffer holds a valid `T` (the vtable's condition), which this read takes out.
         unsafe { buffer.cast::<T>().read() }.run()
     }
 
     unsafe fn drop(buffer: *mut Buffer) {
-        // SAFETY: the buffer holds a valid `T` (vtable's condition), which nobody uses after this.
+        // SAFETY: the buffer holds a valid `T` (the vtable's condition), which nothing uses after this.
         unsafe { buffer.cast::<T>().drop_in_place() }
     }
 
     unsafe fn name(buffer: *const Buffer) -> Option<*const Name> {
-        // SAFETY: the buffer holds a valid `T` (vtable's condition).
+        // SAFETY: the buffer holds a valid `T` (the vtable's condition).
         unsafe { &*buffer.cast::<T>() }.name().map(|name| &raw const *name)
     }
 
     unsafe fn key(buffer: *const Buffer) -> Option<*const dyn Any> {
-        // SAFETY: the buffer holds a valid `T` (vtable's condition).
+        // SAFETY: the buffer holds a valid `T` (the vtable's condition).
         unsafe { &*buffer.cast::<T>() }.key().map(|key| &raw const *key)
     }
 }
 
-/// What is left of a task that ran.
+/// The task that takes the place of one that has run.
 struct Spent;
 
 impl Task for Spent {
@@ -124,7 +124,7 @@ impl Task for Spent {
     }
 }
 
-/// A task too large for the buffer, as one that fits.
+/// A task in a box, which fits into the buffer where the task itself does not.
 pub(crate) struct Boxed<T>(Box<T>);
 
 impl<T: Task> Task for Boxed<T> {
@@ -152,7 +152,7 @@ const fn fits<T>() -> bool {
     size_of::<T>() <= size_of::<Buffer>() && align_of::<T>() <= align_of::<Buffer>()
 }
 
-/// A task that is stored without another allocation: as it is, or in the box that it needs.
+/// A task that can be stored without a further allocation: as it is, or already boxed if it does not fit.
 pub(crate) enum Packed<T> {
     InPlace(T),
     Boxed(Boxed<T>),
@@ -164,7 +164,7 @@ impl<T: Task> Packed<T> {
         if const { fits::<T>() } { Self::InPlace(task) } else { Self::Boxed(Boxed(Box::new(task))) }
     }
 
-    /// The task, as it was.
+    /// Returns the task, unchanged.
     pub(crate) fn unpack(self) -> T {
         match self {
             Self::InPlace(task) => task,
@@ -173,9 +173,9 @@ impl<T: Task> Packed<T> {
     }
 }
 
-/// A [`Task`] of any type; see the module.
+/// A type-erased [`Task`], as described in the module documentation.
 ///
-/// Invariant: `buffer` holds a valid value of the type that `vtable` is of, and that type is bounded by `B`.
+/// Invariant: `buffer` holds a valid value of the type that `vtable` belongs to, and that type meets the bounds of `B`.
 pub(crate) struct Closure<B: ?Sized> {
     buffer: Buffer,
     vtable: &'static VTable,
@@ -199,76 +199,79 @@ impl Closure<dyn Bound + Send> {
 }
 
 impl<B: ?Sized> Closure<B> {
-    /// Private: the constructors above hold `T` to `B`.
+    /// Erases the type of the task. Private, because it is the constructors above that require the bounds of `B`.
     #[inline]
     fn erase<T: Task>(task: Packed<T>) -> Self {
         const { assert!(fits::<Boxed<T>>()) }
         let boxed = match task {
             Packed::InPlace(task) if const { fits::<T>() } => {
-                // SAFETY: `T` fits, that was the question.
+                // SAFETY: `T` fits, as the guard has checked.
                 return unsafe { Self::place(task) };
             }
-            Packed::InPlace(task) => Boxed(Box::new(task)), // `Packed::new` makes none of these
+            Packed::InPlace(task) => Boxed(Box::new(task)), // never made by `Packed::new`
             Packed::Boxed(boxed) => boxed,
         };
-        // SAFETY: `Boxed<T>` fits, asserted above.
+        // SAFETY: `Boxed<T>` fits, as asserted above.
         unsafe { Self::place(boxed) }
     }
 
+    /// Stores a task in a buffer.
+    ///
     /// # Safety
-    /// `T` fits the buffer in size and alignment.
+    ///
+    /// `T` must fit the buffer in size and alignment.
     #[inline]
     unsafe fn place<T: Task>(task: T) -> Self {
         let mut buffer = Buffer::uninit();
-        // SAFETY: the buffer is large enough and aligned for a `T`, says the caller.
+        // SAFETY: the caller promises that the buffer is large enough and aligned for a `T`.
         unsafe { buffer.as_mut_ptr().cast::<T>().write(task) };
         Self { buffer, vtable: &Of::<T>::VTABLE, bound: PhantomData }
     }
 
-    /// Runs the task, the first time; nothing is left of it then.
+    /// Runs the task and leaves nothing of it. Does nothing on further calls.
     #[inline]
     pub(crate) fn run(&mut self) -> Result<(), BoxError> {
         const { assert!(size_of::<Spent>() == 0 && !needs_drop::<Spent>()) }
         let vtable = mem::replace(&mut self.vtable, &Of::<Spent>::VTABLE);
-        // SAFETY: the buffer held a valid value of that vtable's type (the invariant), which is consumed here: to whoever
-        // looks from now on, it holds a `Spent`, as any buffer does (asserted above).
+        // SAFETY: the buffer holds a valid value of that vtable's type (the invariant), which is consumed here. From
+        // now on, the `Closure` holds a `Spent`, of which any buffer is a valid value (asserted above).
         unsafe { (vtable.run)(&raw mut self.buffer) }
     }
 
-    /// Drops the task, unrun; nothing is left of it then.
+    /// Drops the task without running it, and leaves nothing of it.
     pub(crate) fn discard(&mut self) {
         drop(mem::replace(self, Self::erase(Packed::InPlace(Spent))));
     }
 
-    /// The only outcome for which it wants to run, if not both.
+    /// Returns the only outcome for which the task runs, or `None` if it runs for both.
     #[inline]
     pub(crate) fn only(&self) -> Option<Outcome> {
         self.vtable.only
     }
 
-    /// Whether it has neither name nor key, and runs for any outcome.
+    /// Returns whether the task can have neither a name nor a key, and runs for any outcome.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
         self.vtable.plain
     }
 
-    /// The type of the function in it.
+    /// Returns the type of the function in the task.
     pub(crate) fn function(&self) -> TypeId {
         (self.vtable.function)()
     }
 
-    /// Its name.
+    /// Returns the task's name, if it has one.
     pub(crate) fn name(&self) -> Option<&Name> {
         if !self.vtable.labelled {
             return None;
         }
         // SAFETY: the buffer holds a valid value of the vtable's type (the invariant).
         let name = unsafe { (self.vtable.name)(&raw const self.buffer) }?;
-        // SAFETY: the name was lent from the value in the buffer, which `self` keeps borrowed as long.
+        // SAFETY: the name is borrowed from the value in the buffer, which stays borrowed through `self` just as long.
         Some(unsafe { &*name })
     }
 
-    /// Its key, as the `Arc` that keeps it.
+    /// Returns the task's key, if it has one, as the `Arc` that keeps it.
     #[inline]
     pub(crate) fn key(&self) -> Option<&dyn Any> {
         if !self.vtable.labelled {
@@ -276,7 +279,7 @@ impl<B: ?Sized> Closure<B> {
         }
         // SAFETY: the buffer holds a valid value of the vtable's type (the invariant).
         let key = unsafe { (self.vtable.key)(&raw const self.buffer) }?;
-        // SAFETY: the key was lent from the value in the buffer, which `self` keeps borrowed as long.
+        // SAFETY: the key is borrowed from the value in the buffer, which stays borrowed through `self` just as long.
         Some(unsafe { &*key })
     }
 }

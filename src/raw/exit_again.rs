@@ -1,13 +1,13 @@
-//! The exit status, where C's `exit` may be entered again.
+//! The exit status, where C's `exit` can be called again inside itself.
 //!
-//! **Need.** A handler may decide the exit status. By then C's `exit` runs, with a status of its own.
+//! **Need.** A handler can decide the exit status. By then C's `exit` is running, with a status of its own.
 //!
-//! **Mechanism.** `exit` is called once more, in the function that `exit` called. In the standard that is undefined. The
-//! C libraries this is compiled for take each handler off their list before they call it, and keep no lock that the
-//! same thread could not take again; so the second call goes on with what is left of the list, flushes the streams, and
-//! ends the process under the new status. Seen on glibc and on WASI's, which has not taken over musl's trap (see
-//! `exit_once.rs`). Wine's ends under the new status too, and flushes, but has forgotten the rest of the list, which is
-//! other libraries' handlers.
+//! **Mechanism.** `exit` is called again, by a function that `exit` has called. The C standard leaves that undefined.
+//! The C libraries for which this file is compiled take each function off their list before they call it, and hold no
+//! lock that the same thread cannot take again. So the second call continues with the rest of the list, flushes the
+//! streams, and ends the process with the new status. This was observed with glibc and with WASI's C library, which
+//! does not have musl's trap (see `exit_once.rs`). Wine's also flushes and ends with the new status, but has lost the
+//! rest of the list, which is other libraries' functions.
 
 use std::ffi::c_int;
 
@@ -15,13 +15,14 @@ unsafe extern "C" {
     fn exit(status: c_int) -> !;
 }
 
-/// Lets the call of C's `exit` that the caller is in end with this status. Does not return.
+/// Makes the running call of C's `exit`, in which the caller is, end with `status`. Does not return.
 pub(crate) fn end_with(status: c_int) {
     exit_inside_exit(status)
 }
 
-/// Ends the process by C's `exit`, where that is what runs already: what it has not run yet runs still.
+/// Ends the process through C's `exit` while that is running already: the functions that it has not called yet still
+/// run.
 pub(crate) fn exit_inside_exit(status: c_int) -> ! {
-    // SAFETY: `exit` may be called at any time, and by the C libraries named above also within itself.
+    // SAFETY: `exit` may be called at any time, and in the C libraries named above also within itself.
     unsafe { exit(status) }
 }

@@ -1,8 +1,9 @@
-//! The exit status where there is no C, whose `exit` could run: nothing here is ever called, and nothing is unsafe.
+//! The exit status, where there is no C library whose `exit` could be running: nothing here is ever called, and nothing is
+//! unsafe.
 
 use std::ffi::c_int;
 
-/// Lets the call of C's `exit` that the caller is in end with this status.
+/// Does nothing: there is no call of C's `exit`.
 pub(crate) fn end_with(_status: c_int) {}
 
 /// Ends the process.

@@ -1,23 +1,23 @@
-//! The only unsafe code of the crate. Each file opens with its argument and exports safe types and functions; every
-//! other module is held to safe Rust by the `unsafe_code` lint.
+//! All unsafe code of the crate. Each file opens with its safety argument and exports safe types and functions; the
+//! `unsafe_code` lint holds every other module to safe Rust.
 //!
-//! What a system has and what it lacks is known here alone: each of these modules is one of several files that define
-//! the same functions.
+//! Differences between systems are known only here. Each of these modules is one of several files that define the same
+//! functions:
 //!
 //! | module | file | where | what it stands for |
 //! | --- | --- | --- | --- |
 //! | `system` | `unix.rs` | Unix | `atexit` is reached by return from `main`, by `std::process::exit` and by C's `exit` |
-//! | | and `stderr.rs` | | a write may raise a signal, or find its reader slow |
-//! | | `wasi.rs` | WASI | the same; but one thread, and one program |
+//! | | and `stderr.rs` | | a write may raise a signal, or have to wait for its reader |
+//! | | `wasi.rs` | WASI | as on Unix, but with one thread and one program |
 //! | | `windows.rs` | Windows | `atexit` is reached by return from `main` and by C's `exit` |
-//! | | `bare.rs` | elsewhere, as `wasm32-unknown-unknown` | there is no C |
-//! | `status` | `exit_again.rs` | where C's `exit` may be entered again | ... to change the exit status |
-//! | | `exit_once.rs` | musl | it may not: a trap in new versions |
-//! | | `exit_never.rs` | without C | |
-//! | `fork` | `fork.rs` | Unix | a child has its parent's memory |
-//! | | `no_fork.rs` | elsewhere | no process has another's |
+//! | | `bare.rs` | elsewhere, such as `wasm32-unknown-unknown` | there is no C library |
+//! | `status` | `exit_again.rs` | other C libraries | C's `exit` can be called again, to change the exit status |
+//! | | `exit_once.rs` | musl | it cannot: new versions trap that |
+//! | | `exit_never.rs` | elsewhere | there is no C library |
+//! | `fork` | `fork.rs` | Unix | a child has a copy of its parent's memory |
+//! | | `no_fork.rs` | elsewhere | no process has a copy of another's memory |
 //! | `unload` | `unload.rs` | glibc | a library is unloaded while other threads are inside it |
-//! | | `no_unload.rs` | elsewhere | it is not, or not known how to wait for them |
+//! | | `no_unload.rs` | elsewhere | it is never unloaded, or nothing is known to wait for |
 
 mod appendable;
 mod closure;
@@ -45,7 +45,7 @@ mod stderr;
 mod system;
 
 pub(crate) use appendable::Appendable;
-#[expect(unreachable_pub, reason = "sealed: a public trait has it for its base")]
+#[expect(unreachable_pub, reason = "sealed: it is the supertrait of a public trait")]
 pub use closure::Task;
 pub(crate) use closure::{Bound, BoxError, Closure, Packed};
 pub(crate) use fork::{epoch, peek};

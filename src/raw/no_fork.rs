@@ -1,12 +1,12 @@
-//! Which process this is, where no process has another's memory: always the same. Nothing here is unsafe.
+//! The epoch, where no process has a copy of another's memory: always the same. Nothing here is unsafe.
 
-/// The epoch of this process.
+/// Returns the epoch of this process.
 #[inline]
 pub(crate) fn peek() -> usize {
     1
 }
 
-/// The epoch of this process.
+/// Returns the epoch of this process.
 #[inline]
 pub(crate) fn epoch() -> usize {
     peek()

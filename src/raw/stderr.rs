@@ -1,18 +1,18 @@
-//! A write to standard error that does not end the process.
+//! Writes to standard error that cannot end the process.
 //!
-//! **Need.** A report that cannot be written must not end the drain that it tells of. A `write` to a pipe that nobody
-//! reads any more raises SIGPIPE, one past the limit of a file's size SIGXFSZ. Both end the process by default; Rust's
-//! own start-up ignores only the first, and many command-line tools put that one back to its default.
+//! **Need.** A report that cannot be written must not end the drain that it comes from. A `write` to a pipe without a
+//! reader raises SIGPIPE, and one beyond the file size limit raises SIGXFSZ. Both end the process by default; Rust's
+//! runtime ignores only the first, and many command-line tools restore its default action.
 //!
-//! **Mechanism.** A write raises these signals on the thread that writes. There they are blocked around the write; one
-//! that it raised, and that was not pending before, is taken back before the thread's mask is restored. Signals that
-//! come from elsewhere are left alone. Where standard error is non-blocking and full, `poll` waits for its reader.
+//! **Mechanism.** A write raises these signals on the thread that writes, so that thread blocks them around the write.
+//! A signal that the write raised, and that was not pending before, is consumed before the signal mask is restored.
+//! Signals from elsewhere are left alone. If standard error is non-blocking and full, `poll` waits for its reader.
 //!
-//! **Assumption.** The signal goes to the thread. macOS and NetBSD send it to the process: there it ends the process
-//! after all if its action is the default one and another thread does not block it.
+//! **Assumption.** The signal goes to the thread. macOS and NetBSD send it to the process, which it can still end if
+//! its action is the default one and another thread does not block it.
 //!
-//! Every function called here is one of C's or POSIX's, called with arguments that are valid by their types: slices and
-//! variables that live until it returns.
+//! All functions called here are C's or POSIX's, called with arguments that are valid by their types: slices and
+//! variables that live until the function returns.
 
 use std::ffi::c_int;
 use std::io::{Error, ErrorKind};
@@ -21,14 +21,14 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long one report waits, in all, for a standard error that is non-blocking and full.
+/// The time that one report waits, in all, for a standard error that is non-blocking and full.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A report has waited in vain. None waits again before standard error has taken something: a reader that has stopped
-/// does not cost each of them its patience.
+/// Whether a report has waited in vain. None waits again until standard error has taken something, so that a reader
+/// that has stopped does not delay every report.
 static IN_VAIN: AtomicBool = AtomicBool::new(false);
 
-/// Writes to standard error, without a lock and without a buffer; what cannot be written is lost. Raises no signal.
+/// Writes to standard error without a lock or a buffer. What cannot be written is lost, and no signal is raised.
 pub(crate) fn write_stderr(bytes: &[u8]) {
     let mask = Signals::of(&[libc::SIGPIPE, libc::SIGXFSZ]).block();
     let before = Signals::pending();
@@ -46,7 +46,7 @@ pub(crate) fn write_stderr(bytes: &[u8]) {
 fn write_all(mut bytes: &[u8]) -> Result<(), Error> {
     let mut deadline = None;
     while !bytes.is_empty() {
-        // SAFETY: pointer and length are those of a live slice.
+        // SAFETY: the pointer and the length are those of a live slice.
         let written = unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), bytes.len()) };
         let error = match usize::try_from(written) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
@@ -69,7 +69,7 @@ fn write_all(mut bytes: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Waits for standard error to take more, or to fail for good; false if neither is to be expected by `deadline`.
+/// Waits until standard error can be written to or has failed; returns false if neither happens before `deadline`.
 fn wait_until(deadline: Instant) -> bool {
     while !IN_VAIN.load(Ordering::Relaxed) {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -79,7 +79,7 @@ fn wait_until(deadline: Instant) -> bool {
         }
         let millis = c_int::try_from(left.as_millis()).map_or(c_int::MAX, |millis| millis.saturating_add(1));
         let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
-        // SAFETY: one entry, which lives until the call returns.
+        // SAFETY: there is one entry, which lives until the call returns.
         let ready = unsafe { libc::poll(&raw mut stderr, 1, millis) };
         if ready > 0 {
             return true;
@@ -96,48 +96,49 @@ struct Signals(libc::sigset_t);
 
 impl Signals {
     fn of(signals: &[c_int]) -> Self {
-        // SAFETY: a `sigset_t` is numbers, which may be zero.
+        // SAFETY: a `sigset_t` consists of integers, which may be zero.
         let mut set = Self(unsafe { MaybeUninit::zeroed().assume_init() });
-        // SAFETY: fills the set it is given.
+        // SAFETY: the call fills the set that it is given.
         unsafe { libc::sigemptyset(&raw mut set.0) };
         for &signal in signals {
-            // SAFETY: changes the set it is given, which was filled above.
+            // SAFETY: the call changes the set that it is given, which was filled above.
             unsafe { libc::sigaddset(&raw mut set.0, signal) };
         }
         set
     }
 
-    /// Those that wait for this thread to unblock them.
+    /// Returns the signals that are pending for this thread.
     fn pending() -> Self {
         let mut set = Self::of(&[]);
-        // SAFETY: fills the set it is given.
+        // SAFETY: the call fills the set that it is given.
         unsafe { libc::sigpending(&raw mut set.0) };
         set
     }
 
     fn contains(&self, signal: c_int) -> bool {
-        // SAFETY: reads the set it is given.
+        // SAFETY: the call reads the set that it is given.
         unsafe { libc::sigismember(&raw const self.0, signal) == 1 }
     }
 
-    /// Blocks them on this thread; returns all that were blocked there before.
+    /// Blocks these signals on this thread; returns the set that was blocked before.
     fn block(&self) -> Self {
         let mut before = Self::of(&[]);
-        // SAFETY: reads the one set and fills the other.
+        // SAFETY: the call reads one set and fills the other.
         unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const self.0, &raw mut before.0) };
         before
     }
 
-    /// Lets no others be blocked on this thread.
+    /// Blocks exactly these signals on this thread.
     fn restore(&self) {
-        // SAFETY: reads the set; null stands for what is not asked for.
+        // SAFETY: the call reads the set; null means that the old one is not wanted.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
     }
 
-    /// Takes one of them that is pending, as if it had not come.
+    /// Consumes one of these signals that is pending, as if it had not been raised.
     fn take(&self) {
         let mut taken = 0;
-        // SAFETY: reads the set and fills the variable. They are blocked on this thread, and one is pending: it returns.
+        // SAFETY: the call reads the set and fills the variable. It returns, because one of these signals is pending
+        // and all of them are blocked on this thread.
         unsafe { libc::sigwait(&raw const self.0, &raw mut taken) };
     }
 }

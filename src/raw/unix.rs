@@ -1,25 +1,26 @@
-//! The C boundary on Unix: `atexit`; `write` has a file of its own, `stderr.rs`.
+//! The C boundary on Unix: `atexit`. The `write` has a file of its own, `stderr.rs`.
 //!
-//! Every function called here is one of C's or POSIX's, called with arguments that are valid by their types: functions
-//! that live as long as this library is loaded. `atexit` is one of those that a shared library gets its own copy of:
-//! what it registers is bound to the library and runs when that is unloaded. So no function of ours is called after its
-//! code is gone.
+//! All functions called here are C's or POSIX's, called with arguments that are valid by their types: functions that
+//! live as long as this library is loaded. Each shared library gets its own copy of `atexit`, which binds what it
+//! registers to that library and runs it when the library is unloaded. So no function of ours is called after its code
+//! is gone.
 //!
-//! The functions handed to C are `extern "C" fn`: a panic that reached their edge would abort. They let none through.
+//! The functions passed to C are `extern "C" fn`: a panic that left them would abort the process. They let none
+//! through.
 
 pub(crate) use super::stderr::write_stderr;
 
-/// Whether `std::process::exit` calls what was registered with `atexit`.
+/// Whether `std::process::exit` calls the functions registered with `atexit`.
 pub(crate) const EXIT_CALLS_HOOKS: bool = true;
 
-/// Lets C call `hook` when the process ends, or when this library is unloaded. False if C refuses.
+/// Registers `hook` for C to call when the process exits or this library is unloaded; returns false if C refuses.
 pub(crate) fn at_exit(hook: extern "C" fn()) -> bool {
     // SAFETY: `hook` is a function of this library, to which C binds the registration.
     unsafe { libc::atexit(hook) == 0 }
 }
 
-/// Whether this code is part of the program itself, rather than of a shared library. Where that cannot be told, it is.
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))] // there `unload.rs` knows more
+/// Returns whether this code is part of the program itself rather than of a shared library, and true if it is unknown.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))] // `unload.rs` knows more there
 pub(crate) fn in_main_program() -> bool {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -37,7 +38,7 @@ pub(crate) fn in_main_program() -> bool {
             known.then_some(info.dli_fbase)
         }
 
-        // SAFETY: asks for a number that the kernel gave the process.
+        // SAFETY: the call only returns a number that the kernel gave the process.
         let program = unsafe { libc::getauxval(libc::AT_PHDR) };
         image_of(here as *const c_void) == image_of(program as *const c_void)
     }

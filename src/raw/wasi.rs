@@ -1,6 +1,6 @@
-//! The C boundary on WASI: `atexit` and `write` of its C library, which Rust's std is linked with in any case.
+//! The C boundary on WASI: `atexit` and `write` of its C library, with which Rust's std is linked in any case.
 //!
-//! They are declared here rather than taken from a crate, two functions as C and POSIX have them, and called with
+//! The two functions are declared here, as in C and POSIX, rather than taken from a crate. They are called with
 //! arguments that are valid by their types: a function of this program, which is never unloaded, and slices.
 
 use std::ffi::{c_int, c_void};
@@ -10,19 +10,19 @@ unsafe extern "C" {
     fn write(file: c_int, bytes: *const c_void, length: usize) -> isize;
 }
 
-/// Whether `std::process::exit` calls what was registered with `atexit`.
+/// Whether `std::process::exit` calls the functions registered with `atexit`.
 pub(crate) const EXIT_CALLS_HOOKS: bool = true;
 
-/// Lets C call `hook` when the process ends. False if C refuses.
+/// Registers `hook` for C to call when the process exits; returns false if C refuses.
 pub(crate) fn at_exit(hook: extern "C" fn()) -> bool {
     // SAFETY: `hook` is a function of this program.
     unsafe { atexit(hook) == 0 }
 }
 
-/// Writes to standard error, without a lock and without a buffer; what cannot be written is lost.
+/// Writes to standard error without a lock or a buffer. What cannot be written is lost.
 pub(crate) fn write_stderr(mut bytes: &[u8]) {
     while !bytes.is_empty() {
-        // SAFETY: pointer and length are those of a live slice.
+        // SAFETY: the pointer and the length are those of a live slice.
         let written = unsafe { write(2, bytes.as_ptr().cast(), bytes.len()) };
         match usize::try_from(written) {
             Ok(written @ 1..) => bytes = &bytes[written..],
@@ -31,7 +31,7 @@ pub(crate) fn write_stderr(mut bytes: &[u8]) {
     }
 }
 
-/// Whether this code is part of the program itself: there is nothing else.
+/// Returns whether this code is part of the program itself: always, as there is nothing else.
 pub(crate) fn in_main_program() -> bool {
     true
 }

@@ -1,15 +1,15 @@
 //! The C boundary on Windows: the C runtime's `atexit`, and `WriteFile` of the system.
 //!
-//! They are declared here rather than taken from a crate: five functions, with the prototypes of their documentation,
-//! of libraries that Rust's std is linked with in any case. They are called with arguments that are valid by their
-//! types: functions of this program or library, slices, and variables to be filled. What a DLL registers with its
-//! `atexit` is bound to the DLL and runs when that is unloaded.
+//! The five functions are declared here, with the prototypes of their documentation, rather than taken from a crate.
+//! They belong to libraries with which Rust's std is linked in any case, and are called with arguments that are valid
+//! by their types: functions of this program or library, slices, and variables to be filled. What a DLL registers with
+//! its `atexit` is bound to the DLL and runs when that is unloaded.
 //!
-//! **What is not done.** `std::process::exit` calls `ExitProcess`, which reaches no `atexit` handler of the program.
-//! One is called there all the same if it is made a TLS callback or hangs on a DLL's detaching. But by then every other
-//! thread has been ended wherever it was, with the locks it held, and the loader's lock is taken: a handler that takes
-//! a lock, starts a thread or loads a library may wait for ever. No handler can be asked to keep to that, so none is
-//! run.
+//! **What is not done.** `std::process::exit` calls `ExitProcess`, which calls none of the program's `atexit`
+//! functions. A TLS callback or the detach notification of a DLL would still be called. But by then every other thread
+//! has been terminated wherever it was, with the locks that it held, and the loader lock is held: a handler that takes
+//! a lock, starts a thread or loads a library could block forever. No handler can be expected to avoid all that, so
+//! none is run.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
@@ -32,25 +32,25 @@ const STD_ERROR_HANDLE: u32 = 0_u32.wrapping_sub(12);
 const GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT: u32 = 2;
 const GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS: u32 = 4;
 
-/// Whether `std::process::exit` calls what was registered with `atexit`.
+/// Whether `std::process::exit` calls the functions registered with `atexit`.
 pub(crate) const EXIT_CALLS_HOOKS: bool = false;
 
-/// Lets C call `hook` when the process ends by return from `main` or by C's `exit`, or when this library is unloaded.
-/// False if C refuses.
+/// Registers `hook` for C to call when the process returns from `main` or calls C's `exit`, or when this library is
+/// unloaded; returns false if C refuses.
 pub(crate) fn at_exit(hook: extern "C" fn()) -> bool {
     // SAFETY: `hook` is a function of this program or library, to which C binds the registration.
     unsafe { atexit(hook) == 0 }
 }
 
-/// Writes to standard error, without a lock and without a buffer; what cannot be written is lost.
+/// Writes to standard error without a lock or a buffer. What cannot be written is lost.
 pub(crate) fn write_stderr(mut bytes: &[u8]) {
-    // SAFETY: asks for a handle of the process's; null or invalid, it is refused by `WriteFile`.
+    // SAFETY: the call returns a handle of the process; if it is null or invalid, `WriteFile` refuses it.
     let stderr = unsafe { GetStdHandle(STD_ERROR_HANDLE) };
     while !bytes.is_empty() {
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let mut written = 0;
         // SAFETY: `length` is at most that of the live slice; `written` is a live variable; a standard handle is not
-        // opened for overlapped operation, so null stands there as it should.
+        // opened for overlapped operation, so the last argument is null.
         let done = unsafe { WriteFile(stderr, bytes.as_ptr(), length, &raw mut written, ptr::null_mut()) };
         if done == 0 || written == 0 {
             return;
@@ -59,15 +59,15 @@ pub(crate) fn write_stderr(mut bytes: &[u8]) {
     }
 }
 
-/// Whether this code is part of the program itself, rather than of a DLL.
+/// Returns whether this code is part of the program itself rather than of a DLL.
 pub(crate) fn in_main_program() -> bool {
     extern "C" fn here() {}
     let mut mine = ptr::null_mut();
     let flags = GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT;
-    // SAFETY: takes any address, with this flag, and fills the variable it is given; with the other one, it leaves the
-    // module's count alone, so there is nothing to give back.
+    // SAFETY: with the one flag the call takes any address, and fills the variable that it is given; with the other it
+    // leaves the module's reference count unchanged, so there is nothing to release.
     let found = unsafe { GetModuleHandleExW(flags, here as *const c_void, &raw mut mine) };
-    // SAFETY: null asks for the program's module.
+    // SAFETY: null stands for the program's own module.
     let program = unsafe { GetModuleHandleW(ptr::null()) };
     found == 0 || mine == program
 }

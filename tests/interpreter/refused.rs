@@ -59,7 +59,7 @@ fn of_many_refusals_all_but_the_first_are_reported_as_a_count_at_the_interpreter
     assert_eq!(all.len(), 2);
     assert_eq!(all[1].path(), Some("process > counts outer > counts"));
     let shown = all[1].to_string();
-    assert!(shown.contains("41 more exit handlers refused"), "{shown}");
+    assert!(shown.contains("41 more exit handlers were refused"), "{shown}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn the_last_exit_status_asked_for_wins_and_is_no_failure() {
     let error = stack.close().unwrap_err();
     assert_eq!(error.exit_code(), Some(3));
     assert!(error.errors().is_empty() && error.source().is_none());
-    assert_eq!(error.to_string(), "an exit handler asked for exit status 3");
+    assert_eq!(error.to_string(), "an exit handler requested exit status 3");
 }
 
 #[test]

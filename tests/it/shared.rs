@@ -407,7 +407,7 @@ fn a_refused_registration_is_reported_once_and_counted_after() {
     assert!(reports.iter().all(|error| matches!(error.kind(), HandlerErrorKind::Refused)));
     assert_eq!((reports[0].name(), reports[0].path()), (Some("handler 0"), Some("process > over")));
     assert_eq!((reports[0].location().file(), reports[0].location().line()), (file!(), line));
-    assert!(reports[1].to_string().contains("4 more exit handlers refused after the one registered at "));
+    assert!(reports[1].to_string().contains("4 more exit handlers were refused after the one registered at "));
 }
 
 #[test]

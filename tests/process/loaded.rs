@@ -66,7 +66,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             let refused = build("dev", "refused")?;
             let output = output(&mut Command::new(refused))?;
             let err = String::from_utf8_lossy(&output.stderr).into_owned();
-            if !err.contains("refused: the stack takes no more handlers") {
+            if !err.contains("was refused: the stack no longer accepts handlers") {
                 return Err(format!("no report: {err}").into());
             }
             compare(&output, Status::Code(0), &["handed back"])

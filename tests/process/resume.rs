@@ -358,7 +358,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 static PLUGINS: LazyLock<[Interpreter; 2]> = LazyLock::new(|| ["a", "b"].map(Interpreter::new));
                 static NESTED: LazyLock<Interpreter> = LazyLock::new(|| PLUGINS[0].subinterpreter("nested"));
                 exitstack::report::set_hook(Box::new(|error| {
-                    if let Some((count, _)) = error.to_string().split_once(" exit handlers refused") {
+                    if let Some((count, _)) = error.to_string().split_once(" exit handlers were refused") {
                         say(count);
                     }
                 }));

@@ -646,7 +646,7 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         })
         .err("process: exit handler registered at")
-        .err("refused: the stack takes no more handlers"),
+        .err("was refused: the stack no longer accepts handlers"),
         case("a_handler_that_registers_itself_for_ever_ends_and_starves_none", Code(0), &["A"], || {
             fn again() {
                 register(again);

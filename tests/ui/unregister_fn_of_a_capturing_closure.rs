@@ -1,4 +1,4 @@
-//! A closure that captures something is not known by its type.
+//! A closure that captures something cannot be identified by its type.
 
 use exitstack::ExitStack;
 

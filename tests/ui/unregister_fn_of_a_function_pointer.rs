@@ -1,4 +1,4 @@
-//! A function pointer is not known by its type.
+//! A function pointer cannot be identified by its type.
 
 use exitstack::SharedExitStack;
 
