@@ -493,7 +493,7 @@ fn lists_that_take_single_ids_and_lists_that_take_blocks_share_none() {
         let mut ids = Vec::new();
         for round in 0..2 * SHARE {
             ids.push(here.push_here(|| ()));
-            if round % 7 == 0 || round % 11 == 0 {
+            if round % 3 == 0 {
                 ids.push(anywhere.push(()));
             }
         }
@@ -501,7 +501,7 @@ fn lists_that_take_single_ids_and_lists_that_take_blocks_share_none() {
         assert!(anywhere.iter().map(|(id, ())| id).is_sorted());
         ids
     };
-    // Past the ends of several shares, which two threads take by turns.
+    // Past the ends of several shares.
     let mut all = std::thread::scope(|scope| {
         let threads = [scope.spawn(ids), scope.spawn(ids)];
         threads.map(|thread| thread.join().unwrap()).concat()
@@ -510,4 +510,15 @@ fn lists_that_take_single_ids_and_lists_that_take_blocks_share_none() {
     all.sort_unstable();
     all.dedup();
     assert_eq!(all.len(), count);
+}
+
+#[test]
+fn no_block_crosses_the_end_of_a_share() {
+    let thread = std::thread::spawn(|| {
+        let mut here = HandlerList::new();
+        while here.push_here(|| ()).0 % SHARE != SHARE - BLOCK / 2 {}
+        let id = HandlerList::new().push(());
+        assert_eq!(id.0 % SHARE, 0, "the first of a new share");
+    });
+    thread.join().unwrap();
 }

@@ -73,8 +73,8 @@ global! {
 /// - An error refers to the code of the library that made it. Format errors, and
 ///   [finalize](crate::Interpreter::finalize) interpreters whose errors you want, before the library is unloaded.
 /// - Two copies of this crate in one process, such as two versions of it, or those of a plugin and its host, do not know
-///   each other. **Calling [`exit`] of one copy in a handler of the other may abort the process**, as `std::process::exit`
-///   does. Return [`Exit`], that of the copy with which the handler is registered.
+///   each other. **[`exit`] of one copy in a handler of the other copy may abort the process**, like `std::process::exit`,
+///   and the handlers below are lost. Return [`Exit`] instead, from the copy that the handler is registered with.
 ///
 /// ```no_run
 /// exitstack::process_stack().register(|| println!("goodbye")); // whichever interpreter is current

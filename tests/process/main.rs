@@ -1,8 +1,9 @@
 //! Every way out of a process, each in a child process: this binary runs itself with the case's name, and compares
 //! what the child wrote and how it ended. `harness = false`, because the cases need `main` for themselves.
 //!
-//! `EXITSTACK_RUNS` says how often the racing cases run (20 or 50 times if unset), `EXITSTACK_MINUTES` after how many of them a child
-//! hangs (1), `EXITSTACK_RUNNER` by which command children are run, if this binary is none that the system runs by itself.
+//! `EXITSTACK_RUNS` says how often the racing cases run (20 or 50 times if unset), `EXITSTACK_MINUTES` after how many of
+//! them a child hangs (1), `EXITSTACK_RUNNER` by which command children are run, if this binary is none that the system
+//! runs by itself.
 
 #![allow(missing_docs, reason = "a test")]
 #![allow(unsafe_code, reason = "C's exit, fork and signals are what is tested")]
@@ -92,7 +93,7 @@ fn status_of(output: &Output) -> Status {
     status.code().map_or_else(|| Status::Signal(status.signal().unwrap_or_default()), Status::Code)
 }
 
-/// Kills what hangs.
+/// A command that runs another one, and kills it if it hangs.
 fn timeout() -> Command {
     let mut command = Command::new("timeout");
     let minutes = std::env::var("EXITSTACK_MINUTES").unwrap_or_else(|_| "1".into());
