@@ -93,6 +93,8 @@
 //! - A report that cannot be written stops nothing: see [`report`]. A panic's message is written by the panic hook,
 //!   which is less careful: in a program that resets SIGPIPE to its default action, a handler that panics while nobody
 //!   reads standard error ends the process.
+//! - In a shared library, handlers may run while the loader's lock is held: see
+//!   [`process_stack`](process_stack#in-a-shared-library).
 //! - A stack that is forgotten ([`std::mem::forget`]) runs nothing. One in a `static` is never dropped: only the
 //!   process stack drains at the end.
 //!

@@ -179,6 +179,11 @@ impl<T: Default> PerProcess<T> {
         }
     }
 
+    /// Returns the number of generations.
+    pub(crate) fn generations(&self) -> usize {
+        std::iter::successors(Some(self), |this| this.next.get()).count()
+    }
+
     /// Returns an iterator over the values that earlier processes left, the oldest first, with `None` for one that was
     /// locked at the fork. The caller must hold this process's own lock.
     pub(crate) fn earlier(&self) -> impl Iterator<Item = Option<MutexGuard<'_, T>>> {

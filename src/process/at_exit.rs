@@ -3,7 +3,8 @@
 //! 1. [`exit_hook`] is registered with C's `atexit` [`HOOKS`] times, when the first handler or interpreter comes. Threads that
 //!    race in C's `exit` each take one of the hooks off C's list. The first one drains; every other one waits in its own until
 //!    that is done, so that none of them ends the process before. Each that waits registers another hook first. Then one
-//!    thread goes back to C's list, and the others stay where they are: C's list is not safe to be run by several.
+//!    thread goes back to C's list, and the others wait inside C: its list is not safe to be run by several, and a library
+//!    that they came from may be unloaded (see [`unload`]).
 //! 2. What a drain has gathered is kept in the stack (invariant 4 of [`tree`](crate::tree)), so a hook that is called inside a
 //!    handler, because that called C's `exit`, resumes the drain. A status that handlers decided is left to
 //!    [`raw::end_with`]: some C libraries let `exit` be entered again, some do not.
@@ -13,10 +14,8 @@
 use std::cell::Cell;
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
-use std::time::Duration;
 
-use super::{end, process_stack};
+use super::{end, process_stack, unload};
 use crate::panics::discard;
 use crate::raw;
 use crate::tree::{Purpose, leave};
@@ -26,10 +25,6 @@ use crate::tree::{Purpose, leave};
 /// threads that race through them.
 const HOOKS: usize = 16;
 const MORE_HOOKS: usize = 15;
-
-/// How many hooks C has been given, and how many it has called.
-static REGISTERED: AtomicUsize = AtomicUsize::new(0);
-static CALLED: AtomicUsize = AtomicUsize::new(0);
 
 /// The epoch of the first process of this line of forks that was on its way out; zero if none was.
 static LEFT_IN: AtomicUsize = AtomicUsize::new(0);
@@ -48,38 +43,39 @@ pub(super) fn arm() -> bool {
         return true; // a model is over before the process is
     }
     // Threads that race here may register some hooks too many.
-    let in_list = || REGISTERED.load(Ordering::Relaxed) - CALLED.load(Ordering::Relaxed);
-    while in_list() < HOOKS && register_hooks(1) > 0 {}
-    in_list() > 0
+    while unload::left_with_c() < HOOKS && register_hooks(1) > 0 {}
+    unload::left_with_c() > 0
 }
 
 fn register_hooks(count: usize) -> usize {
+    unload::prepare();
     let taken = (0..count).take_while(|_| raw::at_exit(exit_hook)).count();
-    REGISTERED.fetch_add(taken, Ordering::Relaxed);
+    unload::given(taken);
     taken
 }
 
 extern "C" fn exit_hook() {
     IN_C_EXIT.set(true);
-    let called = CALLED.fetch_add(1, Ordering::Relaxed) + 1;
+    let unloads = raw::unloads_here();
+    let called = unload::enter(unloads);
     let mut status = None;
     if !process_stack().is_closed() {
         // First of all: the next thread must find a hook, too.
         register_hooks(if called == 1 { MORE_HOOKS } else { 1 });
-        status = catch_unwind(drain_for_good).unwrap_or_else(|payload| {
+        status = catch_unwind(if unloads { drain_at_unload } else { drain_for_good }).unwrap_or_else(|payload| {
             discard(payload);
             None
         });
-    } else if called == REGISTERED.load(Ordering::Relaxed) {
+    } else if unload::are_all(called) {
         let _ = catch_unwind(end::report_refused).map_err(discard);
     }
-    if raw::in_main_program() {
-        while !end::leaves_first() {
-            thread::sleep(Duration::MAX); // until another thread has ended the process
-        }
-        if let Some(status) = status.filter(|status| GIVEN.get() != Some(*status)) {
-            raw::end_with(status);
-        }
+    let leaves = unloads || end::leaves_first();
+    unload::leave(); // the library may be unloaded from here on
+    if !leaves {
+        raw::park(); // until another thread has ended the process
+    }
+    if let Some(status) = status.filter(|status| !unloads && GIVEN.get() != Some(*status)) {
+        raw::end_with(status);
     }
 }
 
@@ -90,11 +86,15 @@ pub fn drain_for_good() -> Option<i32> {
     drain_to_exit(Purpose::Exit)
 }
 
+/// Drains the process stack of a library that is unloaded. The thread comes back from that, and nobody asks for a status.
+fn drain_at_unload() -> Option<i32> {
+    process_stack().drain_unattended(Purpose::Exit);
+    None
+}
+
 fn drain_to_exit(purpose: Purpose) -> Option<i32> {
     let _ = LEFT_IN.compare_exchange(0, raw::epoch(), Ordering::Relaxed, Ordering::Relaxed);
-    let process = process_stack();
-    end::decide(process.resume_left_by(leave()));
-    end::decide(process.drain_unattended(purpose));
+    end::decide(process_stack().drain_to_leave(purpose, leave()));
     end::decided()
 }
 

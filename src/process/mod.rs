@@ -2,6 +2,7 @@
 
 mod at_exit;
 mod end;
+mod unload;
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -17,39 +18,63 @@ use crate::panics::discard;
 use crate::sync::global;
 use crate::tree::{Purpose, Root, SharedExitStack};
 
+const ROOT: Root = Root { name: "process", arm: at_exit::arm, note_refusals: end::note_refusals };
+
 global! {
-    static PROCESS: SharedExitStack = SharedExitStack::root(Root { name: "process", arm: at_exit::arm, note_refusals: end::note_refusals });
+    static PROCESS: SharedExitStack = SharedExitStack::root(ROOT);
 }
 
-/// The process's own stack: it drains on every normal way out of the process.
+/// Returns the process's own stack, which drains on every normal way out of the process.
 ///
 #[doc = include_str!("../../docs/ways-out.md")]
 ///
-/// That is so on Unix. On Windows `std::process::exit` runs no handler; what else differs elsewhere is told under
-/// [Platforms](crate#platforms).
+/// This is the table for Unix. On Windows `std::process::exit` runs no handler; see [Platforms](crate#platforms) for what
+/// else differs elsewhere.
 ///
-/// What drains it is registered with C's `atexit` when the first handler or interpreter comes, so a program that does not
-/// use it pays nothing. If C refuses, so does the stack. Code that is part of a shared library has a process stack of the
-/// library's own, which drains when the library is unloaded, or when the process ends with the library loaded.
+/// The stack is hooked into C's `atexit` when the first handler or interpreter is registered, so a program that does not use
+/// it pays nothing. If C refuses, so does the stack.
 ///
 /// # On the way out
 ///
-/// - Each handler runs once, in order, and none is cut short, whichever threads leave at the same time: any number in
-///   `std::process::exit`, and 16 that enter C's `exit` in the same instant (more register hooks of their own as they come:
-///   64 were tried). One of them drains and one goes back to C; the others wait for the end of the process. (C libraries
-///   themselves may crash where several threads run through a list that has more than the 32 entries of its first block,
-///   31 of which are this crate's: glibc before 2.41.)
-/// - A handler that calls C's `exit`, or [`exit`], ends its own part only: the drains that its thread is in
-///   are resumed where they were, the innermost first, with what they had gathered. `std::process::exit` in a handler
-///   **aborts** the process where this thread is in `std::process::exit` or past the end of `main` already; where another
-///   thread is, and waits for this one's drain, it **never returns**, and the process never ends.
-/// - What is registered while it drains runs next, up to 65 536 registrations (those with interpreters made meanwhile
-///   included). Past that, and once it has been empty, registrations are [refused](SharedExitStack::try_register). So the
-///   process ends, whatever registers itself anew.
-/// - Handlers do not change the exit status, but for [`Exit`]: a handler that fails is reported, and leaves the status as it
-///   is. Nothing unwinds into C, and nothing is printed but [reports](crate::report).
-/// - Handlers that each call C's `exit` run inside one another: some thousands of them overflow the stack, as they would in
-///   C. [`exit`] and [`Exit`] leave the handler first.
+/// - **`std::process::exit` in a handler aborts the process** if this thread is in `std::process::exit` already, or past the
+///   end of `main`: std does not allow `exit` to be called twice. So does a panic hook that calls it. **If another thread is
+///   in `exit` and waiting for this drain, the call blocks forever and the process hangs.** Call [`exit`], or return
+///   [`Exit`].
+/// - Each handler runs once, in order, and to its end, whichever threads leave at the same time: any number in
+///   `std::process::exit`, and at least 16 that enter C's `exit` at once (64 were tried). One thread drains and one returns to
+///   C; the others wait for the end of the process. C libraries may crash where several threads run through a list of more
+///   than 32 `atexit` handlers, 31 of which are this crate's: glibc before 2.41 does.
+/// - A handler that calls C's `exit`, or [`exit`], ends only itself: the drains that its thread is in are resumed, the
+///   innermost first, with the failures they have gathered. Handlers that call C's `exit` run inside one another, so some
+///   thousands of them overflow the call stack, as they do in C; [`exit`] and [`Exit`] leave the handler first.
+/// - What is registered during the last drain runs next, up to 65,536 registrations by each thread and on each stack. Past
+///   that, and once the stack has been empty, registrations are [refused](SharedExitStack::try_register). So the process
+///   always ends, even if handlers register themselves again.
+/// - Handlers do not change the exit status, except with [`Exit`]: a handler that fails is reported, and the status stays as
+///   it is. No panic unwinds into C, and nothing is printed but [reports](crate::report).
+///
+/// # In a shared library
+///
+/// For authors of plugins, and of what loads them:
+///
+/// - **Do not join threads, and do not load libraries, in a handler that may run when the library is unloaded.** The
+///   loader holds its lock while `dlclose` runs the handlers. A handler blocks forever if it needs that lock on another
+///   thread, or waits for a thread that does: to load a library, or to use a thread-local with a destructor for the first
+///   time, as most new threads do.
+/// - A thread may leave by `exit` while another one unloads the library, in either order: each handler runs once, and
+///   `dlclose` waits for threads that are inside the library on their way out. This holds on Linux with glibc; elsewhere
+///   the host must not do both at the same time.
+/// - Each shared library with this crate in it has a process stack and a [report hook](crate::report) of its own. The
+///   host's [`Interpreter::enter`](crate::Interpreter::enter) does not reach the library's [`register`](crate::register).
+/// - Unloading is not an exit: an [`Exit`] that is returned there is ignored. If the library is still loaded when the
+///   process ends, `Exit` decides the status, as in a program.
+/// - A living thread that the library has started keeps it loaded, and so does a thread-local of it that has a destructor,
+///   on every thread that has used it. `dlclose` then runs nothing, and the handlers run when the process ends.
+/// - An error refers to the code of the library that made it. Format errors, and
+///   [finalize](crate::Interpreter::finalize) interpreters whose errors you want, before the library is unloaded.
+/// - Two copies of this crate in one process, such as two versions of it, or those of a plugin and its host, do not know
+///   each other. **Calling [`exit`] of one copy in a handler of the other may abort the process**, as `std::process::exit`
+///   does. Return [`Exit`], that of the copy with which the handler is registered.
 ///
 /// ```no_run
 /// exitstack::process_stack().register(|| println!("goodbye")); // whichever interpreter is current
@@ -61,20 +86,19 @@ pub fn process_stack() -> &'static SharedExitStack {
 
 /// Drains the process stack, then ends the process with this status.
 ///
-/// What `std::process::exit` does, with the handlers run first: while `std::process::exit` is still legal, and also
-/// where it reaches no `atexit` handler (Windows). Like it, it drops nothing that stands on the threads' stacks. An
-/// [`Exit`] that a handler returns replaces the status. If another thread drains already, waits until it is done. Of the
-/// status the system keeps what it can: on Unix the low byte.
+/// **Inside the destructor of a thread-local this aborts**, after the handlers have run, if the thread is in
+/// `std::process::exit` already or past the end of `main`: std does not allow `exit` to be called twice.
 ///
-/// Inside a handler of the process stack, or of an interpreter that drains with it, it acts as [`Exit`]: the status is
-/// recorded at once, the handler is left by unwinding (or, while it unwinds already and with `panic = "abort"`, never
-/// returned to), and the drain goes on with the handlers below. `std::process::exit` there aborts the process: this is the
-/// call to use. Two places have no way out but C's `exit`: a function that C called from a handler (unwinding out of an
-/// `extern "C"` function aborts), and another library's `atexit` handler.
+/// This is `std::process::exit`, with the handlers run first, while thread-locals are alive; it also runs them where
+/// `std::process::exit` reaches no `atexit` handler (Windows). Like it, it drops no local variables. If another thread is
+/// draining the stack, it waits until that is done. What the thread's own thread-locals register in their destructors runs
+/// after them. An [`Exit`] that a handler returns replaces the status, of which Unix keeps the low byte.
 ///
-/// **In the destructor of a thread-local it aborts**, after the handlers have run, if the thread is in
-/// `std::process::exit` or past the end of `main` already: std's `exit` cannot be called twice. On the way out by this
-/// function the handlers run before such destructors, and what the destructors register runs after them.
+/// Inside a handler of the process stack, or of an interpreter that drains with it, this acts as [`Exit`]: the status is
+/// recorded at once, the handler is left by unwinding, and the drain continues with the handlers below. (If the handler is
+/// unwinding already, and with `panic = "abort"`, the handlers below run inside this call.) Two places have no way out but
+/// C's `exit`: a function that C called from a handler, as unwinding out of an `extern "C"` function aborts, and another
+/// library's `atexit` handler.
 ///
 /// ```no_run
 /// exitstack::register(|| println!("saved"));
@@ -96,10 +120,13 @@ pub fn exit(code: i32) -> ! {
     at_exit::leave_with(code)
 }
 
-/// For `main`: runs `body`, then the handlers of the process stack, then reports what `body` returned as `main` would.
+/// Runs the body of `main`, then the handlers of the process stack, then reports the body's value as `main` would.
 ///
-/// The handlers run inside `main`, where thread-locals are alive and other threads can be joined. Because the value is
-/// reported after them, an error is shown on a terminal that a handler has restored.
+/// **A panic's message is written before the handlers run**, by the panic hook: a program that changes the terminal must
+/// also restore it there.
+///
+/// The handlers run inside `main`, where thread-locals are alive and other threads can be joined. The value is reported after
+/// them, so an error can be read on a terminal that a handler has restored.
 ///
 /// | `body` | status | printed |
 /// | --- | --- | --- |
@@ -109,16 +136,12 @@ pub fn exit(code: i32) -> ! {
 /// | returns another [`Termination`] | what it reports; 101 if that panics | |
 /// | panics | 101 | the panic's message, before the handlers |
 ///
-/// An [`Exit`] that a handler returns decides the status in each of these cases; the error is printed all the same. What
-/// handlers printed to standard output, also without a newline, comes before the error, unless somebody keeps standard
-/// output locked.
+/// In each of these cases an [`Exit`] that a handler returns replaces the status; the error is printed all the same. What
+/// handlers have printed to standard output comes before the error, even without a newline, unless another thread keeps
+/// standard output locked.
 ///
-/// **A panic's message is written before the handlers run**, by the panic hook: a program that changes the terminal has
-/// to restore it in its panic hook, too. A handler that ends the process by itself, with `std::process::exit`, ends it
-/// before the value is reported.
-///
-/// What is registered after that is drained by the `atexit` hook, as without `run`, and by the next `run`. Called inside a
-/// handler of the process stack, `run` leaves the other handlers to the drain that it is called in.
+/// The stack is open again afterwards: what is registered then is drained by the `atexit` hook, as without `run`, or by the
+/// next `run`. If a handler of the process stack calls `run`, the other handlers are left to the drain that it is in.
 ///
 /// ```
 /// use std::process::ExitCode;
@@ -164,24 +187,24 @@ fn flush_stdout() {
     }
 }
 
-/// Lets this forked child own what its parent registered, with the process stack and with every interpreter.
+/// Lets this forked child take over what its parent registered with the process stack and with every interpreter.
 ///
-/// Without it, a child neither runs nor drops what it inherited, only what it registers itself: it would delete its
-/// parent's files. A daemon that forks and lets its parent leave by `_exit` should call this in the child, once;
-/// elsewhere, and on systems without `fork`, it does nothing.
+/// **The parent keeps its handlers too.** If it leaves by `exit` or by returning from `main`, it runs them, and the child runs
+/// them again: let it leave by `_exit`, or move them away first with [`pop_all`](SharedExitStack::pop_all) and
+/// [`std::mem::forget`].
 ///
-/// **The parent keeps its handlers too.** A parent that leaves by `exit` or by returning from `main`, instead of by `_exit`,
-/// runs them: let it move them away first, with [`pop_all`](SharedExitStack::pop_all) and [`std::mem::forget`].
+/// A forked child neither runs nor drops what it inherited, only what it registers itself: otherwise it would delete its
+/// parent's files. A daemon that forks and whose parent leaves wants the handlers, and calls this in the child, once. In a
+/// process that did not fork, and on systems without `fork`, it does nothing. CPython runs inherited handlers in every child
+/// that exits normally.
 ///
-/// CPython runs inherited handlers in every child that exits normally.
+/// Returns false if some handlers cannot be had: another thread was in a method of one of the stacks at the fork, or one of
+/// them no longer accepts handlers. What that one held neither runs nor drops in this process. A child may use every shared
+/// stack of its parent, whatever other threads did at the fork. For a stack that is a value, there is
+/// [`SharedExitStack::adopt_after_fork`].
 ///
-/// False if another thread was in a method of one of the stacks at the fork, or if one takes no more handlers: what that
-/// one held is lost to the child. A child may use every shared stack of its parent, whatever other threads did at the fork.
-/// For a stack that is a value there is [`SharedExitStack::adopt_after_fork`].
-///
-/// C's own `atexit` is not made for forks: glibc keeps a lock in it, and a child that is forked while another thread
-/// registers with `atexit` hangs when it exits. This crate calls `atexit` at its first registration in a process and on the
-/// way out, at no other time.
+/// C's own `atexit` is not made for forks: glibc holds a lock in it, and a child that was forked while another thread was in
+/// `atexit` hangs when it exits. This crate calls `atexit` at its first registration in a process and on the way out.
 ///
 /// ```
 /// assert!(exitstack::adopt_after_fork()); // in a process that did not fork: nothing

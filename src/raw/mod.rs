@@ -16,6 +16,8 @@
 //! | | `exit_never.rs` | elsewhere | there is no C library |
 //! | `fork` | `fork.rs` | Unix | a child has a copy of its parent's memory |
 //! | | `no_fork.rs` | elsewhere | no process has a copy of another's memory |
+//! | `unload` | `unload.rs` | glibc | a library can be unloaded while other threads are inside it |
+//! | | `no_unload.rs` | elsewhere | it cannot, or there is no known way to wait for them |
 
 mod appendable;
 mod closure;
@@ -23,6 +25,10 @@ mod closure;
 #[cfg_attr(unix, path = "fork.rs")]
 #[cfg_attr(not(unix), path = "no_fork.rs")]
 mod fork;
+
+#[cfg_attr(all(target_os = "linux", target_env = "gnu"), path = "unload.rs")]
+#[cfg_attr(not(all(target_os = "linux", target_env = "gnu")), path = "no_unload.rs")]
+mod unload;
 
 #[cfg_attr(all(unix, target_env = "musl"), path = "exit_once.rs")]
 #[cfg_attr(any(all(unix, not(target_env = "musl")), target_os = "wasi", windows), path = "exit_again.rs")]
@@ -44,4 +50,5 @@ pub use closure::Task;
 pub(crate) use closure::{Bound, BoxError, Closure, Packed};
 pub(crate) use fork::{epoch, peek};
 pub(crate) use status::{end_with, exit_inside_exit};
-pub(crate) use system::{EXIT_CALLS_HOOKS, at_exit, in_main_program, write_stderr};
+pub(crate) use system::{EXIT_CALLS_HOOKS, at_exit, write_stderr};
+pub(crate) use unload::{at_unload, begin_list_anew, call_handlers, is_unloading, park, unloads_here};

@@ -8,9 +8,6 @@
 //! The functions passed to C are `extern "C" fn`: a panic that left them would abort the process. They let none
 //! through.
 
-#[cfg(any(target_os = "linux", target_os = "android"))]
-use std::ffi::c_void;
-
 pub(crate) use super::stderr::write_stderr;
 
 /// Whether `std::process::exit` calls the functions registered with `atexit`.
@@ -23,25 +20,28 @@ pub(crate) fn at_exit(hook: extern "C" fn()) -> bool {
 }
 
 /// Returns whether this code is part of the program itself rather than of a shared library, and true if it is unknown.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))] // there `unload.rs` knows more
 pub(crate) fn in_main_program() -> bool {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
+        use std::ffi::c_void;
+
         extern "C" fn here() {}
+
+        /// Returns the base address of the program or library that an address belongs to.
+        fn image_of(address: *const c_void) -> Option<*mut c_void> {
+            let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+            // SAFETY: the call takes any address, and fills the struct that it is given if it knows the address.
+            let known = unsafe { libc::dladdr(address, info.as_mut_ptr()) } != 0;
+            // SAFETY: a `Dl_info` consists of four pointers, all of which may be null.
+            let info = unsafe { info.assume_init() };
+            known.then_some(info.dli_fbase)
+        }
+
         // SAFETY: the call only returns a number that the kernel gave the process.
         let program = unsafe { libc::getauxval(libc::AT_PHDR) };
         image_of(here as *const c_void) == image_of(program as *const c_void)
     }
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     true
-}
-
-/// Returns the base address of the program or library that an address belongs to.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn image_of(address: *const c_void) -> Option<*mut c_void> {
-    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
-    // SAFETY: the call takes any address, and fills the struct that it is given if it knows the address.
-    let known = unsafe { libc::dladdr(address, info.as_mut_ptr()) } != 0;
-    // SAFETY: a `Dl_info` consists of four pointers, all of which may be null.
-    let info = unsafe { info.assume_init() };
-    known.then_some(info.dli_fbase)
 }

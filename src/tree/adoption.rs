@@ -14,7 +14,7 @@ impl SharedExitStack {
     }
 
     fn adopt_own(&self) -> bool {
-        let mut inherited = Vec::with_capacity(self.state.earlier().count());
+        let mut inherited = Vec::with_capacity(self.state.generations());
         let mut all = true;
         {
             let state = self.lock();

@@ -1,5 +1,6 @@
 //! How a stack drains, and everything nested in it: one loop, whatever the depth. The tables are in [`tree`](super).
 
+use std::cmp::Reverse;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -98,13 +99,24 @@ impl State {
 impl SharedExitStack {
     /// Drains the stack and what is nested in it; returns what failed.
     pub(crate) fn drain(&self, purpose: Purpose) -> Result<(), CloseError> {
+        self.drain_after(purpose, || ())
+    }
+
+    /// [`drain`](Self::drain), with something to do first once the drain is this thread's.
+    fn drain_after(&self, purpose: Purpose, first: impl FnOnce()) -> Result<(), CloseError> {
+        let mut first = Some(first);
         let _limited = purpose.is_bounded().then(limit_registrations);
         let who = if purpose.exits() { Who::MustWait } else { Who::Closer };
         let mut before = Ok(());
         loop {
             let mut teardown = Teardown::new(self, purpose);
             let result = match self.acquire(purpose, teardown.number, who) {
-                Acquired::Mine => teardown.run(),
+                Acquired::Mine => {
+                    if let Some(first) = first.take() {
+                        first();
+                    }
+                    teardown.run()
+                }
                 // The other thread may have skipped an interpreter that still has a handler running: look again.
                 Acquired::Ended(ended) if purpose.closes() => {
                     before = merged(before, ended.all);
@@ -126,10 +138,20 @@ impl SharedExitStack {
 
     /// [`drain`](Self::drain) where nobody is returned to: what failed was reported. Returns the exit status asked for.
     pub(crate) fn drain_unattended(&self, purpose: Purpose) -> Option<ExitRequest> {
-        let error = self.drain(purpose).err()?;
-        let request = error.exit_request();
-        discard(error); // a user's error, whose drop may panic
-        request
+        request_of(self.drain(purpose))
+    }
+
+    /// Drains the root of a tree where this thread leaves, which had the key `left` before: the drains that it was in are
+    /// resumed first, the innermost first. They count as part of the root's, so `exit` in one of their handlers leaves just
+    /// that handler. Returns the exit status asked for.
+    pub(crate) fn drain_to_leave(&self, purpose: Purpose, left: ThreadKey) -> Option<ExitRequest> {
+        let drains = self.left_by(left);
+        request_of(self.drain_after(purpose, || {
+            for node in &drains {
+                // Kept in the drain, not here: another handler may call C's `exit` before this returns.
+                node.stack.drain_unattended(Purpose::Exit).into_iter().for_each(|request| self.request_exit(request));
+            }
+        }))
     }
 
     /// Takes a handler out and runs it now; it counts as nested in the stack meanwhile.
@@ -313,9 +335,9 @@ impl SharedExitStack {
         self.lock().drain.as_ref().is_some_and(|drain| drain.owner == ThreadKey::current())
     }
 
-    /// Resumes the drains nested in this stack that the thread with this key was in, the innermost first; but none around
-    /// which it was in this stack's own drain. Returns the exit status asked for.
-    pub(crate) fn resume_left_by(&self, thread: ThreadKey) -> Option<ExitRequest> {
+    /// The interpreters nested in this stack whose drains the thread with this key was in, the innermost first; but none around
+    /// which it was in this stack's own drain.
+    fn left_by(&self, thread: ThreadKey) -> Vec<Arc<Node>> {
         let begun_by_it = |stack: &Self| {
             let state = stack.lock();
             state.drain.as_ref().filter(|drain| drain.owner == thread).map(|drain| drain.teardown)
@@ -328,8 +350,8 @@ impl SharedExitStack {
                 found.push((teardown, Arc::clone(node)));
             }
         });
-        found.sort_by_key(|(teardown, _)| std::cmp::Reverse(*teardown)); // stable: of one teardown, the outermost first
-        found.into_iter().filter_map(|(_, node)| node.stack.drain_unattended(Purpose::Exit)).max()
+        found.sort_by_key(|(teardown, _)| Reverse(*teardown)); // stable: of one teardown, the outermost first
+        found.into_iter().map(|(_, node)| node).collect()
     }
 
     /// Unlinks the interpreter that this settled stack belongs to; and its parent, if that is settled by it; and so on.
@@ -342,6 +364,14 @@ impl SharedExitStack {
             }
         }
     }
+}
+
+/// The exit status that a result asks for.
+fn request_of(result: Result<(), CloseError>) -> Option<ExitRequest> {
+    let error = result.err()?;
+    let request = error.exit_request();
+    discard(error); // a user's error, whose drop may panic
+    request
 }
 
 /// A drain of a stack and of everything nested in it.

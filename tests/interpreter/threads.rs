@@ -378,6 +378,130 @@ fn a_close_waits_for_a_handler_that_the_close_before_has_passed() {
     });
 }
 
+/// Does `wait` while two handlers of `interpreter` run out of their turn on other threads: it is to wait for both.
+fn beside_run_now(interpreter: &Interpreter, wait: impl FnOnce()) {
+    let done = Count::default();
+    let (runs, wait_runs) = channel();
+    let [first, second] = [(); 2].map(|()| {
+        let (waits, wait_waits) = channel::<Watched>();
+        let (runs, then, own) = (runs.clone(), done.handler(), interpreter.clone());
+        let id = interpreter.stack().register(move || {
+            runs.send(()).unwrap();
+            wait_waits.recv().unwrap().until_it_sleeps();
+            then();
+        });
+        (waits, thread::spawn(move || own.stack().run_now(id).unwrap().unwrap()))
+    });
+    (0..2).for_each(|_| wait_runs.recv().unwrap());
+    for (waits, _) in [&first, &second] {
+        waits.send(Watched::this()).unwrap();
+    }
+    wait();
+    assert_eq!(done.get(), 2);
+    for (_, thread) in [first, second] {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn finalize_waits_for_a_handler_that_run_now_runs() {
+    within_a_minute(|| {
+        let interpreter = Interpreter::new("own");
+        beside_run_now(&interpreter, || {
+            interpreter.stack().register(|| Err("its own"));
+            assert_eq!(messages(&interpreter.finalize()), ["own"]);
+        });
+    });
+}
+
+#[test]
+fn a_parents_drain_waits_for_a_handler_that_run_now_runs() {
+    within_a_minute(|| {
+        let parent = Interpreter::new("parent");
+        let child = parent.subinterpreter("child");
+        beside_run_now(&child, || parent.finalize().unwrap());
+        let parent = Interpreter::new("parent");
+        let child = parent.subinterpreter("child");
+        beside_run_now(&child, || parent.stack().close().unwrap());
+        let parent = Interpreter::new("parent");
+        let child = parent.subinterpreter("child");
+        beside_run_now(&child, || drop(parent));
+    });
+}
+
+#[test]
+fn a_handler_in_run_now_may_finalize_its_own_and_the_parent() {
+    within_a_minute(|| {
+        let count = Count::default();
+        let parent = Interpreter::new("parent");
+        parent.stack().register(count.handler());
+        let child = parent.subinterpreter("child");
+        child.stack().register(count.handler());
+        let (around, own, then) = (parent.clone(), child.clone(), count.handler());
+        let id = child.stack().register(move || {
+            own.finalize().unwrap();
+            around.finalize().unwrap();
+            then();
+        });
+        child.stack().run_now(id).unwrap().unwrap();
+        parent.finalize().unwrap();
+        assert_eq!(count.get(), 3);
+        assert!([&parent, &child].iter().all(|done| done.stack().try_register(|| ()).is_err()));
+    });
+}
+
+#[test]
+fn handlers_in_run_now_that_finalize_each_other_end() {
+    within_a_minute(|| {
+        for _ in rounds() {
+            let count = Count::default();
+            let both = ["a", "b"].map(Interpreter::new);
+            let barrier = Arc::new(Barrier::new(2));
+            let ids = [0, 1].map(|n| {
+                both[n].stack().register(count.handler());
+                let (other, barrier, then) = (both[1 - n].clone(), Arc::clone(&barrier), count.handler());
+                both[n].stack().register(move || {
+                    barrier.wait();
+                    other.finalize().unwrap();
+                    then();
+                })
+            });
+            let run = |n: usize| both[n].stack().run_now(ids[n]).unwrap().unwrap();
+            at_once([&|| run(0), &|| run(1)]);
+            for interpreter in &both {
+                interpreter.finalize().unwrap();
+            }
+            assert_eq!(count.get(), 4);
+        }
+    });
+}
+
+#[test]
+fn a_handler_in_run_now_may_finalize_a_parent_that_waits() {
+    within_a_minute(|| {
+        for _ in rounds() {
+            let count = Count::default();
+            let parent = Interpreter::new("parent");
+            parent.stack().register(count.handler());
+            let child = parent.subinterpreter("child");
+            child.stack().register(count.handler());
+            let barrier = Arc::new(Barrier::new(2));
+            let (around, begins, then) = (parent.clone(), Arc::clone(&barrier), count.handler());
+            let id = child.stack().register(move || {
+                begins.wait();
+                around.finalize().unwrap();
+                then();
+            });
+            let finalize = || {
+                barrier.wait();
+                parent.finalize().unwrap();
+            };
+            at_once([&|| child.stack().run_now(id).unwrap().unwrap(), &finalize]);
+            assert_eq!(count.get(), 3);
+        }
+    });
+}
+
 /// Thread 1, in a handler of one child, drains another one, whose handler finalizes the grandparent: thread 1 goes on there
 /// with the parent's drain, whose owner waits for it. When that one wakes, the handler of the first child still runs, and is
 /// waited for. (The other way round, where thread 1 came to its wait first, it is the handler that waits for the finalizer,

@@ -3,11 +3,12 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
-use std::sync::{Barrier, mpsc};
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 
 use exitstack::{
-    Exit, HandlerError, Interpreter, SharedExitStack, adopt_after_fork, exit, process_stack, register, run,
+    CloseError, Exit, ExitStack, HandlerError, Interpreter, SharedExitStack, adopt_after_fork, exit, process_stack,
+    register, run,
 };
 
 use crate::Status::Code;
@@ -48,7 +49,7 @@ fn pid() -> libc::pid_t {
 }
 
 /// Forks; the child does `child` and then what `Ended` says, the parent waits for it and returns its status.
-fn fork(child: impl FnOnce() -> Ended) -> Result<i32, Ended> {
+pub(crate) fn fork(child: impl FnOnce() -> Ended) -> Result<i32, Ended> {
     // SAFETY: the child runs what is tested.
     let forked = unsafe { libc::fork() };
     in_both(forked, child)
@@ -110,6 +111,12 @@ fn raw_clone(child: impl FnOnce() -> Ended) -> Result<i32, Ended> {
     // SAFETY: `clone` without a new stack and without shared memory is a fork.
     let forked = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
     in_both(libc::pid_t::try_from(forked).expect("a pid"), child)
+}
+
+/// The messages of all failures, without what stands before them.
+fn last_words(error: &CloseError) -> String {
+    let last_word = |error: &HandlerError| format!("{error:#}").split(": ").last().unwrap_or_default().to_owned();
+    error.iter().map(last_word).collect::<Vec<_>>().join(", ")
 }
 
 fn after(forked: Result<i32, Ended>, then: impl FnOnce(i32)) -> Ended {
@@ -178,12 +185,371 @@ pub(crate) fn cases() -> Vec<Case> {
                 });
                 child.stack().register(|| Err("one"));
                 child.stack().register(|| Err("two"));
-                let told = parent.finalize().unwrap_err();
-                let last_word = |error: &HandlerError| format!("{error:#}").split(": ").last().unwrap().to_owned();
-                say(&told.iter().map(last_word).collect::<Vec<_>>().join(", "));
+                say(&last_words(&parent.finalize().unwrap_err()));
                 OK
             },
         ),
+        case(
+            "a_child_forked_past_the_last_drain_runs_its_own_on_c_exit",
+            Code(7),
+            &["parent's", "own", "child 4"],
+            || {
+                fork_past_the_last_drain(false, || {
+                    says("own");
+                    c_exit(4)
+                })
+            },
+        ),
+        case(
+            "a_child_forked_past_the_last_drain_runs_its_own_on_exit",
+            Code(7),
+            &["parent's", "own", "child 4"],
+            || {
+                fork_past_the_last_drain(false, || {
+                    says("own");
+                    exit(4)
+                })
+            },
+        ),
+        case(
+            "a_child_forked_past_every_hook_runs_its_own_on_c_exit",
+            Code(7),
+            &["parent's", "plugin", "own", "child 4"],
+            || {
+                fork_past_the_last_drain(true, || {
+                    says("own");
+                    let plugin = Interpreter::new("plugin");
+                    plugin.stack().register(|| say("plugin"));
+                    c_exit(4)
+                })
+            },
+        ),
+        case("a_child_forked_past_every_hook_runs_its_own_on_exit", Code(7), &["parent's", "own", "child 4"], || {
+            fork_past_the_last_drain(true, || {
+                says("own");
+                exit(4)
+            })
+        }),
+        case("what_comes_past_the_last_drain_is_not_adopted", Code(0), &["adopted: false, 0 wait", "child 0"], || {
+            extern "C" fn later() {
+                let adopted = adopt_after_fork();
+                say(&format!("adopted: {adopted}, {} wait", process_stack().len()));
+            }
+            // SAFETY: the handler is a function that does not unwind. Registered first, it runs last.
+            assert_eq!(unsafe { libc::atexit(later) }, 0);
+            says("parent's");
+            after(fork(|| OK), |status| {
+                say(&format!("child {status}"));
+                leave()
+            })
+        }),
+        case("a_finalized_interpreter_does_not_adopt", Code(0), &["adopted: false, 0 wait", "child 0"], || {
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(|| say("parent's"));
+            let forked = fork(|| {
+                plugin.finalize().unwrap();
+                let adopted = plugin.stack().adopt_after_fork();
+                say(&format!("adopted: {adopted}, {} wait", plugin.stack().len()));
+                OK
+            });
+            after(forked, |status| {
+                say(&format!("child {status}"));
+                leave()
+            })
+        }),
+        case(
+            "a_child_neither_runs_nor_drops_a_values_inherited_handlers",
+            Code(0),
+            &["own", "child 0", "parent's"],
+            || {
+                let bomb = Bomb::new();
+                let mut value = Some(SharedExitStack::new());
+                let stack = value.as_ref().unwrap();
+                let id = stack.register(move || {
+                    let _bomb = bomb;
+                    say("parent's");
+                });
+                let forked = fork(|| {
+                    let stack = value.take().unwrap();
+                    assert!(stack.is_empty() && !stack.unregister(id) && stack.run_now(id).is_none());
+                    stack.clear();
+                    drop(stack.pop_all());
+                    stack.register(|| say("own"));
+                    assert_eq!(stack.len(), 1);
+                    OK // the drop drains
+                });
+                after(forked, |status| say(&format!("child {status}")))
+            },
+        ),
+        case("a_raw_clone_has_values_of_its_own", Code(0), &["own", "child 0", "parent's"], || {
+            let value = SharedExitStack::new();
+            value.register(|| say("parent's"));
+            let cloned = raw_clone(|| {
+                assert!(value.is_empty());
+                value.register(|| say("own"));
+                value.close().unwrap();
+                leave()
+            });
+            after(cloned, |status| say(&format!("child {status}")))
+        }),
+        case(
+            "a_handler_that_forks_in_a_close_leaves_the_child_its_own",
+            Code(0),
+            &["own", "in the child", "child 0", "below", "above"],
+            || {
+                let value = Arc::new(SharedExitStack::new());
+                value.register(|| say("below"));
+                let stack = Arc::clone(&value);
+                value.register(move || match fork(|| OK) {
+                    Err(_) => {
+                        stack.register(|| say("own"));
+                        Err("in the child")
+                    }
+                    Ok(status) => {
+                        say(&format!("child {status}"));
+                        Ok(())
+                    }
+                });
+                value.register(|| Err("above"));
+                say(&last_words(&value.close().unwrap_err()));
+                OK
+            },
+        ),
+        case("a_daemon_adopts_a_value_by_itself", Code(0), &["copied", "value", "plugin", "A", "child 0"], || {
+            says("A");
+            let value = SharedExitStack::new();
+            value.register(|| say("value"));
+            let mut local = Some(ExitStack::new());
+            local.as_ref().unwrap().register(|| say("copied"));
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(|| say("plugin"));
+            let forked = fork(|| {
+                assert!(adopt_after_fork());
+                assert_eq!((process_stack().len(), plugin.stack().len(), value.len()), (1, 1, 0));
+                assert!(value.adopt_after_fork());
+                assert!(value.adopt_after_fork() && adopt_after_fork());
+                assert_eq!((process_stack().len(), plugin.stack().len(), value.len()), (1, 1, 1));
+                drop(local.take()); // a value like any other
+                value.close().unwrap();
+                exit(0)
+            });
+            after(forked, |status| {
+                say(&format!("child {status}"));
+                leave()
+            })
+        }),
+        case("a_grandchild_adopts_a_value_of_both_before_it", Code(0), &["own", "B", "A", "grandchild 0"], || {
+            let value = SharedExitStack::new();
+            value.register(|| say("A"));
+            let forked = fork(|| {
+                value.register(|| say("B"));
+                let forked = fork(|| {
+                    value.register(|| say("own"));
+                    assert!(value.adopt_after_fork());
+                    value.close().unwrap();
+                    OK
+                });
+                after(forked, |status| {
+                    say(&format!("grandchild {status}"));
+                    leave()
+                })
+            });
+            after(forked, |_| leave())
+        }),
+        case("adopting_a_value_where_nothing_was_forked_changes_nothing", Code(0), &["B", "A"], || {
+            let value = SharedExitStack::new();
+            value.register(|| say("A"));
+            value.register(|| say("B"));
+            assert!(value.adopt_after_fork() && adopt_after_fork());
+            value.close().unwrap();
+            OK
+        }),
+        case(
+            "a_child_adopts_in_the_order_in_which_all_was_registered",
+            Code(0),
+            &["Y", "X", "B", "p2", "p1", "A", "child 4"],
+            || {
+                says("A");
+                let plugin = Interpreter::new("plugin");
+                plugin.stack().register(|| say("p1"));
+                says("B");
+                let forked = fork(|| {
+                    says("X");
+                    plugin.stack().register(|| say("p2"));
+                    says("Y");
+                    assert!(adopt_after_fork());
+                    exit(4)
+                });
+                after(forked, |status| {
+                    say(&format!("child {status}"));
+                    leave()
+                })
+            },
+        ),
+        case(
+            "a_child_gives_an_interpreter_its_place_at_the_first_use",
+            Code(0),
+            &["Y", "p2", "X", "child 4", "B", "p1", "A"],
+            || {
+                says("A");
+                let plugin = Interpreter::new("plugin");
+                plugin.stack().register(|| say("p1"));
+                says("B");
+                let forked = fork(|| {
+                    says("X");
+                    plugin.stack().register(|| say("p2"));
+                    says("Y");
+                    exit(4)
+                });
+                let ended = after(forked, |status| say(&format!("child {status}")));
+                std::mem::forget(plugin);
+                ended
+            },
+        ),
+        case(
+            "adopting_twice_keeps_an_interpreter_made_in_the_child",
+            Code(0),
+            &["Y", "B", "q", "p1", "A", "child 4"],
+            || {
+                says("A");
+                let plugin = Interpreter::new("plugin");
+                plugin.stack().register(|| say("p1"));
+                says("B");
+                let forked = fork(|| {
+                    let made = plugin.subinterpreter("made");
+                    made.stack().register(|| say("q"));
+                    says("Y");
+                    assert!(adopt_after_fork() && adopt_after_fork());
+                    exit(4)
+                });
+                after(forked, |status| {
+                    say(&format!("child {status}"));
+                    leave()
+                })
+            },
+        ),
+        case("no_child_hangs_when_other_threads_use_values_at_the_fork", Code(0), &["100 children"], || {
+            static VALUE: SharedExitStack = SharedExitStack::new();
+            static DONE: AtomicBool = AtomicBool::new(false);
+            static RAN: AtomicUsize = AtomicUsize::new(0);
+            fn counts() {
+                RAN.fetch_add(1, Ordering::Relaxed);
+            }
+            exitstack::report::set_hook(Box::new(|_| ()));
+            let shared = Arc::new(SharedExitStack::new());
+            let over = Interpreter::new("over");
+            over.finalize().unwrap();
+            let (busy, started) = mpsc::channel();
+            let threads: Vec<_> = (0..3)
+                .map(|_| {
+                    let (shared, over, busy) = (Arc::clone(&shared), over.clone(), busy.clone());
+                    thread::spawn(move || {
+                        busy.send(()).unwrap();
+                        while !DONE.load(Ordering::Relaxed) {
+                            for stack in [&VALUE, &shared] {
+                                let bomb = Bomb::new();
+                                stack.register(move || drop(bomb));
+                                let id = stack.register(counts);
+                                stack.unregister(id);
+                                let _ = stack.pending();
+                                stack.close().unwrap();
+                            }
+                            over.stack().register(counts);
+                            exitstack::report::set_hook(Box::new(|_| ()));
+                            let plugin = Interpreter::new("plugin");
+                            plugin.stack().register(counts);
+                            plugin.finalize().unwrap();
+                        }
+                    })
+                })
+                .collect();
+            (0..3).for_each(|_| started.recv().unwrap());
+            let mut ended = 0;
+            for adopts in (0..100).map(|n| n % 2 == 0) {
+                let forked = fork(|| {
+                    if adopts {
+                        adopt_after_fork(); // what other threads are in at the fork cannot be had
+                    }
+                    for stack in [&VALUE, &shared] {
+                        let before = RAN.load(Ordering::Relaxed);
+                        assert!(stack.is_empty());
+                        (0..10).for_each(|_| _ = stack.register(counts));
+                        assert_eq!(stack.len(), 10);
+                        stack.close().unwrap();
+                        assert_eq!(RAN.load(Ordering::Relaxed), before + 10);
+                        drop(stack.pop_all());
+                    }
+                    assert!(over.stack().try_register(counts).is_err());
+                    let thread = thread::spawn(|| {
+                        VALUE.register(counts);
+                        VALUE.close().unwrap();
+                        drop(exitstack::report::take_hook());
+                    });
+                    thread.join().unwrap();
+                    let plugin = Interpreter::new("plugin");
+                    plugin.stack().register(counts);
+                    plugin.finalize().unwrap();
+                    exit(7)
+                });
+                match forked {
+                    Err(in_child) => return in_child,
+                    Ok(7) => ended += 1,
+                    Ok(status) => say(&format!("child {status}")),
+                }
+            }
+            DONE.store(true, Ordering::Relaxed);
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            say(&format!("{ended} children"));
+            OK
+        }),
+        case("adoption_says_if_a_stack_was_busy_at_the_fork", Code(0), &["50 children"], || {
+            static DONE: AtomicBool = AtomicBool::new(false);
+            static RAN: AtomicUsize = AtomicUsize::new(0);
+            fn counts() {
+                RAN.fetch_add(1, Ordering::Relaxed);
+            }
+            let value = Arc::new(SharedExitStack::new());
+            let plugin = Interpreter::new("plugin");
+            let outer = plugin.clone();
+            for stack in [process_stack(), plugin.stack(), &value] {
+                (0..3).for_each(|_| _ = stack.register(counts));
+            }
+            let theirs = Arc::clone(&value);
+            let (busy, started) = mpsc::channel();
+            let thread = thread::spawn(move || {
+                busy.send(()).unwrap();
+                while !DONE.load(Ordering::Relaxed) {
+                    for stack in [process_stack(), outer.stack(), &theirs] {
+                        let id = stack.register(|| ());
+                        stack.unregister(id);
+                    }
+                    drop(outer.subinterpreter("inner"));
+                }
+            });
+            started.recv().unwrap();
+            let mut right = 0;
+            for _ in 0..50 {
+                let forked = fork(|| {
+                    if adopt_after_fork() {
+                        assert!(process_stack().len() >= 3 && plugin.stack().len() >= 3);
+                        process_stack().close().unwrap();
+                        assert_eq!(RAN.load(Ordering::Relaxed), 6);
+                    }
+                    RAN.store(0, Ordering::Relaxed);
+                    let all = value.adopt_after_fork();
+                    value.close().unwrap();
+                    assert_eq!(RAN.load(Ordering::Relaxed), if all { 3 } else { 0 });
+                    leave()
+                });
+                right += i32::from(matches!(forked, Ok(0)));
+            }
+            DONE.store(true, Ordering::Relaxed);
+            thread.join().unwrap();
+            say(&format!("{right} children"));
+            leave()
+        }),
         case("a_child_forked_past_the_last_drain_ends", Code(7), &["parent's", "child 4"], || {
             fork_past_the_last_drain(false, || c_exit(4))
         }),

@@ -1,15 +1,18 @@
 //! The library inside something that is loaded, or refused, or built to abort: `tests/fixtures`, built here.
 
+use std::ffi::OsString;
+use std::hash::BuildHasher;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use libtest_mimic::{Failed, Trial};
 
-use crate::{Status, status_of};
+use crate::{Status, runs_or, status_of, timeout};
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn trials() -> Vec<Trial> {
     let trial = |name: &str, test: fn() -> Result<(), Failed>| Trial::test(name, test);
-    vec![
+    let mut trials = vec![
         trial("a_loaded_librarys_handlers_run_when_it_is_unloaded", || {
             let host = host()?;
             expect(Command::new(host).arg("close").arg(library()?), 0, &["loaded", "plugin's", "unloaded", "host's"])
@@ -23,6 +26,32 @@ pub(crate) fn trials() -> Vec<Trial> {
                 0,
                 &["loaded", "plugin's", "unloaded", "host's"],
             )
+        }),
+        trial("a_loaded_library_decides_its_hosts_status_at_exit", || {
+            expect(Command::new(host()?).arg("stay-status").arg(library()?), 7, &["loaded", "plugin's", "host's"])
+        }),
+        trial("a_library_loaded_2000_times_costs_no_memory", || {
+            let output = output(timeout().arg(c("again")?).arg(library()?))?;
+            let grown = String::from_utf8_lossy(&output.stdout).into_owned();
+            let number = |part: &str| part.split(' ').next()?.parse::<i64>().ok();
+            match grown.trim_end().split(", ").map(number).collect::<Vec<_>>()[..] {
+                [Some(..100), Some(..1_000)] if output.status.success() => Ok(()),
+                _ => Err(format!("{output:?}").into()),
+            }
+        }),
+        trial("a_program_that_has_the_crate_in_a_dylib_is_no_other", || {
+            let (folder, libraries) = linked()?;
+            let run = |argument: &str, status, lines: &[&str]| {
+                let mut command = timeout();
+                expect(
+                    command.env("LD_LIBRARY_PATH", &libraries).arg(folder.join("linked")).arg(argument),
+                    status,
+                    lines,
+                )
+            };
+            run("Exit", 7, &["100"])?;
+            run("exit", 7, &["100"])?;
+            (0..runs_or(20)).try_for_each(|_| run("race", 0, &["100"]))
         }),
         trial("a_library_loaded_by_python_runs_its_handlers_at_its_exit", || {
             let program = "import atexit, ctypes, sys; atexit.register(print, 'python\\'s', flush=True); \
@@ -46,6 +75,22 @@ pub(crate) fn trials() -> Vec<Trial> {
             let counted = build("dev", "counted")?;
             compare(&output(&mut Command::new(counted))?, Status::Code(0), &["16", "31"])
         }),
+        trial("an_allocator_may_register_while_a_list_grows", || {
+            allocating("growth", &["fifth", "the allocator's", "first"])
+        }),
+        trial("an_allocator_may_use_the_value_that_is_in_use", || {
+            allocating("value", &["each handler was dropped once"])
+        }),
+        trial("an_allocator_may_use_the_interpreter_that_is_in_use", || {
+            allocating("interpreter", &["each handler was dropped once"])
+        }),
+        trial("an_allocator_may_use_the_process_stack_that_is_in_use", || {
+            allocating("process", &["each handler was dropped once"])
+        }),
+        trial("an_allocator_with_a_lock_may_use_a_stack_of_threads", || {
+            allocating("threads", &["each handler was dropped once"])
+        }),
+        trial("around_a_fork_nothing_is_allocated", || allocating("fork", &["child: 0 calls", "parent: 0 calls"])),
         trial("with_panic_abort_a_panicking_handler_aborts_and_exit_does_not", || {
             let aborting = build("abort", "aborting")?;
             let panics = output(Command::new(&aborting).arg("panic"))?;
@@ -55,7 +100,43 @@ pub(crate) fn trials() -> Vec<Trial> {
             let exits = output(Command::new(&aborting).arg("exit"))?;
             compare(&exits, Status::Code(3), &["B", "A"])
         }),
-    ]
+    ];
+    for threads in [1, 3, 8] {
+        let name = |order| format!("{threads}_threads_exit_{order}_a_loaded_library_is_unloaded");
+        trials.push(Trial::test(name("before"), move || meet(threads, 0, || "exit".into())));
+        trials.push(Trial::test(name("after"), move || meet(threads, 0, || "unload".into())));
+        trials.push(Trial::test(name("while"), move || meet(threads, 0, at_once)));
+    }
+    trials.push(trial("a_loaded_library_is_unloaded_when_a_report_at_exit_is_over", || meet(1, 0, || "report".into())));
+    trials.push(trial("a_loaded_library_is_unloaded_while_a_host_with_100_handlers_exits", || {
+        meet(1, 100, || "exit".into())
+    }));
+    trials
+}
+
+/// Nobody crashes or hangs, all handlers run, once, and the status is the one that was given to `exit`.
+fn meet(threads: usize, handlers: usize, order: impl Fn() -> String) -> Result<(), Failed> {
+    let (program, library) = (c("meet")?, library()?);
+    let run = |_| {
+        let order = order();
+        let mut meets = timeout();
+        meets.arg(&program).arg(&library).args([&order, &threads.to_string(), &handlers.to_string()]);
+        let output = meets.output().map_err(|error| error.to_string())?;
+        // Of those that leave when the library is gone, the third may end the process under the first: that is C's affair.
+        let cut = order.parse::<i64>().is_ok() && threads > 2 && output.stdout == b"plugin's\n";
+        let lines: &[&str] = if cut { &["plugin's"] } else { &["plugin's", "host's"] };
+        compare(&output, Status::Code(7), lines)
+            .map_err(|failed| format!("{order}: {}", failed.message().unwrap_or_default()))
+    };
+    let runs = runs_or(50);
+    let bad: Vec<String> = (0..runs).map(run).filter_map(Result::err).collect();
+    if bad.is_empty() { Ok(()) } else { Err(format!("{} of {runs}, such as {}", bad.len(), bad[0]).into()) }
+}
+
+/// A number of nanoseconds, positive or negative, within the time that it takes to run the handlers and to unload.
+fn at_once() -> String {
+    let random = std::hash::RandomState::new().hash_one(());
+    format!("{}{}", if random % 2 == 0 { "" } else { "-" }, random / 2 % 200_000)
 }
 
 fn fixtures() -> PathBuf {
@@ -70,10 +151,7 @@ fn target() -> PathBuf {
 fn cargo(profile: &str, what: &[&str]) -> Result<PathBuf, Failed> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--profile", profile, "--manifest-path"]).arg(fixtures().join("Cargo.toml"));
-    let built = output(cargo.arg("--target-dir").arg(target()).args(what))?;
-    if !built.status.success() {
-        return Err(String::from_utf8_lossy(&built.stderr).into_owned().into());
-    }
+    built(cargo.arg("--target-dir").arg(target()).args(what))?;
     Ok(target().join(if profile == "dev" { "debug" } else { profile }))
 }
 
@@ -81,16 +159,60 @@ fn build(profile: &str, bin: &str) -> Result<PathBuf, Failed> {
     Ok(cargo(profile, &["--bin", bin])?.join(bin))
 }
 
+/// Runs the program whose allocator uses the stacks; the last thing it said before it hangs is shown.
+fn allocating(what: &str, lines: &[&str]) -> Result<(), Failed> {
+    let mut output = output(Command::new(build("dev", "allocating")?).arg(what))?;
+    let from = output
+        .stderr
+        .iter()
+        .rev()
+        .skip(1)
+        .position(|&byte| byte == b'\n')
+        .map_or(0, |end| output.stderr.len() - 1 - end);
+    output.stderr.drain(..from);
+    compare(&output, Status::Code(0), lines)
+}
+
 fn library() -> Result<PathBuf, Failed> {
     Ok(cargo("dev", &["--lib"])?.join("libfixtures.so"))
 }
 
+/// Where a program is that has the crate in a `dylib`, and where that one and Rust's own are.
+fn linked() -> Result<(PathBuf, OsString), Failed> {
+    let target = target().join("linked");
+    let flags = std::env::var("RUSTFLAGS").unwrap_or_default() + " -C prefer-dynamic";
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--manifest-path"]).arg(fixtures().join("linked/Cargo.toml"));
+    built(cargo.arg("--target-dir").arg(&target).env("RUSTFLAGS", flags))?;
+    let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let std = built(Command::new(compiler).args(["--print", "target-libdir"]))?;
+    let folder = target.join("debug");
+    let libraries = std::env::join_paths([&folder, Path::new(String::from_utf8(std)?.trim_end())])?;
+    Ok((folder, libraries))
+}
+
 fn host() -> Result<PathBuf, Failed> {
+    c("host")
+}
+
+/// Builds a program in C.
+fn c(program: &str) -> Result<PathBuf, Failed> {
     std::fs::create_dir_all(target())?;
     // Each test builds its own, for they run at the same time.
-    let host = target().join(format!("host-{:?}", std::thread::current().id()).replace(['(', ')'], "-"));
-    let built = output(Command::new("gcc").arg("-o").arg(&host).arg(fixtures().join("host.c")).arg("-ldl"))?;
-    if built.status.success() { Ok(host) } else { Err(String::from_utf8_lossy(&built.stderr).into_owned().into()) }
+    let file = target().join(format!("{program}-{:?}", std::thread::current().id()).replace(['(', ')'], "-"));
+    let mut gcc = Command::new("gcc");
+    gcc.arg("-o").arg(&file).arg(fixtures().join(program).with_extension("c")).args(["-pthread", "-ldl"]);
+    built(&mut gcc)?;
+    Ok(file)
+}
+
+fn built(command: &mut Command) -> Result<Vec<u8>, Failed> {
+    let built = output(command)?;
+    if built.status.success() {
+        Ok(built.stdout)
+    } else {
+        Err(String::from_utf8_lossy(&built.stderr).into_owned().into())
+    }
 }
 
 fn output(command: &mut Command) -> Result<Output, Failed> {

@@ -9,6 +9,7 @@ use exitstack::{exit, register};
 use libtest_mimic::Trial;
 
 use crate::child::{c_exit, say};
+use crate::fork::fork;
 use crate::{Ended, Status, run_child, runs, status_of};
 
 const WAYS: [&str; 7] = ["std", "c", "exit", "std+c", "std+exit", "c+exit", "return+c"];
@@ -33,7 +34,35 @@ pub(crate) fn trials() -> Vec<Trial> {
             }));
         }
     }
+    trials.push(Trial::test("no_child_hangs_if_the_first_handler_comes_at_the_fork", || {
+        let delays = (0..runs()).map(|run| [0, 30, 100, 300, 1000, 3000][run % 6].to_string());
+        let bad: Vec<_> = delays
+            .map(|delay| run_child("first", &[delay]))
+            .filter(|output| output.stdout != b"child 0\n" || status_of(output) != Status::Code(0))
+            .collect();
+        if bad.is_empty() { Ok(()) } else { Err(format!("{} of {}, such as {:?}", bad.len(), runs(), bad[0]).into()) }
+    }));
     trials
+}
+
+/// Forks while another thread registers the process's first handler, or a little later.
+pub(crate) fn child_of_the_first_registration() -> Ended {
+    let delay: u32 = std::env::args().nth(1).and_then(|delay| delay.parse().ok()).ok_or("a delay")?;
+    let start = Barrier::new(2);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            start.wait();
+            register(|| ());
+        });
+        start.wait();
+        (0..delay).for_each(|_| std::hint::spin_loop());
+        let forked = fork(|| {
+            register(|| ());
+            std::process::exit(0)
+        });
+        say(&format!("child {}", forked.unwrap_or_default()));
+    });
+    Ok(ExitCode::SUCCESS)
 }
 
 fn leave(way: &str) {

@@ -45,6 +45,21 @@ fn leaves_in_another(order: [&'static str; 2]) -> Ended {
     OK
 }
 
+/// Ends the process while a handler of this stack runs out of its turn on another thread.
+fn ends_while_run_now_runs(stack: &'static SharedExitStack) -> Ended {
+    let (runs, wait_runs) = channel();
+    let (ends, wait_ends) = channel::<Watched>();
+    let id = stack.register(move || {
+        runs.send(()).unwrap();
+        wait_ends.recv().unwrap().until_it_sleeps();
+        say("out of turn");
+    });
+    thread::spawn(move || stack.run_now(id));
+    wait_runs.recv().unwrap();
+    ends.send(Watched::this()).unwrap();
+    OK
+}
+
 #[expect(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -227,6 +242,67 @@ pub(crate) fn cases() -> Vec<Case> {
             thread::park();
             OK
         }),
+        case("the_process_ends_though_an_exiting_thread_owns_a_drain", Code(3), &["closed"], || {
+            // A handler of a value leaves on another thread, and waits for the main thread, which drains the process stack.
+            // That one goes on with another library's handler, which closes the value.
+            static VALUE: SharedExitStack = SharedExitStack::new();
+            extern "C" fn another_librarys() {
+                let _ = VALUE.close();
+                say("closed");
+            }
+            // SAFETY: the handler is a function that does not unwind. Registered first, it runs last.
+            assert_eq!(unsafe { libc::atexit(another_librarys) }, 0);
+            let (drains, wait_drains) = channel();
+            let (leaves, wait_leaves) = channel::<Watched>();
+            register(move || {
+                drains.send(()).unwrap();
+                wait_leaves.recv().unwrap().until_it_sleeps();
+            });
+            VALUE.register(move || {
+                wait_drains.recv().unwrap();
+                leaves.send(Watched::this()).unwrap();
+                exit(3)
+            });
+            thread::spawn(|| VALUE.close());
+            std::process::exit(7)
+        })
+        .or(Code(7)),
+        case("the_process_waits_for_a_handler_that_run_now_runs", Code(0), &["out of turn"], || {
+            ends_while_run_now_runs(process_stack())
+        }),
+        case("the_process_waits_for_an_interpreters_that_run_now_runs", Code(0), &["out of turn"], || {
+            static PLUGIN: LazyLock<Interpreter> = LazyLock::new(|| Interpreter::new("plugin"));
+            ends_while_run_now_runs(PLUGIN.stack())
+        }),
+        case("exit_in_a_handler_that_run_now_runs_drains_the_rest", Code(9), &["old"], || {
+            says_on(process_stack(), "old");
+            let id = register(|| exit(9));
+            let _ = process_stack().run_now(id);
+            OK
+        }),
+        case("c_exit_in_a_handler_that_run_now_runs_drains_the_rest", Code(9), &["plugin", "old"], || {
+            says_on(process_stack(), "old");
+            let plugin = Interpreter::new("plugin");
+            says_on(plugin.stack(), "plugin");
+            let id = plugin.stack().register(|| c_exit(9));
+            let _ = plugin.stack().run_now(id);
+            OK
+        }),
+        case("exit_in_a_handler_that_run_now_runs_while_the_process_ends", Code(3), &["old"], || {
+            says_on(process_stack(), "old");
+            let (runs, wait_runs) = channel();
+            let (ends, wait_ends) = channel::<Watched>();
+            let id = register(move || {
+                runs.send(()).unwrap();
+                wait_ends.recv().unwrap().until_it_sleeps();
+                exit(3)
+            });
+            thread::spawn(move || process_stack().run_now(id));
+            wait_runs.recv().unwrap();
+            ends.send(Watched::this()).unwrap();
+            OK
+        })
+        .or(Code(0)),
         case("a_failure_that_the_drain_around_has_reported_is_not_reported_again", Code(3), &["1 reports"], || {
             static REPORTS: AtomicUsize = AtomicUsize::new(0);
             exitstack::report::set_hook(Box::new(|_| _ = REPORTS.fetch_add(1, Ordering::SeqCst)));

@@ -1,12 +1,12 @@
 //! The ways out of one process.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{ExitCode, Termination};
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -61,6 +61,57 @@ fn says_status(code: ExitCode) {
 fn errors_join_output() {
     // SAFETY: duplicates descriptors, which are open.
     assert_eq!(unsafe { libc::dup2(libc::STDOUT_FILENO, libc::STDERR_FILENO) }, libc::STDERR_FILENO);
+}
+
+/// A thread-local whose drop registers a handler.
+struct Registers;
+
+impl Drop for Registers {
+    fn drop(&mut self) {
+        register(|| {
+            say("a thread-local's");
+            Err(Exit(5))
+        });
+    }
+}
+
+/// A thread-local whose drop leaves.
+struct Leaves;
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        exit(4)
+    }
+}
+
+thread_local! {
+    static REGISTERS: Cell<Option<Registers>> = const { Cell::new(None) };
+    static LEAVES: Cell<Option<Leaves>> = const { Cell::new(None) };
+}
+
+/// musl drops no thread-locals when the process ends.
+const DROPS_THREAD_LOCALS: bool = !cfg!(target_env = "musl");
+
+fn a_thread_local_registers(name: &'static str, out: &[&str], leave: fn() -> Ended) -> Case {
+    let (status, out) = if DROPS_THREAD_LOCALS { (5, out) } else { (0, &["A"][..]) };
+    case(name, Code(status), out, leave)
+}
+
+/// If the thread is in std's `exit` already, that aborts: after the handlers.
+fn a_thread_local_leaves(name: &'static str, leave: fn() -> Ended) -> Case {
+    case(name, Code(if DROPS_THREAD_LOCALS { 4 } else { 0 }), &["A"], leave).or(Signal(libc::SIGABRT))
+}
+
+/// How much processor time this thread has used.
+fn time_used() -> Duration {
+    // SAFETY: a `timespec` is two numbers.
+    let mut time: libc::timespec = unsafe { std::mem::zeroed() };
+    // SAFETY: `time` is live.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) }, 0);
+    Duration::new(
+        u64::try_from(time.tv_sec).expect("not negative"),
+        u32::try_from(time.tv_nsec).expect("below a second"),
+    )
 }
 
 #[expect(clippy::too_many_lines, reason = "a table")]
@@ -801,6 +852,125 @@ pub(crate) fn cases() -> Vec<Case> {
             // SAFETY: a literal with its zero. Without a newline: the first one that musl meets it does not keep back.
             unsafe { libc::printf(c"C's buffer".as_ptr()) };
             c_exit(1)
+        }),
+        // Thread-locals that come late.
+        a_thread_local_registers("what_a_thread_local_registers_runs_on_return", &["a thread-local's", "A"], || {
+            REGISTERS.set(Some(Registers));
+            says("A");
+            OK
+        }),
+        a_thread_local_registers("what_a_thread_local_registers_runs_on_std_exit", &["a thread-local's", "A"], || {
+            REGISTERS.set(Some(Registers));
+            says("A");
+            std::process::exit(0)
+        }),
+        a_thread_local_registers("what_a_thread_local_registers_runs_on_c_exit", &["a thread-local's", "A"], || {
+            REGISTERS.set(Some(Registers));
+            says("A");
+            c_exit(0)
+        }),
+        a_thread_local_registers("what_a_thread_local_registers_runs_on_exit", &["A", "a thread-local's"], || {
+            REGISTERS.set(Some(Registers));
+            says("A");
+            exit(0)
+        }),
+        a_thread_local_registers(
+            "what_a_thread_local_registers_runs_on_exit_on_a_thread",
+            &["A", "a thread-local's"],
+            || {
+                says("A");
+                on_a_thread(|| {
+                    REGISTERS.set(Some(Registers));
+                    exit(0)
+                });
+                OK
+            },
+        ),
+        a_thread_local_registers("what_a_thread_local_registers_runs_after_run", &["A", "a thread-local's"], || {
+            REGISTERS.set(Some(Registers));
+            Ok(run(|| {
+                says("A");
+                Ok::<_, String>(())
+            }))
+        }),
+        a_thread_local_leaves("exit_in_a_thread_locals_drop_on_return", || {
+            LEAVES.set(Some(Leaves));
+            says("A");
+            OK
+        }),
+        a_thread_local_leaves("exit_in_a_thread_locals_drop_on_std_exit", || {
+            LEAVES.set(Some(Leaves));
+            says("A");
+            std::process::exit(0)
+        }),
+        a_thread_local_leaves("exit_in_a_thread_locals_drop_on_c_exit", || {
+            LEAVES.set(Some(Leaves));
+            says("A");
+            c_exit(0)
+        }),
+        a_thread_local_leaves("exit_in_a_thread_locals_drop_on_exit", || {
+            LEAVES.set(Some(Leaves));
+            says("A");
+            exit(0)
+        }),
+        a_thread_local_leaves("exit_in_a_thread_locals_drop_on_std_exit_on_a_thread", || {
+            says("A");
+            on_a_thread(|| {
+                LEAVES.set(Some(Leaves));
+                std::process::exit(0)
+            });
+            OK
+        }),
+        // Many of a kind.
+        case("ten_thousand_exits_inside_a_close_do_not_pile_up", Code(3), &["A", "10000"], || {
+            static RAN: AtomicUsize = AtomicUsize::new(0);
+            register(|| say(&RAN.load(Ordering::Relaxed).to_string()));
+            says("A");
+            for _ in 0..10_000 {
+                register(|| {
+                    RAN.fetch_add(1, Ordering::Relaxed);
+                    exit(3)
+                });
+            }
+            exit(process_stack().close().unwrap_err().exit_code().unwrap())
+        }),
+        case("ten_thousand_exits_inside_a_finalize_do_not_pile_up", Code(3), &["A", "10000"], || {
+            static RAN: AtomicUsize = AtomicUsize::new(0);
+            register(|| say(&RAN.load(Ordering::Relaxed).to_string()));
+            says("A");
+            let plugin = Interpreter::new("plugin");
+            for _ in 0..10_000 {
+                plugin.stack().register(|| {
+                    RAN.fetch_add(1, Ordering::Relaxed);
+                    exit(3)
+                });
+            }
+            let _ = plugin.finalize();
+            OK
+        }),
+        case("refusals_of_many_interpreters_are_counted_in_linear_time", Code(0), &["linear"], || {
+            fn refuse_twice(interpreters: usize) -> Duration {
+                let all: Vec<_> = (0..interpreters).map(|_| Interpreter::new("plugin")).collect();
+                for plugin in &all {
+                    plugin.finalize().unwrap();
+                }
+                let before = time_used();
+                for plugin in &all {
+                    plugin.stack().register(|| ());
+                    plugin.stack().register(|| ());
+                }
+                time_used().saturating_sub(before)
+            }
+            exitstack::report::set_hook(Box::new(|_| ()));
+            let least = |interpreters| refuse_twice(interpreters).min(refuse_twice(interpreters));
+            let [few, many] = [10_000, 40_000].map(least);
+            // Four times as many: four times as long, or sixteen times.
+            if many < 9 * few {
+                say("linear");
+            } else {
+                say(&format!("{few:?}, then {many:?}"));
+            }
+            OK
         }),
         // Locks that others hold.
         case("standard_output_and_error_locked_for_ever_elsewhere", Code(0), &["B", "A"], || {

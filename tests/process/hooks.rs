@@ -1,0 +1,212 @@
+//! Other libraries' hooks around a fork: they lock what is theirs, as POSIX advises, and use every kind of stack, before and
+//! after ours, if there are any.
+
+use std::process::ExitCode;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+
+use exitstack::{Interpreter, SharedExitStack, exit, process_stack, register};
+
+use crate::Status::Code;
+use crate::child::{c_exit, say, says};
+use crate::fork::fork;
+use crate::{Case, Ended, case};
+
+const OK: Ended = Ok(ExitCode::SUCCESS);
+
+static VALUE: SharedExitStack = SharedExitStack::new();
+static PLUGIN: LazyLock<Interpreter> = LazyLock::new(|| Interpreter::new("plugin"));
+static RAN: AtomicUsize = AtomicUsize::new(0);
+
+fn counts() {
+    RAN.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Another library's lock. It stays locked from its first hook to its last.
+static THEIRS: AtomicBool = AtomicBool::new(false);
+/// The hooks want it: the busy thread leaves it to them.
+static WANTED: AtomicBool = AtomicBool::new(false);
+
+fn lock() {
+    while THEIRS.swap(true, Ordering::Acquire) {
+        thread::yield_now();
+    }
+}
+
+fn unlock() {
+    THEIRS.store(false, Ordering::Release);
+}
+
+/// Does with every kind of stack what any function may do; four handlers run.
+fn use_stacks() {
+    for stack in [process_stack(), PLUGIN.stack(), &VALUE] {
+        let [removed, runs] = [stack.register(|| ()), stack.register(counts)];
+        stack.unregister(removed);
+        let _ = (stack.len(), stack.pending());
+        let _ = stack.run_now(runs);
+        if !std::ptr::eq(stack, process_stack()) {
+            stack.close().unwrap(); // the process stack's would finalize the plugin
+        }
+    }
+    let made = PLUGIN.subinterpreter("made");
+    made.stack().register(counts);
+    made.finalize().unwrap();
+}
+
+/// Closes the process stack, among others; two handlers run.
+fn close_stacks() {
+    for stack in [process_stack(), &VALUE] {
+        stack.register(counts);
+        stack.close().unwrap();
+    }
+}
+
+type Hook = extern "C" fn();
+
+fn at_fork(prepare: Option<Hook>, parent: Option<Hook>, child: Option<Hook>) {
+    let [prepare, parent, child] =
+        [prepare, parent, child].map(|hook| hook.map(|hook| hook as unsafe extern "C" fn()));
+    // SAFETY: the hooks are functions of this program that do not unwind.
+    assert_eq!(unsafe { libc::pthread_atfork(prepare, parent, child) }, 0);
+}
+
+extern "C" fn lock_and_use() {
+    WANTED.store(true, Ordering::Relaxed);
+    lock();
+    use_stacks();
+}
+
+extern "C" fn use_and_unlock() {
+    use_stacks();
+    unlock();
+    WANTED.store(false, Ordering::Relaxed);
+}
+
+extern "C" fn use_only() {
+    use_stacks();
+}
+
+extern "C" fn lock_and_close() {
+    WANTED.store(true, Ordering::Relaxed);
+    lock();
+    close_stacks();
+}
+
+extern "C" fn close_and_unlock() {
+    close_stacks();
+    unlock();
+    WANTED.store(false, Ordering::Relaxed);
+}
+
+/// Forks beside a thread that does `work` under the other library's lock, in which so many handlers run.
+fn fork_beside_a_busy_thread(handlers: usize, work: fn()) -> Ended {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    let (busy, is_busy) = channel();
+    let thread = thread::spawn(move || {
+        busy.send(()).unwrap();
+        while !DONE.load(Ordering::Relaxed) {
+            lock();
+            work();
+            unlock();
+            while WANTED.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+        }
+    });
+    is_busy.recv().unwrap();
+    let mut ended = 0;
+    for _ in 0..100 {
+        let forked = fork(|| {
+            let before = RAN.load(Ordering::Relaxed);
+            lock();
+            work();
+            unlock();
+            assert_eq!(RAN.load(Ordering::Relaxed), before + handlers);
+            exit(7)
+        });
+        match forked {
+            Err(in_child) => return in_child,
+            Ok(7) => ended += 1,
+            Ok(status) => say(&format!("child {status}")),
+        }
+    }
+    DONE.store(true, Ordering::Relaxed);
+    thread.join().unwrap();
+    say(&format!("{ended} children"));
+    OK
+}
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("hooks_from_before_ours_lock_and_use_stacks_at_the_fork", Code(0), &["100 children"], || {
+            at_fork(Some(lock_and_use), Some(use_and_unlock), Some(use_and_unlock));
+            fork_beside_a_busy_thread(4, use_stacks)
+        }),
+        case("hooks_from_after_ours_lock_and_use_stacks_at_the_fork", Code(0), &["100 children"], || {
+            use_stacks();
+            at_fork(Some(lock_and_use), Some(use_and_unlock), Some(use_and_unlock));
+            fork_beside_a_busy_thread(4, use_stacks)
+        }),
+        case("hooks_from_before_ours_close_the_process_stack_at_the_fork", Code(0), &["100 children"], || {
+            at_fork(Some(lock_and_close), Some(close_and_unlock), Some(close_and_unlock));
+            fork_beside_a_busy_thread(2, close_stacks)
+        }),
+        case("hooks_from_after_ours_close_the_process_stack_at_the_fork", Code(0), &["100 children"], || {
+            close_stacks();
+            at_fork(Some(lock_and_close), Some(close_and_unlock), Some(close_and_unlock));
+            fork_beside_a_busy_thread(2, close_stacks)
+        }),
+        case("hooks_from_before_and_after_ours_use_stacks_at_the_fork", Code(0), &["100 children"], || {
+            at_fork(Some(lock_and_use), Some(use_and_unlock), Some(use_and_unlock));
+            use_stacks();
+            at_fork(Some(use_only), Some(use_only), Some(use_only));
+            fork_beside_a_busy_thread(4, use_stacks)
+        }),
+        case("a_prepare_hook_from_before_ours_may_ask_for_the_length", Code(0), &["child 0"], || {
+            extern "C" fn ask() {
+                assert!(process_stack().len() <= 1 && PLUGIN.stack().is_empty() && VALUE.pending().is_empty());
+            }
+            at_fork(Some(ask), None, None);
+            register(|| ());
+            if let Ok(status) = fork(|| exit(0)) {
+                say(&format!("child {status}"));
+            }
+            OK
+        }),
+        case("what_a_childs_hook_registers_runs_in_the_child", Code(0), &["hook's", "child 3", "A"], || {
+            extern "C" fn hook() {
+                says("hook's");
+            }
+            at_fork(None, None, Some(hook));
+            says("A");
+            if let Ok(status) = fork(|| std::process::exit(3)) {
+                say(&format!("child {status}"));
+            }
+            OK
+        }),
+        case("what_a_later_childs_hook_registers_runs_in_the_child", Code(0), &["hook's", "child 3", "A"], || {
+            extern "C" fn hook() {
+                says("hook's");
+            }
+            says("A");
+            at_fork(None, None, Some(hook));
+            if let Ok(status) = fork(|| c_exit(3)) {
+                say(&format!("child {status}"));
+            }
+            OK
+        }),
+        case("what_a_prepare_hook_registers_runs_in_the_parent_alone", Code(0), &["child 3", "hook's", "A"], || {
+            extern "C" fn hook() {
+                says("hook's");
+            }
+            says("A");
+            at_fork(Some(hook), None, None);
+            if let Ok(status) = fork(|| exit(3)) {
+                say(&format!("child {status}"));
+            }
+            OK
+        }),
+    ]
+}
