@@ -45,8 +45,8 @@ pub enum Outcome {
 /// requested becomes the exit status, of which Unix keeps the low byte.
 ///
 /// The request is ignored if a stack is dropped, as there is no caller to return it to; in a [`scope`](crate::scope)
-/// whose body failed; and in the process stack of a shared library, because unloading a library is not an exit. Only a
-/// bare or a boxed `Exit` counts, not one that is the `source` of another error or inside an `anyhow::Error`.
+/// whose body failed; and when a shared library is unloaded, which is not an exit. Only a bare or a boxed `Exit` counts,
+/// not one that is the `source` of another error or inside an `anyhow::Error`.
 ///
 /// Python's `atexit` has no equivalent: a `SystemExit` raised in a handler is printed and changes nothing.
 ///

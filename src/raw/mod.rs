@@ -16,8 +16,8 @@
 //! | | `exit_never.rs` | elsewhere | there is no C library |
 //! | `fork` | `fork.rs` | Unix | a child has a copy of its parent's memory |
 //! | | `no_fork.rs` | elsewhere | no process has a copy of another's memory |
-//! | `unload` | `unload.rs` | glibc | a library is unloaded while other threads are inside it |
-//! | | `no_unload.rs` | elsewhere | it is never unloaded, or nothing is known to wait for |
+//! | `unload` | `unload.rs` | glibc | a library can be unloaded while other threads are inside it |
+//! | | `no_unload.rs` | elsewhere | it cannot, or there is no known way to wait for them |
 
 mod appendable;
 mod closure;

@@ -20,7 +20,7 @@ pub(crate) fn at_exit(hook: extern "C" fn()) -> bool {
 }
 
 /// Returns whether this code is part of the program itself rather than of a shared library, and true if it is unknown.
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))] // `unload.rs` knows more there
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))] // there `unload.rs` knows more
 pub(crate) fn in_main_program() -> bool {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -28,12 +28,12 @@ pub(crate) fn in_main_program() -> bool {
 
         extern "C" fn here() {}
 
-        /// The program or library that an address belongs to, by where it begins.
+        /// Returns the base address of the program or library that an address belongs to.
         fn image_of(address: *const c_void) -> Option<*mut c_void> {
             let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
-            // SAFETY: takes any address; fills the struct it is given, if it knows the address.
+            // SAFETY: the call takes any address, and fills the struct that it is given if it knows the address.
             let known = unsafe { libc::dladdr(address, info.as_mut_ptr()) } != 0;
-            // SAFETY: a `Dl_info` is four pointers, all of which may be null.
+            // SAFETY: a `Dl_info` consists of four pointers, all of which may be null.
             let info = unsafe { info.assume_init() };
             known.then_some(info.dli_fbase)
         }

@@ -343,7 +343,7 @@ impl SharedExitStack {
 }
 
 impl Node {
-    /// A new interpreter. If its parent takes no more handlers, it takes none either: nothing would be sure to run them.
+    /// A new interpreter. If its parent no longer accepts handlers, it accepts none either: nothing would be sure to run them.
     pub(crate) fn new(name: Cow<'static, str>, parent: Parent) -> Arc<Self> {
         let node = Arc::new_cyclic(|node: &Weak<Self>| Self {
             name,
