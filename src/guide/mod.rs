@@ -1,0 +1,13 @@
+//! Recipes for programs, libraries and tests that have something to clean up.
+//!
+//! | what you want | chapter |
+//! | --- | --- |
+//! | a guard that lives until the process ends: a logger's, a profiler's, a lock | [`guards`] |
+//!
+//! **On Windows `std::process::exit` runs no handlers.** Where a recipe says that handlers run on it, call
+//! [`exitstack::exit`](crate::exit) there.
+//!
+//! Every example is compiled by the crate's tests, and run where it can be. One that is a whole program stands in the
+//! crate's `examples`, where it is run on every way out and its output and exit status are compared.
+
+pub mod guards;
