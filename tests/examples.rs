@@ -5,8 +5,9 @@
 #![cfg(all(unix, not(loom), not(miri)))]
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use exitstack::ExitStack;
 
@@ -17,14 +18,18 @@ struct Ended {
     stderr: String,
 }
 
-/// Runs an example in `directory`, where it also finds its place for temporary files.
-fn run(example: &str, args: &[&str], directory: &Path) -> Ended {
+/// An example, to be run in `directory`, where it also finds its place for temporary files.
+fn command(example: &str, args: &[&str], directory: &Path) -> Command {
     let me = std::env::current_exe().unwrap();
     let program = me.ancestors().nth(2).unwrap().join("examples").join(example);
     assert!(program.exists(), "{} is not built: a plain `cargo test` does it", program.display());
     let mut command = Command::new(program);
     command.args(args).current_dir(directory).env("TMPDIR", directory).env_remove("RUST_BACKTRACE");
-    let output = command.output().unwrap();
+    command
+}
+
+fn run(example: &str, args: &[&str], directory: &Path) -> Ended {
+    let output = command(example, args, directory).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Ended { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
@@ -299,5 +304,40 @@ one ends
 "
         );
         assert_eq!((ended.status, &*ended.stderr), (Some(0), ""));
+    });
+}
+
+#[test]
+fn what_a_killed_run_leaves_is_swept_by_the_next_one() {
+    in_directory("sweep", |directory| {
+        let jobs = directory.join("jobs");
+        assert_eq!(run("sweep", &["abort"], directory).status, None, "it died by a signal");
+        assert_eq!(names(&jobs).len(), 2, "a journal and a directory");
+        let ended = run("sweep", &[], directory);
+        assert_eq!((ended.status, &*ended.stdout, &*ended.stderr), (Some(0), "swept: 1\nbegun\n", ""));
+        assert!(names(&jobs).is_empty(), "{:?}", names(&jobs));
+    });
+}
+
+#[test]
+fn a_sweep_leaves_alone_what_belongs_to_a_running_process() {
+    in_directory("sweep-running", |directory| {
+        let jobs = directory.join("jobs");
+        let mut waits = command("sweep", &["wait"], directory);
+        let mut waits = waits.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // It has begun its job when it says so, and waits until its standard input is closed.
+        let mut said = String::new();
+        let mut stdout = BufReader::new(waits.stdout.take().unwrap());
+        while said != "begun\n" {
+            said.clear();
+            assert_ne!(stdout.read_line(&mut said).unwrap(), 0, "it ended early");
+        }
+        let before = names(&jobs);
+        assert_eq!(before.len(), 2);
+        assert_eq!(run("sweep", &[], directory).stdout, "swept: 0\nbegun\n");
+        assert_eq!(names(&jobs), before);
+        drop(waits.stdin.take());
+        assert!(waits.wait().unwrap().success());
+        assert!(names(&jobs).is_empty(), "{:?}", names(&jobs));
     });
 }

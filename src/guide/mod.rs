@@ -3,6 +3,7 @@
 //! | what you want | chapter |
 //! | --- | --- |
 //! | a guard that lives until the process ends: a logger's, a profiler's, a lock | [`guards`] |
+//! | what a killed run has left, removed by the next one | [`sweep`] |
 //!
 //! **On Windows `std::process::exit` runs no handlers.** Where a recipe says that handlers run on it, call
 //! [`exitstack::exit`](crate::exit) there.
@@ -11,3 +12,4 @@
 //! crate's `examples`, where it is run on every way out and its output and exit status are compared.
 
 pub mod guards;
+pub mod sweep;
