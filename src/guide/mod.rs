@@ -3,6 +3,7 @@
 //! | what you want | chapter |
 //! | --- | --- |
 //! | a guard that lives until the process ends: a logger's, a profiler's, a lock | [`guards`] |
+//! | nothing left behind after SIGKILL, `abort` or a power failure | [`unclean_ends`] |
 //! | what a killed run has left, removed by the next one | [`sweep`] |
 //!
 //! **On Windows `std::process::exit` runs no handlers.** Where a recipe says that handlers run on it, call
@@ -13,3 +14,4 @@
 
 pub mod guards;
 pub mod sweep;
+pub mod unclean_ends;
