@@ -308,6 +308,25 @@ one ends
 }
 
 #[test]
+fn a_temporary_directory_is_removed_on_every_way_out() {
+    let ways = [
+        (vec![], 0, "there: true\nthere: false\n", ""),
+        (vec!["error"], 1, "", "Error: \"the work failed\"\n"),
+        (vec!["panic"], 101, "", "the work panicked"),
+        (vec!["exit"], 3, "", ""),
+        (vec!["thread"], 4, "", ""),
+    ];
+    for (args, status, stdout, stderr) in ways {
+        in_directory("tempdir", |directory| {
+            let ended = run("tempdir", &args, directory);
+            assert_eq!((ended.status, &*ended.stdout), (Some(status), stdout), "{args:?}: {}", ended.stderr);
+            assert!(ended.stderr.contains(stderr), "{args:?}: {}", ended.stderr);
+            assert!(names(directory).is_empty(), "{args:?}: {:?}", names(directory));
+        });
+    }
+}
+
+#[test]
 fn what_a_killed_run_leaves_is_swept_by_the_next_one() {
     in_directory("sweep", |directory| {
         let jobs = directory.join("jobs");

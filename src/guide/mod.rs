@@ -2,6 +2,7 @@
 //!
 //! | what you want | chapter |
 //! | --- | --- |
+//! | temporary files and directories that do not stay behind | [`temporary_files`] |
 //! | a guard that lives until the process ends: a logger's, a profiler's, a lock | [`guards`] |
 //! | nothing left behind after SIGKILL, `abort` or a power failure | [`unclean_ends`] |
 //! | what a killed run has left, removed by the next one | [`sweep`] |
@@ -14,4 +15,5 @@
 
 pub mod guards;
 pub mod sweep;
+pub mod temporary_files;
 pub mod unclean_ends;
