@@ -4,10 +4,12 @@
 
 #![cfg(all(unix, not(loom), not(miri)))]
 
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::FromRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::ptr;
 
 use exitstack::ExitStack;
 
@@ -358,5 +360,67 @@ fn a_sweep_leaves_alone_what_belongs_to_a_running_process() {
         drop(waits.stdin.take());
         assert!(waits.wait().unwrap().success());
         assert!(names(&jobs).is_empty(), "{:?}", names(&jobs));
+    });
+}
+
+/// Opens a terminal; what a program does with the second end shows on the first.
+#[allow(unsafe_code, reason = "C opens terminals")]
+fn open_terminal() -> (File, File) {
+    let (mut ours, mut programs) = (0, 0);
+    let (name, mode, size) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+    // SAFETY: the first two are live, and the others may be null.
+    assert_eq!(unsafe { libc::openpty(&raw mut ours, &raw mut programs, name, mode, size) }, 0);
+    // SAFETY: it is open, and nobody else's.
+    let ours = unsafe { File::from_raw_fd(ours) };
+    // SAFETY: as above.
+    (ours, unsafe { File::from_raw_fd(programs) })
+}
+
+/// What `stty` says about a terminal.
+fn mode_of(terminal: &File) -> String {
+    let stty = Command::new("stty").arg("-g").stdin(terminal.try_clone().unwrap()).output().unwrap();
+    assert!(stty.status.success());
+    String::from_utf8(stty.stdout).unwrap()
+}
+
+/// Runs the example on a terminal; returns its status, what it showed there, and whether it left the mode as it was.
+fn on_a_terminal(args: &[&str], directory: &Path) -> (Option<i32>, String, bool) {
+    let (mut ours, programs) = open_terminal();
+    let before = mode_of(&programs);
+    let end = || programs.try_clone().unwrap();
+    let status = command("terminal", args, directory).stdin(end()).stdout(end()).stderr(end()).status().unwrap();
+    let restored = mode_of(&programs) == before;
+    drop(programs);
+    let mut shown = Vec::new();
+    let _ = ours.read_to_end(&mut shown); // on Linux an error follows the last byte, where others have the end
+    (status.code(), String::from_utf8(shown).unwrap().replace("\r\n", "\n"), restored)
+}
+
+#[test]
+fn a_terminal_is_given_back_before_the_end_is_told() {
+    let on_the_alternate_screen = "\x1b[?1049hthis is gone when the program ends\x1b[?1049l";
+    let ways = [
+        (vec![], 0, vec![""]),
+        (vec!["error"], 1, vec!["Error: Custom { kind: Other, error: \"the work failed\" }\n"]),
+        (vec!["panic"], 101, vec!["panicked at examples/terminal.rs:", "\nthe work panicked\n"]),
+        (vec!["exit"], 3, vec![""]),
+    ];
+    for (args, status, told) in ways {
+        in_directory("terminal", |directory| {
+            let (ended, shown, restored) = on_a_terminal(&args, directory);
+            assert_eq!((ended, restored), (Some(status), true), "{args:?}: {shown:?}");
+            let after = shown.strip_prefix(on_the_alternate_screen).unwrap_or_else(|| panic!("{args:?}: {shown:?}"));
+            assert!(told.iter().all(|text| after.contains(text)), "{args:?}: {shown:?}");
+            assert_eq!(after.is_empty(), told == [""], "{args:?}: {shown:?}");
+        });
+    }
+}
+
+#[test]
+fn without_a_terminal_the_terminals_example_says_so() {
+    in_directory("no-terminal", |directory| {
+        let ended = command("terminal", &[], directory).stdin(Stdio::null()).output().unwrap();
+        assert_eq!((ended.status.code(), &*ended.stdout), (Some(1), &b""[..]));
+        assert!(String::from_utf8(ended.stderr).unwrap().starts_with("Error: "));
     });
 }

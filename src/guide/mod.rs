@@ -2,6 +2,7 @@
 //!
 //! | what you want | chapter |
 //! | --- | --- |
+//! | a terminal that works, and a message that can be read, after every end of the program | [`terminal`] |
 //! | temporary files and directories that do not stay behind | [`temporary_files`] |
 //! | a guard that lives until the process ends: a logger's, a profiler's, a lock | [`guards`] |
 //! | nothing left behind after SIGKILL, `abort` or a power failure | [`unclean_ends`] |
@@ -16,4 +17,5 @@
 pub mod guards;
 pub mod sweep;
 pub mod temporary_files;
+pub mod terminal;
 pub mod unclean_ends;
