@@ -329,6 +329,27 @@ fn a_temporary_directory_is_removed_on_every_way_out() {
 }
 
 #[test]
+fn a_cleanup_that_fails_makes_the_status_1_on_every_way_out() {
+    let report = "process: exit handler `save` registered at examples/status.rs failed: disk full\n";
+    let ways = [
+        (vec!["return"], 0, vec![]),
+        (vec!["return", "fails"], 1, vec!["Error: CloseError {", "Failed(\"disk full\")"]),
+        (vec!["error", "fails"], 1, vec!["Error: \"the work failed\"\n", report]),
+        (vec!["exit"], 0, vec![]),
+        (vec!["exit", "fails"], 1, vec![report]),
+    ];
+    for (args, status, told) in ways {
+        in_directory("status", |directory| {
+            let ended = run("status", &args, directory);
+            assert_eq!(ended.status, Some(status), "{args:?}: {}", ended.stderr);
+            let stderr = without_lines(&ended.stderr);
+            assert!(told.iter().all(|text| stderr.contains(text)), "{args:?}: {stderr}");
+            assert_eq!(stderr.matches("disk full").count(), usize::from(args.contains(&"fails")), "{args:?}: {stderr}");
+        });
+    }
+}
+
+#[test]
 fn what_a_killed_run_leaves_is_swept_by_the_next_one() {
     in_directory("sweep", |directory| {
         let jobs = directory.join("jobs");

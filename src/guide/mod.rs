@@ -5,6 +5,7 @@
 //! | a terminal that works, and a message that can be read, after every end of the program | [`terminal`] |
 //! | temporary files and directories that do not stay behind | [`temporary_files`] |
 //! | a guard that lives until the process ends: a logger's, a profiler's, a lock | [`guards`] |
+//! | an exit status that tells whether the cleanup failed | [`exit_status`] |
 //! | nothing left behind after SIGKILL, `abort` or a power failure | [`unclean_ends`] |
 //! | what a killed run has left, removed by the next one | [`sweep`] |
 //!
@@ -14,6 +15,7 @@
 //! Every example is compiled by the crate's tests, and run where it can be. One that is a whole program stands in the
 //! crate's `examples`, where it is run on every way out and its output and exit status are compared.
 
+pub mod exit_status;
 pub mod guards;
 pub mod sweep;
 pub mod temporary_files;
