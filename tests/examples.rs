@@ -350,6 +350,14 @@ fn a_cleanup_that_fails_makes_the_status_1_on_every_way_out() {
 }
 
 #[test]
+fn a_panic_runs_the_handlers_also_without_the_hook_for_abort() {
+    in_directory("panic_abort", |directory| {
+        let ended = run("panic_abort", &[], directory);
+        assert_eq!((ended.status, &*ended.stdout), (Some(101), "the handler ran\n"), "{}", ended.stderr);
+    });
+}
+
+#[test]
 fn what_a_killed_run_leaves_is_swept_by_the_next_one() {
     in_directory("sweep", |directory| {
         let jobs = directory.join("jobs");

@@ -6,6 +6,7 @@
 //! | temporary files and directories that do not stay behind | [`temporary_files`] |
 //! | a guard that lives until the process ends: a logger's, a profiler's, a lock | [`guards`] |
 //! | an exit status that tells whether the cleanup failed | [`exit_status`] |
+//! | handlers that run after a panic with `panic = "abort"` | [`panic_abort`] |
 //! | nothing left behind after SIGKILL, `abort` or a power failure | [`unclean_ends`] |
 //! | what a killed run has left, removed by the next one | [`sweep`] |
 //!
@@ -17,6 +18,7 @@
 
 pub mod exit_status;
 pub mod guards;
+pub mod panic_abort;
 pub mod sweep;
 pub mod temporary_files;
 pub mod terminal;

@@ -36,10 +36,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_registration_is_refused_and_handed_back_if_c_refuses", || {
             let refused = build("dev", "refused")?;
             let output = output(&mut Command::new(refused))?;
-            let err = String::from_utf8_lossy(&output.stderr).into_owned();
-            if !err.contains("refused: the stack takes no more handlers") {
-                return Err(format!("no report: {err}").into());
-            }
+            has_error(&output, "refused: the stack takes no more handlers")?;
             compare(&output, Status::Code(0), &["handed back"])
         }),
         trial("c_is_given_as_many_hooks_as_the_first_block_of_its_list_has_room_for", || {
@@ -54,6 +51,16 @@ pub(crate) fn trials() -> Vec<Trial> {
             compare(&fails, Status::Code(0), &["B", "A"])?;
             let exits = output(Command::new(&aborting).arg("exit"))?;
             compare(&exits, Status::Code(3), &["B", "A"])
+        }),
+        trial("with_panic_abort_a_hook_that_closes_runs_the_handlers", || {
+            let panics = output(&mut Command::new(build("abort", "panic_abort")?))?;
+            has_error(&panics, "the work panicked")?;
+            compare(&panics, Status::Signal(libc::SIGABRT), &["the handler ran"])
+        }),
+        trial("with_panic_abort_a_hook_that_exits_goes_on_after_a_handler", || {
+            let panics = output(Command::new(build("abort", "aborting")?).arg("hook"))?;
+            has_error(&panics, "in a handler")?;
+            compare(&panics, Status::Code(101), &["B", "A"])
         }),
     ]
 }
@@ -95,6 +102,11 @@ fn host() -> Result<PathBuf, Failed> {
 
 fn output(command: &mut Command) -> Result<Output, Failed> {
     Ok(command.env("RUST_BACKTRACE", "0").output()?)
+}
+
+fn has_error(output: &Output, text: &str) -> Result<(), Failed> {
+    let err = String::from_utf8_lossy(&output.stderr);
+    if err.contains(text) { Ok(()) } else { Err(format!("expected {text:?} on standard error, got {err}").into()) }
 }
 
 fn expect(command: &mut Command, code: i32, lines: &[&str]) -> Result<(), Failed> {
