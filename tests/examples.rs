@@ -358,6 +358,18 @@ fn a_panic_runs_the_handlers_also_without_the_hook_for_abort() {
 }
 
 #[test]
+fn a_daemon_removes_its_pid_file_and_its_parent_does_not() {
+    for args in [vec![], vec!["exit"]] {
+        in_directory("daemon", |directory| {
+            let ended = run("daemon", &args, directory); // which reads until the daemon has ended, too
+            assert_eq!(ended.stdout, "the daemon works\nthe pid file is removed\n", "{args:?}");
+            assert_eq!((ended.status, &*ended.stderr), (Some(0), ""));
+            assert!(names(directory).is_empty(), "{:?}", names(directory));
+        });
+    }
+}
+
+#[test]
 fn what_a_killed_run_leaves_is_swept_by_the_next_one() {
     in_directory("sweep", |directory| {
         let jobs = directory.join("jobs");

@@ -6,6 +6,7 @@
 //! | temporary files and directories that do not stay behind | [`temporary_files`] |
 //! | a guard that lives until the process ends: a logger's, a profiler's, a lock | [`guards`] |
 //! | an exit status that tells whether the cleanup failed | [`exit_status`] |
+//! | a daemon that takes over what its parent registered | [`daemons`] |
 //! | handlers that run after a panic with `panic = "abort"` | [`panic_abort`] |
 //! | nothing left behind after SIGKILL, `abort` or a power failure | [`unclean_ends`] |
 //! | what a killed run has left, removed by the next one | [`sweep`] |
@@ -16,6 +17,7 @@
 //! Every example is compiled by the crate's tests, and run where it can be. One that is a whole program stands in the
 //! crate's `examples`, where it is run on every way out and its output and exit status are compared.
 
+pub mod daemons;
 pub mod exit_status;
 pub mod guards;
 pub mod panic_abort;
