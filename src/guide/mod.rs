@@ -6,6 +6,7 @@
 //! | temporary files and directories that do not stay behind | [`temporary_files`] |
 //! | a guard that lives until the process ends: a logger's, a profiler's, a lock | [`guards`] |
 //! | an exit status that tells whether the cleanup failed | [`exit_status`] |
+//! | threads, rayon and spawned tasks that register where their caller does | [`threads`] |
 //! | a daemon that takes over what its parent registered | [`daemons`] |
 //! | handlers that run after a panic with `panic = "abort"` | [`panic_abort`] |
 //! | nothing left behind after SIGKILL, `abort` or a power failure | [`unclean_ends`] |
@@ -24,4 +25,5 @@ pub mod panic_abort;
 pub mod sweep;
 pub mod temporary_files;
 pub mod terminal;
+pub mod threads;
 pub mod unclean_ends;
