@@ -465,3 +465,17 @@ fn without_a_terminal_the_terminals_example_says_so() {
         assert!(String::from_utf8(ended.stderr).unwrap().starts_with("Error: "));
     });
 }
+
+/// As `guide::tests` shows it.
+#[test]
+fn exit_runs_the_handlers() {
+    if std::env::var_os("AS_CHILD").is_some() {
+        exitstack::register(|| println!("cleaned up"));
+        std::process::exit(3);
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "exit_runs_the_handlers", "--nocapture"]).env("AS_CHILD", "1");
+    let output = child.output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("cleaned up"));
+}

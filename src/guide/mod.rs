@@ -6,6 +6,7 @@
 //! | temporary files and directories that do not stay behind | [`temporary_files`] |
 //! | a guard that lives until the process ends: a logger's, a profiler's, a lock | [`guards`] |
 //! | an exit status that tells whether the cleanup failed | [`exit_status`] |
+//! | tests that do not leave handlers to one another | [`tests`] |
 //! | threads, rayon and spawned tasks that register where their caller does | [`threads`] |
 //! | a daemon that takes over what its parent registered | [`daemons`] |
 //! | handlers that run after a panic with `panic = "abort"` | [`panic_abort`] |
@@ -25,5 +26,6 @@ pub mod panic_abort;
 pub mod sweep;
 pub mod temporary_files;
 pub mod terminal;
+pub mod tests;
 pub mod threads;
 pub mod unclean_ends;
