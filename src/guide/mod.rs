@@ -8,6 +8,7 @@
 //! | an exit status that tells whether the cleanup failed | [`exit_status`] |
 //! | tests that do not leave handlers to one another | [`tests`] |
 //! | threads, rayon and spawned tasks that register where their caller does | [`threads`] |
+//! | async cleanup from handlers that are not async | [`async_programs`] |
 //! | a daemon that takes over what its parent registered | [`daemons`] |
 //! | handlers that run after a panic with `panic = "abort"` | [`panic_abort`] |
 //! | nothing left behind after SIGKILL, `abort` or a power failure | [`unclean_ends`] |
@@ -19,6 +20,7 @@
 //! Every example is compiled by the crate's tests, and run where it can be. One that is a whole program stands in the
 //! crate's `examples`, where it is run on every way out and its output and exit status are compared.
 
+pub mod async_programs;
 pub mod daemons;
 pub mod exit_status;
 pub mod guards;
