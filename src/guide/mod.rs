@@ -9,6 +9,7 @@
 //! | tests that do not leave handlers to one another | [`tests`] |
 //! | threads, rayon and spawned tasks that register where their caller does | [`threads`] |
 //! | async cleanup from handlers that are not async | [`async_programs`] |
+//! | a library that is called from C | [`c_callers`] |
 //! | a daemon that takes over what its parent registered | [`daemons`] |
 //! | handlers that run after a panic with `panic = "abort"` | [`panic_abort`] |
 //! | nothing left behind after SIGKILL, `abort` or a power failure | [`unclean_ends`] |
@@ -21,6 +22,7 @@
 //! crate's `examples`, where it is run on every way out and its output and exit status are compared.
 
 pub mod async_programs;
+pub mod c_callers;
 pub mod daemons;
 pub mod exit_status;
 pub mod guards;

@@ -24,6 +24,18 @@ pub(crate) fn trials() -> Vec<Trial> {
                 &["loaded", "plugin's", "unloaded", "host's"],
             )
         }),
+        trial("a_loaded_library_exports_a_close_that_tells_failures", || {
+            let lines = ["loaded", "callback", "closed: 1", "again: 0", "plugin's", "unloaded", "host's"];
+            let output = output(Command::new(host()?).arg("export").arg(library()?))?;
+            has_error(&output, "process > exported: exit handler registered at src/lib.rs:")?;
+            has_error(&output, " failed: the plugin's failure\n")?;
+            compare(&output, Status::Code(0), &lines)
+        }),
+        trial("a_loaded_librarys_callback_may_call_exit", || {
+            let output = output(Command::new(host()?).arg("exit").arg(library()?))?;
+            has_error(&output, " failed: the plugin's failure\n")?;
+            compare(&output, Status::Code(3), &["loaded", "callback", "plugin's", "host's"])
+        }),
         trial("a_library_loaded_by_python_runs_its_handlers_at_its_exit", || {
             let program = "import atexit, ctypes, sys; atexit.register(print, 'python\\'s', flush=True); \
                            ctypes.CDLL(sys.argv[1]).plugin_register(0); print('loaded', flush=True)";
