@@ -10,6 +10,7 @@
 //! | threads, rayon and spawned tasks that register where their caller does | [`threads`] |
 //! | async cleanup from handlers that are not async | [`async_programs`] |
 //! | a library that is called from C | [`c_callers`] |
+//! | a host that loads and unloads shared libraries | [`plugins`] |
 //! | a daemon that takes over what its parent registered | [`daemons`] |
 //! | handlers that run after a panic with `panic = "abort"` | [`panic_abort`] |
 //! | nothing left behind after SIGKILL, `abort` or a power failure | [`unclean_ends`] |
@@ -27,6 +28,7 @@ pub mod daemons;
 pub mod exit_status;
 pub mod guards;
 pub mod panic_abort;
+pub mod plugins;
 pub mod sweep;
 pub mod temporary_files;
 pub mod terminal;
