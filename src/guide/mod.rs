@@ -5,6 +5,7 @@
 //! | a terminal that works, and a message that can be read, after every end of the program | [`terminal`] |
 //! | temporary files and directories that do not stay behind | [`temporary_files`] |
 //! | a guard that lives until the process ends: a logger's, a profiler's, a lock | [`guards`] |
+//! | a type that owns its cleanup | [`stack_in_a_struct`] |
 //! | an exit status that tells whether the cleanup failed | [`exit_status`] |
 //! | tests that do not leave handlers to one another | [`tests`] |
 //! | threads, rayon and spawned tasks that register where their caller does | [`threads`] |
@@ -29,6 +30,7 @@ pub mod exit_status;
 pub mod guards;
 pub mod panic_abort;
 pub mod plugins;
+pub mod stack_in_a_struct;
 pub mod sweep;
 pub mod temporary_files;
 pub mod terminal;
