@@ -6,6 +6,7 @@
 //! | temporary files and directories that do not stay behind | [`temporary_files`] |
 //! | a guard that lives until the process ends: a logger's, a profiler's, a lock | [`guards`] |
 //! | a type that owns its cleanup | [`stack_in_a_struct`] |
+//! | a [`scope`](crate::scope) that returns `io::Result` or an error type of your own | [`own_errors`] |
 //! | an exit status that tells whether the cleanup failed | [`exit_status`] |
 //! | tests that do not leave handlers to one another | [`tests`] |
 //! | threads, rayon and spawned tasks that register where their caller does | [`threads`] |
@@ -28,6 +29,7 @@ pub mod c_callers;
 pub mod daemons;
 pub mod exit_status;
 pub mod guards;
+pub mod own_errors;
 pub mod panic_abort;
 pub mod plugins;
 pub mod stack_in_a_struct;
