@@ -15,6 +15,7 @@
 //! | a host that loads and unloads shared libraries | [`plugins`] |
 //! | a daemon that takes over what its parent registered | [`daemons`] |
 //! | handlers that run after a panic with `panic = "abort"` | [`panic_abort`] |
+//! | a library whose users need not depend on this crate | [`optional_dependency`] |
 //! | nothing left behind after SIGKILL, `abort` or a power failure | [`unclean_ends`] |
 //! | what a killed run has left, removed by the next one | [`sweep`] |
 //!
@@ -29,6 +30,7 @@ pub mod c_callers;
 pub mod daemons;
 pub mod exit_status;
 pub mod guards;
+pub mod optional_dependency;
 pub mod own_errors;
 pub mod panic_abort;
 pub mod plugins;

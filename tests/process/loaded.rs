@@ -74,6 +74,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             has_error(&panics, "in a handler")?;
             compare(&panics, Status::Code(101), &["B", "A"])
         }),
+        trial("the_guides_optional_dependency_builds_both_ways", optional_dependency),
     ]
 }
 
@@ -110,6 +111,35 @@ fn host() -> Result<PathBuf, Failed> {
     let host = target().join(format!("host-{:?}", std::thread::current().id()).replace(['(', ')'], "-"));
     let built = output(Command::new("gcc").arg("-o").arg(&host).arg(fixtures().join("host.c")).arg("-ldl"))?;
     if built.status.success() { Ok(host) } else { Err(String::from_utf8_lossy(&built.stderr).into_owned().into()) }
+}
+
+/// Builds the example of `guide::optional_dependency` as a library of its own, without the feature and with it.
+fn optional_dependency() -> Result<(), Failed> {
+    let package = target().join("optional");
+    std::fs::create_dir_all(package.join("src"))?;
+    let here = env!("CARGO_MANIFEST_DIR");
+    let manifest = shown("toml").replace("version = \"0.1\"", &format!("path = {here:?}"));
+    let head = "[package]\nname = \"optional\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[workspace]\n";
+    std::fs::write(package.join("Cargo.toml"), format!("{head}{manifest}"))?;
+    std::fs::write(package.join("src/lib.rs"), format!("#![deny(warnings)]\n{}", shown("rust")))?;
+    for features in ["", "exitstack"] {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--features", features]).current_dir(&package);
+        let built = output(cargo.arg("--target-dir").arg(target()))?;
+        if !built.status.success() {
+            return Err(String::from_utf8_lossy(&built.stderr).into_owned().into());
+        }
+    }
+    Ok(())
+}
+
+/// What the chapter shows of its block of this language.
+fn shown(language: &str) -> String {
+    let chapter = include_str!("../../src/guide/optional_dependency.rs");
+    let lines = chapter.lines().map(|line| line.strip_prefix("//! ").unwrap_or_default());
+    let block = lines.skip_while(|line| *line != format!("```{language}")).skip(1).take_while(|line| *line != "```");
+    let hidden = |line: &&str| line.starts_with("# ") || *line == "#";
+    block.filter(|line| !hidden(line)).fold(String::new(), |text, line| text + line + "\n")
 }
 
 fn output(command: &mut Command) -> Result<Output, Failed> {
