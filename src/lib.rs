@@ -20,6 +20,8 @@
 //!
 //! **An [`ExitStack`] is a local variable**: it does not run on `std::process::exit` or Ctrl-C.
 //!
+//! The [guide] has recipes: for terminals, temporary files, guards, exit statuses, tests, threads, C, plugins and daemons.
+//!
 //! # What runs, and when
 //!
 //! A *handler* is a closure or function that takes no arguments and returns `()` or a `Result<(), E>`: see
@@ -128,6 +130,7 @@
 mod chain;
 mod drain;
 mod error;
+pub mod guide;
 mod handler;
 mod interpreter;
 mod list;

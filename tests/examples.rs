@@ -4,9 +4,12 @@
 
 #![cfg(all(unix, not(loom), not(miri)))]
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::FromRawFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::ptr;
 
 use exitstack::ExitStack;
 
@@ -17,14 +20,18 @@ struct Ended {
     stderr: String,
 }
 
-/// Runs an example in `directory`, where it also finds its place for temporary files.
-fn run(example: &str, args: &[&str], directory: &Path) -> Ended {
+/// An example, to be run in `directory`, where it also finds its place for temporary files.
+fn command(example: &str, args: &[&str], directory: &Path) -> Command {
     let me = std::env::current_exe().unwrap();
     let program = me.ancestors().nth(2).unwrap().join("examples").join(example);
     assert!(program.exists(), "{} is not built: a plain `cargo test` does it", program.display());
     let mut command = Command::new(program);
     command.args(args).current_dir(directory).env("TMPDIR", directory).env_remove("RUST_BACKTRACE");
-    let output = command.output().unwrap();
+    command
+}
+
+fn run(example: &str, args: &[&str], directory: &Path) -> Ended {
+    let output = command(example, args, directory).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Ended { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
@@ -300,4 +307,175 @@ one ends
         );
         assert_eq!((ended.status, &*ended.stderr), (Some(0), ""));
     });
+}
+
+#[test]
+fn a_temporary_directory_is_removed_on_every_way_out() {
+    let ways = [
+        (vec![], 0, "there: true\nthere: false\n", ""),
+        (vec!["error"], 1, "", "Error: \"the work failed\"\n"),
+        (vec!["panic"], 101, "", "the work panicked"),
+        (vec!["exit"], 3, "", ""),
+        (vec!["thread"], 4, "", ""),
+    ];
+    for (args, status, stdout, stderr) in ways {
+        in_directory("tempdir", |directory| {
+            let ended = run("tempdir", &args, directory);
+            assert_eq!((ended.status, &*ended.stdout), (Some(status), stdout), "{args:?}: {}", ended.stderr);
+            assert!(ended.stderr.contains(stderr), "{args:?}: {}", ended.stderr);
+            assert!(names(directory).is_empty(), "{args:?}: {:?}", names(directory));
+        });
+    }
+}
+
+#[test]
+fn a_cleanup_that_fails_makes_the_status_1_on_every_way_out() {
+    let report = "process: exit handler `save` registered at examples/status.rs failed: disk full\n";
+    let ways = [
+        (vec!["return"], 0, vec![]),
+        (vec!["return", "fails"], 1, vec!["Error: CloseError {", "Failed(\"disk full\")"]),
+        (vec!["error", "fails"], 1, vec!["Error: \"the work failed\"\n", report]),
+        (vec!["exit"], 0, vec![]),
+        (vec!["exit", "fails"], 1, vec![report]),
+    ];
+    for (args, status, told) in ways {
+        in_directory("status", |directory| {
+            let ended = run("status", &args, directory);
+            assert_eq!(ended.status, Some(status), "{args:?}: {}", ended.stderr);
+            let stderr = without_lines(&ended.stderr);
+            assert!(told.iter().all(|text| stderr.contains(text)), "{args:?}: {stderr}");
+            assert_eq!(stderr.matches("disk full").count(), usize::from(args.contains(&"fails")), "{args:?}: {stderr}");
+        });
+    }
+}
+
+#[test]
+fn a_panic_runs_the_handlers_also_without_the_hook_for_abort() {
+    in_directory("panic_abort", |directory| {
+        let ended = run("panic_abort", &[], directory);
+        assert_eq!((ended.status, &*ended.stdout), (Some(101), "the handler ran\n"), "{}", ended.stderr);
+    });
+}
+
+#[test]
+fn a_daemon_removes_its_pid_file_and_its_parent_does_not() {
+    for args in [vec![], vec!["exit"]] {
+        in_directory("daemon", |directory| {
+            let ended = run("daemon", &args, directory); // which reads until the daemon has ended, too
+            assert_eq!(ended.stdout, "the daemon works\nthe pid file is removed\n", "{args:?}");
+            assert_eq!((ended.status, &*ended.stderr), (Some(0), ""));
+            assert!(names(directory).is_empty(), "{:?}", names(directory));
+        });
+    }
+}
+
+#[test]
+fn what_a_killed_run_leaves_is_swept_by_the_next_one() {
+    in_directory("sweep", |directory| {
+        let jobs = directory.join("jobs");
+        assert_eq!(run("sweep", &["abort"], directory).status, None, "it died by a signal");
+        assert_eq!(names(&jobs).len(), 2, "a journal and a directory");
+        let ended = run("sweep", &[], directory);
+        assert_eq!((ended.status, &*ended.stdout, &*ended.stderr), (Some(0), "swept: 1\nbegun\n", ""));
+        assert!(names(&jobs).is_empty(), "{:?}", names(&jobs));
+    });
+}
+
+#[test]
+fn a_sweep_leaves_alone_what_belongs_to_a_running_process() {
+    in_directory("sweep-running", |directory| {
+        let jobs = directory.join("jobs");
+        let mut waits = command("sweep", &["wait"], directory);
+        let mut waits = waits.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // It has begun its job when it says so, and waits until its standard input is closed.
+        let mut said = String::new();
+        let mut stdout = BufReader::new(waits.stdout.take().unwrap());
+        while said != "begun\n" {
+            said.clear();
+            assert_ne!(stdout.read_line(&mut said).unwrap(), 0, "it ended early");
+        }
+        let before = names(&jobs);
+        assert_eq!(before.len(), 2);
+        assert_eq!(run("sweep", &[], directory).stdout, "swept: 0\nbegun\n");
+        assert_eq!(names(&jobs), before);
+        drop(waits.stdin.take());
+        assert!(waits.wait().unwrap().success());
+        assert!(names(&jobs).is_empty(), "{:?}", names(&jobs));
+    });
+}
+
+/// Opens a terminal; what a program does with the second end shows on the first.
+#[allow(unsafe_code, reason = "C opens terminals")]
+fn open_terminal() -> (File, File) {
+    let (mut ours, mut programs) = (0, 0);
+    let (name, mode, size) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+    // SAFETY: the first two are live, and the others may be null.
+    assert_eq!(unsafe { libc::openpty(&raw mut ours, &raw mut programs, name, mode, size) }, 0);
+    // SAFETY: it is open, and nobody else's.
+    let ours = unsafe { File::from_raw_fd(ours) };
+    // SAFETY: as above.
+    (ours, unsafe { File::from_raw_fd(programs) })
+}
+
+/// What `stty` says about a terminal.
+fn mode_of(terminal: &File) -> String {
+    let stty = Command::new("stty").arg("-g").stdin(terminal.try_clone().unwrap()).output().unwrap();
+    assert!(stty.status.success());
+    String::from_utf8(stty.stdout).unwrap()
+}
+
+/// Runs the example on a terminal; returns its status, what it showed there, and whether it left the mode as it was.
+fn on_a_terminal(args: &[&str], directory: &Path) -> (Option<i32>, String, bool) {
+    let (mut ours, programs) = open_terminal();
+    let before = mode_of(&programs);
+    let end = || programs.try_clone().unwrap();
+    let status = command("terminal", args, directory).stdin(end()).stdout(end()).stderr(end()).status().unwrap();
+    let restored = mode_of(&programs) == before;
+    drop(programs);
+    let mut shown = Vec::new();
+    let _ = ours.read_to_end(&mut shown); // on Linux an error follows the last byte, where others have the end
+    (status.code(), String::from_utf8(shown).unwrap().replace("\r\n", "\n"), restored)
+}
+
+#[test]
+fn a_terminal_is_given_back_before_the_end_is_told() {
+    let on_the_alternate_screen = "\x1b[?1049hthis is gone when the program ends\x1b[?1049l";
+    let ways = [
+        (vec![], 0, vec![""]),
+        (vec!["error"], 1, vec!["Error: Custom { kind: Other, error: \"the work failed\" }\n"]),
+        (vec!["panic"], 101, vec!["panicked at examples/terminal.rs:", "\nthe work panicked\n"]),
+        (vec!["exit"], 3, vec![""]),
+    ];
+    for (args, status, told) in ways {
+        in_directory("terminal", |directory| {
+            let (ended, shown, restored) = on_a_terminal(&args, directory);
+            assert_eq!((ended, restored), (Some(status), true), "{args:?}: {shown:?}");
+            let after = shown.strip_prefix(on_the_alternate_screen).unwrap_or_else(|| panic!("{args:?}: {shown:?}"));
+            assert!(told.iter().all(|text| after.contains(text)), "{args:?}: {shown:?}");
+            assert_eq!(after.is_empty(), told == [""], "{args:?}: {shown:?}");
+        });
+    }
+}
+
+#[test]
+fn without_a_terminal_the_terminals_example_says_so() {
+    in_directory("no-terminal", |directory| {
+        let ended = command("terminal", &[], directory).stdin(Stdio::null()).output().unwrap();
+        assert_eq!((ended.status.code(), &*ended.stdout), (Some(1), &b""[..]));
+        assert!(String::from_utf8(ended.stderr).unwrap().starts_with("Error: "));
+    });
+}
+
+/// As `guide::tests` shows it.
+#[test]
+fn exit_runs_the_handlers() {
+    if std::env::var_os("AS_CHILD").is_some() {
+        exitstack::register(|| println!("cleaned up"));
+        std::process::exit(3);
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "exit_runs_the_handlers", "--nocapture"]).env("AS_CHILD", "1");
+    let output = child.output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("cleaned up"));
 }

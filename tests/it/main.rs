@@ -5,6 +5,7 @@
 mod corpus;
 mod cpython;
 mod errors;
+mod guards;
 mod handler;
 mod list;
 #[path = "../model/mod.rs"]

@@ -53,6 +53,18 @@ pub(crate) fn trials() -> Vec<Trial> {
             run("exit", 7, &["100"])?;
             (0..runs_or(20)).try_for_each(|_| run("race", 0, &["100"]))
         }),
+        trial("a_loaded_library_exports_a_close_that_tells_failures", || {
+            let lines = ["loaded", "callback", "closed: 1", "again: 0", "plugin's", "unloaded", "host's"];
+            let output = output(Command::new(host()?).arg("export").arg(library()?))?;
+            has_error(&output, "process > exported: exit handler registered at src/lib.rs:")?;
+            has_error(&output, " failed: the plugin's failure\n")?;
+            compare(&output, Status::Code(0), &lines)
+        }),
+        trial("a_loaded_librarys_callback_may_call_exit", || {
+            let output = output(Command::new(host()?).arg("exit").arg(library()?))?;
+            has_error(&output, " failed: the plugin's failure\n")?;
+            compare(&output, Status::Code(3), &["loaded", "callback", "plugin's", "host's"])
+        }),
         trial("a_library_loaded_by_python_runs_its_handlers_at_its_exit", || {
             let program = "import atexit, ctypes, sys; atexit.register(print, 'python\\'s', flush=True); \
                            ctypes.CDLL(sys.argv[1]).plugin_register(0); print('loaded', flush=True)";
@@ -65,10 +77,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_registration_is_refused_and_handed_back_if_c_refuses", || {
             let refused = build("dev", "refused")?;
             let output = output(&mut Command::new(refused))?;
-            let err = String::from_utf8_lossy(&output.stderr).into_owned();
-            if !err.contains("was refused: the stack no longer accepts handlers") {
-                return Err(format!("no report: {err}").into());
-            }
+            has_error(&output, "was refused: the stack no longer accepts handlers")?;
             compare(&output, Status::Code(0), &["handed back"])
         }),
         trial("c_is_given_as_many_hooks_as_the_first_block_of_its_list_has_room_for", || {
@@ -100,6 +109,17 @@ pub(crate) fn trials() -> Vec<Trial> {
             let exits = output(Command::new(&aborting).arg("exit"))?;
             compare(&exits, Status::Code(3), &["B", "A"])
         }),
+        trial("with_panic_abort_a_hook_that_closes_runs_the_handlers", || {
+            let panics = output(&mut Command::new(build("abort", "panic_abort")?))?;
+            has_error(&panics, "the work panicked")?;
+            compare(&panics, Status::Signal(libc::SIGABRT), &["the handler ran"])
+        }),
+        trial("with_panic_abort_a_hook_that_exits_goes_on_after_a_handler", || {
+            let panics = output(Command::new(build("abort", "aborting")?).arg("hook"))?;
+            has_error(&panics, "in a handler")?;
+            compare(&panics, Status::Code(101), &["B", "A"])
+        }),
+        trial("the_guides_optional_dependency_builds_both_ways", optional_dependency),
     ];
     for threads in [1, 3, 8] {
         let name = |order| format!("{threads}_threads_exit_{order}_a_loaded_library_is_unloaded");
@@ -215,8 +235,42 @@ fn built(command: &mut Command) -> Result<Vec<u8>, Failed> {
     }
 }
 
+/// Builds the example of `guide::optional_dependency` as a library of its own, without the feature and with it.
+fn optional_dependency() -> Result<(), Failed> {
+    let package = target().join("optional");
+    std::fs::create_dir_all(package.join("src"))?;
+    let here = env!("CARGO_MANIFEST_DIR");
+    let manifest = shown("toml").replace("version = \"0.1\"", &format!("path = {here:?}"));
+    let head = "[package]\nname = \"optional\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[workspace]\n";
+    std::fs::write(package.join("Cargo.toml"), format!("{head}{manifest}"))?;
+    std::fs::write(package.join("src/lib.rs"), format!("#![deny(warnings)]\n{}", shown("rust")))?;
+    for features in ["", "exitstack"] {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--features", features]).current_dir(&package);
+        let built = output(cargo.arg("--target-dir").arg(target()))?;
+        if !built.status.success() {
+            return Err(String::from_utf8_lossy(&built.stderr).into_owned().into());
+        }
+    }
+    Ok(())
+}
+
+/// What the chapter shows of its block of this language.
+fn shown(language: &str) -> String {
+    let chapter = include_str!("../../src/guide/optional_dependency.rs");
+    let lines = chapter.lines().map(|line| line.strip_prefix("//! ").unwrap_or_default());
+    let block = lines.skip_while(|line| *line != format!("```{language}")).skip(1).take_while(|line| *line != "```");
+    let hidden = |line: &&str| line.starts_with("# ") || *line == "#";
+    block.filter(|line| !hidden(line)).fold(String::new(), |text, line| text + line + "\n")
+}
+
 fn output(command: &mut Command) -> Result<Output, Failed> {
     Ok(command.env("RUST_BACKTRACE", "0").output()?)
+}
+
+fn has_error(output: &Output, text: &str) -> Result<(), Failed> {
+    let err = String::from_utf8_lossy(&output.stderr);
+    if err.contains(text) { Ok(()) } else { Err(format!("expected {text:?} on standard error, got {err}").into()) }
 }
 
 fn expect(command: &mut Command, code: i32, lines: &[&str]) -> Result<(), Failed> {

@@ -1,0 +1,43 @@
+//! Recipes for programs, libraries and tests that have something to clean up.
+//!
+//! | what you want | chapter |
+//! | --- | --- |
+//! | a terminal that works, and a message that can be read, after every end of the program | [`terminal`] |
+//! | temporary files and directories that do not stay behind | [`temporary_files`] |
+//! | a guard that lives until the process ends: a logger's, a profiler's, a lock | [`guards`] |
+//! | a type that owns its cleanup | [`stack_in_a_struct`] |
+//! | a [`scope`](crate::scope) that returns `io::Result` or an error type of your own | [`own_errors`] |
+//! | an exit status that tells whether the cleanup failed | [`exit_status`] |
+//! | tests that do not leave handlers to one another | [`tests`] |
+//! | threads, rayon and spawned tasks that register where their caller does | [`threads`] |
+//! | async cleanup from handlers that are not async | [`async_programs`] |
+//! | a library that is called from C | [`c_callers`] |
+//! | a host that loads and unloads shared libraries | [`plugins`] |
+//! | a daemon that takes over what its parent registered | [`daemons`] |
+//! | handlers that run after a panic with `panic = "abort"` | [`panic_abort`] |
+//! | a library whose users need not depend on this crate | [`optional_dependency`] |
+//! | nothing left behind after SIGKILL, `abort` or a power failure | [`unclean_ends`] |
+//! | what a killed run has left, removed by the next one | [`sweep`] |
+//!
+//! **On Windows `std::process::exit` runs no handlers.** Where a recipe says that handlers run on it, call
+//! [`exitstack::exit`](crate::exit) there.
+//!
+//! Every example is compiled by the crate's tests, and run where it can be. One that is a whole program stands in the
+//! crate's `examples`, where it is run on every way out and its output and exit status are compared.
+
+pub mod async_programs;
+pub mod c_callers;
+pub mod daemons;
+pub mod exit_status;
+pub mod guards;
+pub mod optional_dependency;
+pub mod own_errors;
+pub mod panic_abort;
+pub mod plugins;
+pub mod stack_in_a_struct;
+pub mod sweep;
+pub mod temporary_files;
+pub mod terminal;
+pub mod tests;
+pub mod threads;
+pub mod unclean_ends;

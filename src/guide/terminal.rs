@@ -1,0 +1,23 @@
+//! For programs that switch the terminal to raw mode or to the alternate screen: it has to be switched back on every
+//! way out, and *before* the error or the panic message is printed.
+//!
+#![doc = "```no_run"]
+#![doc = include_str!("../../examples/terminal.rs")]
+#![doc = "```"]
+//!
+//! [`run`](crate::run) runs the handlers and prints the error of the work after that. Without it, std would print the
+//! error first, to the alternate screen, where it disappears. Without the hook the same would happen to the message of
+//! a panic: std prints it where the panic begins, before any handler runs. `std::process::exit`, on any thread, needs
+//! neither.
+//!
+//! The handlers belong to an [`Interpreter`](crate::Interpreter) and not to the process stack, so that the hook runs
+//! the terminal's handlers alone. The hook may keep its handle forever: an interpreter that is alive when the process
+//! ends drains then.
+//!
+//! # What it does not do
+//!
+//! - **The hook sees every panic**, also one that is caught, or that ends only a thread. A program that goes on after
+//!   such a panic switches the terminal over again, or lets its hook look at `std::thread::current()` first.
+//! - A handler that runs inside the hook must not panic: a panic in a panic hook aborts the process. Return an `Err`.
+//! - Nothing is given back on SIGKILL, nor on a signal that the program does not handle. (In raw mode, Ctrl-C is a key
+//!   and not a signal.) After that, `stty sane` and `tput rmcup` help.

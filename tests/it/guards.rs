@@ -1,0 +1,179 @@
+//! A value that a handler has captured: dropped when the handler ran, failed or was removed, kept where it never ran.
+
+use std::mem::ManuallyDrop;
+use std::sync::{Arc, Mutex};
+
+use exitstack::{ExitStack, Handler, Interpreter, Outcome, SharedExitStack};
+
+use crate::support::{quiet_panic, reported};
+
+/// What happened, in order.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<&'static str>>>);
+
+impl Log {
+    fn add(&self, what: &'static str) {
+        self.0.lock().unwrap().push(what);
+    }
+
+    fn take(&self) -> Vec<&'static str> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+
+    fn guard(&self, dropped: &'static str) -> Guard {
+        Guard { log: self.clone(), dropped }
+    }
+}
+
+/// Says when it is used, and when it is dropped.
+struct Guard {
+    log: Log,
+    dropped: &'static str,
+}
+
+impl Guard {
+    fn used(&self) {
+        self.log.add("ran");
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.log.add(self.dropped);
+    }
+}
+
+/// Does the same with a stack of each kind.
+macro_rules! on_each_stack {
+    (|$stack:ident| $body:block) => {{
+        {
+            #[allow(unused_mut, reason = "some bodies only register")]
+            let mut $stack = ExitStack::new();
+            $body
+        }
+        {
+            let $stack = SharedExitStack::new();
+            $body
+        }
+        {
+            let interpreter = Interpreter::new("guards");
+            let $stack = interpreter.stack();
+            $body
+        }
+    }};
+}
+
+#[test]
+fn a_captured_guard_is_dropped_once_its_handler_ran() {
+    on_each_stack!(|stack| {
+        let log = Log::default();
+        let (small, large, named) = (log.guard("small"), log.guard("large"), log.guard("named"));
+        let words = [7_usize; 8];
+        stack.register(move || small.used());
+        stack.register(move || {
+            assert_eq!(words, [7; 8]);
+            large.used();
+        });
+        stack.register(Handler::new(move || named.used()).named("named"));
+        assert_eq!(log.take(), [""; 0], "it is kept until then");
+        stack.close().unwrap();
+        assert_eq!(log.take(), ["ran", "named", "ran", "large", "ran", "small"], "each before the next handler");
+    });
+}
+
+#[test]
+fn a_captured_guard_is_dropped_if_its_handler_failed() {
+    on_each_stack!(|stack| {
+        let log = Log::default();
+        let (fails, panics, named) = (log.guard("fails"), log.guard("panics"), log.guard("named"));
+        let words = [7_usize; 8];
+        stack.register(move || {
+            fails.used();
+            Err("failed")
+        });
+        stack.register(move || {
+            panics.used();
+            quiet_panic(if words[0] == 7 { "panicked" } else { "corrupted" })
+        });
+        let fails = move || {
+            named.used();
+            Err("failed")
+        };
+        stack.register(Handler::new(fails).named("named"));
+        let failed = stack.close().unwrap_err();
+        assert_eq!(log.take(), ["ran", "named", "ran", "panics", "ran", "fails"], "each before the next handler");
+        assert_eq!(failed.errors().len(), 3);
+        drop(failed);
+        assert_eq!(log.take(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_captured_guard_is_dropped_when_its_handler_is_removed() {
+    on_each_stack!(|stack| {
+        let log = Log::default();
+        let (by_id, by_key, cleared) = (log.guard("by id"), log.guard("by key"), log.guard("cleared"));
+        let id = stack.register(move || by_id.used());
+        stack.register(Handler::new(move || by_key.used()).keyed("key"));
+        stack.register(move || cleared.used());
+        assert!(stack.unregister(id));
+        assert_eq!(log.take(), ["by id"]);
+        assert_eq!(stack.unregister_key(&"key"), 1);
+        assert_eq!(log.take(), ["by key"]);
+        stack.clear();
+        assert_eq!(log.take(), ["cleared"]);
+        stack.close().unwrap();
+        assert_eq!(log.take(), [""; 0], "and none of them ran");
+    });
+}
+
+#[test]
+fn a_captured_guard_is_dropped_when_its_handler_is_refused() {
+    let log = Log::default();
+    let plugin = Interpreter::new("plugin");
+    plugin.finalize().unwrap();
+    let (refused, handed_back) = (log.guard("refused"), log.guard("handed back"));
+    let reports = reported(|| _ = plugin.stack().register(move || refused.used()));
+    assert_eq!((log.take(), reports.len()), (vec!["refused"], 1));
+    let handler = plugin.stack().try_register(move || handed_back.used()).unwrap_err().into_handler();
+    assert_eq!(log.take(), [""; 0], "it is the caller's");
+    drop(handler);
+    assert_eq!(log.take(), ["handed back"]);
+}
+
+#[test]
+fn a_guard_of_the_other_outcome_is_dropped_at_its_handlers_turn() {
+    let log = Log::default();
+    let (below, other, above) = (log.guard("below"), log.guard("other"), log.guard("above"));
+    let mut stack = ExitStack::new();
+    stack.register(move || below.used());
+    stack.on_failure(move || other.used());
+    stack.register(move || above.used());
+    stack.close_with(Outcome::Success).unwrap();
+    assert_eq!(log.take(), ["ran", "above", "other", "ran", "below"]);
+}
+
+#[test]
+fn a_captured_guard_is_kept_where_its_handler_never_ran() {
+    static NEVER_CLOSED: SharedExitStack = SharedExitStack::new();
+    let log = Log::default();
+    let (local, shared, moved, in_static) =
+        (log.guard("local"), log.guard("shared"), log.guard("moved"), log.guard("static"));
+    // What `mem::forget` does, but what is forgotten can be cleared at the end: this test is to leak nothing.
+    let mut forgotten = ManuallyDrop::new(ExitStack::new());
+    forgotten.register(move || local.used());
+    let forgotten_shared = ManuallyDrop::new(SharedExitStack::new());
+    forgotten_shared.register(move || shared.used());
+    let emptied = SharedExitStack::new();
+    emptied.register(move || moved.used());
+    let forgotten_handlers = ManuallyDrop::new(emptied.pop_all());
+    drop(emptied);
+    NEVER_CLOSED.register(move || in_static.used());
+    assert_eq!(log.take(), [""; 0]);
+
+    forgotten.clear();
+    forgotten_shared.clear();
+    forgotten_handlers.clear();
+    NEVER_CLOSED.clear();
+    assert_eq!(log.take(), ["local", "shared", "moved", "static"], "they were there, and none of them ran");
+}
