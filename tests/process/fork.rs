@@ -55,6 +55,18 @@ pub(crate) fn fork(child: impl FnOnce() -> Ended) -> Result<i32, Ended> {
     in_both(forked, child)
 }
 
+/// Forks that often, and does `child`, which is given how often before, in each; returns how many ended with 7.
+pub(crate) fn fork_each(times: i32, child: impl Fn(i32) -> Ended) -> Result<i32, Ended> {
+    let mut ended = 0;
+    for before in 0..times {
+        match fork(|| child(before))? {
+            7 => ended += 1,
+            status => say(&format!("child {status}")),
+        }
+    }
+    Ok(ended)
+}
+
 fn in_both(forked: libc::pid_t, child: impl FnOnce() -> Ended) -> Result<i32, Ended> {
     if forked == 0 {
         // SAFETY: the child dies of it, if it hangs.
@@ -119,7 +131,7 @@ fn last_words(error: &CloseError) -> String {
     error.iter().map(last_word).collect::<Vec<_>>().join(", ")
 }
 
-fn after(forked: Result<i32, Ended>, then: impl FnOnce(i32)) -> Ended {
+pub(crate) fn after(forked: Result<i32, Ended>, then: impl FnOnce(i32)) -> Ended {
     match forked {
         Err(in_child) => in_child,
         Ok(status) => {
@@ -464,45 +476,38 @@ pub(crate) fn cases() -> Vec<Case> {
                 })
                 .collect();
             (0..3).for_each(|_| started.recv().unwrap());
-            let mut ended = 0;
-            for adopts in (0..100).map(|n| n % 2 == 0) {
-                let forked = fork(|| {
-                    if adopts {
-                        adopt_after_fork(); // what other threads are in at the fork cannot be had
-                    }
-                    for stack in [&VALUE, &shared] {
-                        let before = RAN.load(Ordering::Relaxed);
-                        assert!(stack.is_empty());
-                        (0..10).for_each(|_| _ = stack.register(counts));
-                        assert_eq!(stack.len(), 10);
-                        stack.close().unwrap();
-                        assert_eq!(RAN.load(Ordering::Relaxed), before + 10);
-                        drop(stack.pop_all());
-                    }
-                    assert!(over.stack().try_register(counts).is_err());
-                    let thread = thread::spawn(|| {
-                        VALUE.register(counts);
-                        VALUE.close().unwrap();
-                        drop(exitstack::report::take_hook());
-                    });
-                    thread.join().unwrap();
-                    let plugin = Interpreter::new("plugin");
-                    plugin.stack().register(counts);
-                    plugin.finalize().unwrap();
-                    exit(7)
-                });
-                match forked {
-                    Err(in_child) => return in_child,
-                    Ok(7) => ended += 1,
-                    Ok(status) => say(&format!("child {status}")),
+            let forked = fork_each(100, |n| {
+                if n % 2 == 0 {
+                    adopt_after_fork(); // what other threads are in at the fork cannot be had
                 }
-            }
-            DONE.store(true, Ordering::Relaxed);
-            for thread in threads {
+                for stack in [&VALUE, &shared] {
+                    let before = RAN.load(Ordering::Relaxed);
+                    assert!(stack.is_empty());
+                    (0..10).for_each(|_| _ = stack.register(counts));
+                    assert_eq!(stack.len(), 10);
+                    stack.close().unwrap();
+                    assert_eq!(RAN.load(Ordering::Relaxed), before + 10);
+                    drop(stack.pop_all());
+                }
+                assert!(over.stack().try_register(counts).is_err());
+                let thread = thread::spawn(|| {
+                    VALUE.register(counts);
+                    VALUE.close().unwrap();
+                    drop(exitstack::report::take_hook());
+                });
                 thread.join().unwrap();
-            }
-            say(&format!("{ended} children"));
-            OK
+                let plugin = Interpreter::new("plugin");
+                plugin.stack().register(counts);
+                plugin.finalize().unwrap();
+                exit(7)
+            });
+            after(forked, |ended| {
+                DONE.store(true, Ordering::Relaxed);
+                for thread in threads {
+                    thread.join().unwrap();
+                }
+                say(&format!("{ended} children"));
+            })
         }),
         case("adoption_says_if_a_stack_was_busy_at_the_fork", Code(0), &["50 children"], || {
             static DONE: AtomicBool = AtomicBool::new(false);
@@ -949,26 +954,19 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             started.recv().unwrap();
             started.recv().unwrap();
-            let mut ended = 0;
-            for _ in 0..200 {
-                let forked = fork(|| {
-                    register(|| ());
-                    plugin.stack().register(|| ());
-                    let _ = plugin.subinterpreter("own").finalize();
-                    let _ = plugin.finalize();
-                    exit(7)
-                });
-                match forked {
-                    Err(in_child) => return in_child,
-                    Ok(7) => ended += 1,
-                    Ok(status) => say(&format!("child {status}")),
-                }
-            }
-            DONE.store(true, Ordering::Relaxed);
-            process.join().unwrap();
-            interpreter.join().unwrap();
-            say(&format!("{ended} children"));
-            OK
+            let forked = fork_each(200, |_| {
+                register(|| ());
+                plugin.stack().register(|| ());
+                let _ = plugin.subinterpreter("own").finalize();
+                let _ = plugin.finalize();
+                exit(7)
+            });
+            after(forked, |ended| {
+                DONE.store(true, Ordering::Relaxed);
+                process.join().unwrap();
+                interpreter.join().unwrap();
+                say(&format!("{ended} children"));
+            })
         }),
         case("a_double_forked_daemon_adopts", Code(0), &["own", "plugin", "A"], || {
             says("A");

@@ -11,7 +11,7 @@ use exitstack::{Interpreter, SharedExitStack, exit, process_stack, register};
 
 use crate::Status::Code;
 use crate::child::{c_exit, say, says};
-use crate::fork::fork;
+use crate::fork::{after, fork, fork_each};
 use crate::{Case, Ended, case};
 
 const OK: Ended = Ok(ExitCode::SUCCESS);
@@ -116,26 +116,19 @@ fn fork_beside_a_busy_thread(handlers: usize, work: fn()) -> Ended {
         }
     });
     is_busy.recv().unwrap();
-    let mut ended = 0;
-    for _ in 0..100 {
-        let forked = fork(|| {
-            let before = RAN.load(Ordering::Relaxed);
-            lock();
-            work();
-            unlock();
-            assert_eq!(RAN.load(Ordering::Relaxed), before + handlers);
-            exit(7)
-        });
-        match forked {
-            Err(in_child) => return in_child,
-            Ok(7) => ended += 1,
-            Ok(status) => say(&format!("child {status}")),
-        }
-    }
-    DONE.store(true, Ordering::Relaxed);
-    thread.join().unwrap();
-    say(&format!("{ended} children"));
-    OK
+    let forked = fork_each(100, |_| {
+        let before = RAN.load(Ordering::Relaxed);
+        lock();
+        work();
+        unlock();
+        assert_eq!(RAN.load(Ordering::Relaxed), before + handlers);
+        exit(7)
+    });
+    after(forked, |ended| {
+        DONE.store(true, Ordering::Relaxed);
+        thread.join().unwrap();
+        say(&format!("{ended} children"));
+    })
 }
 
 pub(crate) fn cases() -> Vec<Case> {
