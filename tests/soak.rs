@@ -11,6 +11,10 @@
 //! ```
 
 #![allow(missing_docs, reason = "a test")]
+#![allow(unreachable_pub, reason = "`random` is shared with another test")]
+
+#[path = "support/random.rs"]
+mod random;
 
 use std::cell::{Cell, RefCell};
 use std::panic::resume_unwind;
@@ -21,6 +25,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use exitstack::{Exit, Handler, HandlerId, Interpreter, SharedExitStack, report};
+
+use random::Random;
 
 const THREADS: u64 = 8;
 const INTERPRETERS: usize = 24;
@@ -72,7 +78,7 @@ fn count(counter: &AtomicU64, more: usize) {
 thread_local! {
     static REMOVAL: Cell<Removal> = const { Cell::new(Removal::None) };
     static NESTED: Cell<usize> = const { Cell::new(0) };
-    static RANDOM: Cell<u64> = const { Cell::new(0) };
+    static RANDOM: Cell<Random> = const { Cell::new(Random(0)) };
     static IDS: RefCell<Vec<(Interpreter, HandlerId)>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -115,14 +121,11 @@ impl Drop for Token {
     }
 }
 
-/// `SplitMix64`.
 fn below(end: usize) -> usize {
-    let state = RANDOM.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-    RANDOM.set(state);
-    let mut z = state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    usize::try_from((z ^ (z >> 31)) % (end as u64)).expect("below a usize")
+    let mut random = RANDOM.get();
+    let number = random.below(end);
+    RANDOM.set(random);
+    number
 }
 
 /// What all threads work on.
@@ -288,7 +291,7 @@ fn every_handler_is_accounted_for() {
         .map(|number| {
             let (world, barrier, done) = (Arc::clone(&world), Arc::clone(&barrier), done.clone());
             let body = move || {
-                RANDOM.set(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
+                RANDOM.set(Random::stream(seed, number));
                 let mut operations = 0;
                 while operations < OPERATIONS && !STOP.load(Ordering::Relaxed) {
                     operation(&world);

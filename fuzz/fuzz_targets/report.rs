@@ -1,10 +1,10 @@
-//! The default report of any failure is one line without anything unruly; `tests/it` replays the corpus.
+//! The default report of any failure is one line without anything unruly; `tests/api` replays the corpus.
 #![no_main]
 
 #[allow(dead_code, reason = "the other targets' models")]
 #[path = "../../tests/model/mod.rs"]
 mod model;
-#[path = "../../tests/model/stderr.rs"]
+#[path = "../../tests/support/stderr.rs"]
 mod stderr;
 
 use std::cell::RefCell;

@@ -1,6 +1,6 @@
 //! Operations on stacks, and trivial models of what must come of them.
 //!
-//! Three users: the property tests and the corpus replay in `tests/it`, and the fuzz targets. All of them begin with
+//! Three users: the property tests and the corpus replay in `tests/api`, and the fuzz targets. All of them begin with
 //! bytes, so that whatever one of them finds can be pasted into another. Everything runs on one thread; what handlers
 //! do is written to a log of that thread, and so is what the model expects: the two must be equal after each step.
 //!

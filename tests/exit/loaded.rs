@@ -1,4 +1,4 @@
-//! The library inside something that is loaded, or refused, or built to abort: `tests/fixtures`, built here.
+//! The library inside something that is loaded, or refused, or built to abort: `tests/exit/fixtures`, built here.
 
 use std::ffi::OsString;
 use std::hash::BuildHasher;
@@ -160,7 +160,7 @@ fn at_once() -> String {
 }
 
 fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/exit/fixtures")
 }
 
 /// Where the fixtures are built: beside what this test was built into.

@@ -4,29 +4,21 @@ use std::sync::{Arc, Mutex};
 
 use exitstack::{Exit, Handler, HandlerErrorKind, Interpreter, Outcome, SharedExitStack};
 
+use crate::log;
 use crate::stderr::Capture;
 use crate::support::{Counter, alone, collect_reports, panic_of, panic_with_nothing, quiet_panic, reported, routed};
 
 type Shared = Arc<SharedExitStack>;
-type Log = Arc<Mutex<Vec<u32>>>;
-
-fn says(log: &Log, what: u32) -> impl FnOnce() + Send + 'static {
-    let log = Arc::clone(log);
-    move || log.lock().unwrap().push(what)
-}
-
-fn said(log: &Log) -> Vec<u32> {
-    std::mem::take(&mut *log.lock().unwrap())
-}
+type Log = log::Log<i32>;
 
 #[test]
 fn handlers_run_last_in_first_out() {
     let (stack, log) = (SharedExitStack::new(), Log::default());
     for n in 0..20 {
-        stack.register(says(&log, n));
+        stack.register(log.handler(n));
     }
     stack.close().unwrap();
-    assert!(said(&log).into_iter().eq((0..20).rev()));
+    assert!(log.take().into_iter().eq((0..20).rev()));
 }
 
 #[test]
@@ -52,12 +44,12 @@ fn a_dropped_stack_drains_and_reports_each_failure() {
     let log = Log::default();
     let reports = reported(|| {
         let stack = SharedExitStack::new();
-        stack.register(says(&log, 1));
+        stack.register(log.handler(1));
         stack.register(|| quiet_panic("boom"));
-        stack.register(says(&log, 2));
+        stack.register(log.handler(2));
         stack.register(|| Err("no"));
     });
-    assert_eq!(said(&log), [2, 1]);
+    assert_eq!(log.take(), [2, 1]);
     assert_eq!(reports, ["//failed: no", "//panicked: boom"]);
 }
 
@@ -67,31 +59,31 @@ fn a_drop_during_unwinding_runs_all_and_lets_the_panic_go_on() {
     let reports = reported(|| {
         let message = panic_of(|| {
             let stack = SharedExitStack::new();
-            stack.register(says(&log, 1));
+            stack.register(log.handler(1));
             stack.register(|| quiet_panic("a handler's"));
             quiet_panic("the body's")
         });
         assert_eq!(message, "the body's");
     });
-    assert_eq!((said(&log), reports.len()), (vec![1], 1));
+    assert_eq!((log.take(), reports.len()), (vec![1], 1));
 }
 
 #[test]
 fn a_handler_registered_by_a_handler_runs_next() {
     let (stack, log) = (Shared::default(), Log::default());
-    stack.register(says(&log, 1));
-    let (inner, inner_log) = (Arc::clone(&stack), Arc::clone(&log));
+    stack.register(log.handler(1));
+    let (inner, inner_log) = (Arc::clone(&stack), log.clone());
     stack.register(move || {
-        inner.register(says(&inner_log, 3));
-        let (innermost, innermost_log) = (Arc::clone(&inner), Arc::clone(&inner_log));
+        inner.register(inner_log.handler(3));
+        let (innermost, innermost_log) = (Arc::clone(&inner), inner_log.clone());
         inner.register(move || {
-            innermost.register(says(&innermost_log, 5));
-            innermost_log.lock().unwrap().push(4);
+            innermost.register(innermost_log.handler(5));
+            innermost_log.push(4);
         });
-        inner_log.lock().unwrap().push(2);
+        inner_log.push(2);
     });
     stack.close().unwrap();
-    assert_eq!(said(&log), [2, 4, 5, 3, 1]);
+    assert_eq!(log.take(), [2, 4, 5, 3, 1]);
     assert!(stack.is_empty());
 }
 
@@ -101,17 +93,17 @@ fn a_handler_unregistered_by_a_handler_does_not_run() {
         unreachable!("unregistered");
     }
     let (stack, log) = (Shared::default(), Log::default());
-    let by_id = stack.register(says(&log, 1));
+    let by_id = stack.register(log.handler(1));
     stack.register(by_function);
-    stack.register(Handler::new(says(&log, 2)).keyed("key"));
-    stack.register(says(&log, 3));
+    stack.register(Handler::new(log.handler(2)).keyed("key"));
+    stack.register(log.handler(3));
     let inner = Arc::clone(&stack);
     stack.register(move || {
         assert!(inner.unregister(by_id));
         assert_eq!((inner.unregister_fn(by_function), inner.unregister_key(&"key")), (1, 1));
     });
     stack.close().unwrap();
-    assert_eq!(said(&log), [3]);
+    assert_eq!(log.take(), [3]);
 }
 
 #[test]
@@ -131,46 +123,46 @@ fn a_handler_that_runs_is_no_longer_in_the_stack() {
 #[test]
 fn close_from_an_own_handler_returns_at_once_and_the_drain_goes_on() {
     let (stack, log) = (Shared::default(), Log::default());
-    stack.register(says(&log, 1));
-    let (inner, inner_log) = (Arc::clone(&stack), Arc::clone(&log));
+    stack.register(log.handler(1));
+    let (inner, inner_log) = (Arc::clone(&stack), log.clone());
     stack.register(move || {
         inner.close().unwrap();
-        inner_log.lock().unwrap().push(2);
+        inner_log.push(2);
         Err::<(), _>("kept")
     });
     stack.register(|| Err("kept too"));
     assert_eq!(stack.close().unwrap_err().errors().len(), 2);
-    assert_eq!(said(&log), [2, 1]);
+    assert_eq!(log.take(), [2, 1]);
 }
 
 #[test]
 fn close_with_drains_whatever_the_outcome() {
     for outcome in [Outcome::Success, Outcome::Failure] {
         let (stack, log) = (SharedExitStack::new(), Log::default());
-        stack.register(says(&log, 1));
+        stack.register(log.handler(1));
         stack.register(|| Err("no"));
         assert_eq!(stack.close_with(outcome).unwrap_err().errors().len(), 1);
-        assert_eq!((said(&log), stack.len()), (vec![1], 0));
+        assert_eq!((log.take(), stack.len()), (vec![1], 0));
     }
 }
 
 #[test]
 fn clear_and_pop_all_in_a_handler_end_the_drain() {
     let (stack, log) = (Shared::default(), Log::default());
-    stack.register(says(&log, 1));
+    stack.register(log.handler(1));
     let inner = Arc::clone(&stack);
     stack.register(move || inner.clear());
     stack.close().unwrap();
-    assert_eq!(said(&log), [0; 0]);
+    assert_eq!(log.take(), [0; 0]);
 
     let moved = Arc::new(Mutex::new(None));
-    stack.register(says(&log, 1));
+    stack.register(log.handler(1));
     let (inner, taken) = (Arc::clone(&stack), Arc::clone(&moved));
     stack.register(move || *taken.lock().unwrap() = Some(inner.pop_all()));
     stack.close().unwrap();
-    assert_eq!(said(&log), [0; 0]);
+    assert_eq!(log.take(), [0; 0]);
     drop(moved.lock().unwrap().take());
-    assert_eq!(said(&log), [1]);
+    assert_eq!(log.take(), [1]);
 }
 
 #[test]
@@ -178,7 +170,7 @@ fn a_captures_drop_may_do_anything_to_the_stack() {
     struct Busy(Shared, Log);
     impl Drop for Busy {
         fn drop(&mut self) {
-            self.0.register(says(&self.1, 2));
+            self.0.register(self.1.handler(2));
             let id = self.0.register(|| unreachable!("unregistered"));
             assert!(self.0.unregister(id) && !self.0.is_empty());
             self.0.unregister_key(&0);
@@ -195,11 +187,11 @@ fn a_captures_drop_may_do_anything_to_the_stack() {
     ];
     for road in roads {
         let (stack, log) = (Shared::default(), Log::default());
-        let busy = Busy(Arc::clone(&stack), Arc::clone(&log));
+        let busy = Busy(Arc::clone(&stack), log.clone());
         stack.register(Handler::new(move || drop(busy)).keyed(1));
         road(&stack);
         stack.close().unwrap();
-        assert_eq!(said(&log), [2]);
+        assert_eq!(log.take(), [2]);
     }
 }
 
@@ -236,10 +228,10 @@ fn a_keys_eq_may_drain_the_stack() {
     }
     let (stack, log) = (Shared::default(), Log::default());
     for n in 0..3 {
-        stack.register(Handler::new(says(&log, n)).keyed(Key(Arc::clone(&stack))));
+        stack.register(Handler::new(log.handler(n)).keyed(Key(Arc::clone(&stack))));
     }
     assert_eq!(stack.unregister_key(&Key(Arc::clone(&stack))), 0, "they all ran meanwhile");
-    assert_eq!(said(&log), [2, 1, 0]);
+    assert_eq!(log.take(), [2, 1, 0]);
 }
 
 #[test]
@@ -250,18 +242,18 @@ fn the_report_hook_may_do_anything_to_the_stack() {
     stack.register(|| Err("no"));
     let weak = Arc::downgrade(&stack);
     let interpreter = Interpreter::new("hooked");
-    interpreter.stack().register(says(&log, 1));
+    interpreter.stack().register(log.handler(1));
     let inner = interpreter.clone();
-    let inner_log = Arc::clone(&log);
+    let inner_log = log.clone();
     exitstack::report::set_hook(Box::new(move |_| {
         assert!(weak.upgrade().is_none(), "the stack is being dropped");
-        inner.stack().register(says(&inner_log, 2));
+        inner.stack().register(inner_log.handler(2));
         inner.stack().close().unwrap();
         quiet_panic("the hook")
     }));
     assert!(stack.unregister(victim));
     Capture::new().during(|| drop(stack));
-    assert_eq!(said(&log), [2, 1]);
+    assert_eq!(log.take(), [2, 1]);
     drop(exitstack::report::take_hook());
     drop(interpreter);
 }
@@ -273,14 +265,14 @@ fn a_panicking_hook_stops_nothing() {
     exitstack::report::set_hook(Box::new(|_| quiet_panic("the hook")));
     let written = Capture::new().during(|| {
         let stack = SharedExitStack::new();
-        stack.register(says(&log, 1));
+        stack.register(log.handler(1));
         stack.register(|| Err("no"));
         stack.register(|| quiet_panic("boom"));
         let stack = exitstack::ExitStack::new();
-        stack.register(says(&log, 2));
+        stack.register(log.handler(2));
         stack.register(|| Err("no"));
     });
-    assert_eq!(said(&log), [2, 1]);
+    assert_eq!(log.take(), [2, 1]);
     assert_eq!(String::from_utf8(written).unwrap().lines().count(), 3, "the default report, in the hook's place");
 }
 
@@ -289,16 +281,16 @@ fn a_panicking_payload_of_a_handler_may_use_the_stack_when_it_is_dropped() {
     struct Payload(Shared, Log);
     impl Drop for Payload {
         fn drop(&mut self) {
-            self.0.register(says(&self.1, 2));
+            self.0.register(self.1.handler(2));
             panic_with_nothing()
         }
     }
     let (stack, log) = (Shared::default(), Log::default());
-    stack.register(says(&log, 1));
-    let payload = Payload(Arc::clone(&stack), Arc::clone(&log));
+    stack.register(log.handler(1));
+    let payload = Payload(Arc::clone(&stack), log.clone());
     stack.register(move || std::panic::resume_unwind(Box::new(payload)));
     assert_eq!(stack.close().unwrap_err().errors().len(), 1);
-    assert_eq!(said(&log), [2, 1]);
+    assert_eq!(log.take(), [2, 1]);
 }
 
 #[test]
@@ -351,24 +343,24 @@ fn after_pop_all_neither_stack_knows_what_the_other_takes() {
 #[test]
 fn a_stack_goes_on_after_a_reserve_that_panicked() {
     let (stack, log) = (SharedExitStack::new(), Log::default());
-    stack.register(says(&log, 1));
+    stack.register(log.handler(1));
     panic_of(|| stack.reserve(usize::MAX));
-    stack.register(says(&log, 2));
+    stack.register(log.handler(2));
     stack.close().unwrap();
-    assert_eq!(said(&log), [2, 1]);
+    assert_eq!(log.take(), [2, 1]);
 }
 
 #[test]
 fn run_now_runs_on_this_thread_out_of_turn() {
     let (stack, log) = (SharedExitStack::new(), Log::default());
-    stack.register(says(&log, 1));
-    let id = stack.register(says(&log, 2));
-    stack.register(says(&log, 3));
+    stack.register(log.handler(1));
+    let id = stack.register(log.handler(2));
+    stack.register(log.handler(3));
     let fails = stack.register(|| Err("no"));
     stack.run_now(id).unwrap().unwrap();
     assert_eq!(stack.run_now(fails).unwrap().unwrap_err().errors().len(), 1);
     stack.close().unwrap();
-    assert_eq!(said(&log), [2, 3, 1]);
+    assert_eq!(log.take(), [2, 3, 1]);
 }
 
 #[test]
@@ -465,14 +457,14 @@ fn a_failing_errors_own_drop_may_panic() {
     let log = Log::default();
     let reports = reported(|| {
         let stack = SharedExitStack::new();
-        stack.register(says(&log, 1));
+        stack.register(log.handler(1));
         stack.register(|| Err(Rude));
         drop(stack);
         let interpreter = Interpreter::new("rude");
-        interpreter.stack().register(says(&log, 2));
+        interpreter.stack().register(log.handler(2));
         interpreter.stack().register(|| Err(Rude));
         drop(interpreter);
     });
-    assert_eq!(said(&log), [1, 2]);
+    assert_eq!(log.take(), [1, 2]);
     assert_eq!(reports.iter().filter(|report| report.contains("failed: rude")).count(), 2);
 }

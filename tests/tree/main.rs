@@ -10,39 +10,27 @@
 mod current;
 mod late;
 mod load;
+#[path = "../support/log.rs"]
+mod log;
 mod paths;
+#[path = "../support/random.rs"]
+mod random;
 mod refused;
 mod threads;
 mod tree;
-#[path = "../model/watched.rs"]
+#[path = "../support/watched.rs"]
 mod watched;
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use exitstack::{CloseError, HandlerError, report};
 
-/// What happened, in order.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
+use random::Random;
 
-impl Log {
-    fn push(&self, what: impl Into<String>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(what.into());
-    }
-
-    fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// A handler that writes this down.
-    fn handler(&self, what: impl Into<String>) -> impl FnOnce() + Send + 'static {
-        let (log, what) = (self.clone(), what.into());
-        move || log.push(what)
-    }
-}
+type Log = log::Log<String>;
 
 static REPORTS: LazyLock<Mutex<Vec<HandlerError>>> = LazyLock::new(|| {
     report::set_hook(Box::new(|error| {
@@ -90,20 +78,7 @@ fn within_a_minute<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static)
     }
 }
 
-/// Numbers that look random (`SplitMix64`).
-struct Random(u64);
-
-impl Random {
-    fn seeded(stream: u64) -> Self {
-        let seed = setting("EXITSTACK_SEED").unwrap_or(0x5eed);
-        Self(stream.wrapping_mul(0xd134_2543_de82_ef95) ^ seed)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % (end as u64)).expect("below a usize")
-    }
+/// The random numbers of one thread.
+fn random(thread: usize) -> Random {
+    Random::stream(setting("EXITSTACK_SEED").unwrap_or(0x5eed), thread as u64)
 }

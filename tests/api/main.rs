@@ -3,11 +3,14 @@
 #![allow(unreachable_pub, reason = "`model` is shared with the fuzz targets")]
 
 mod corpus;
+#[path = "../compat/cpython.rs"]
 mod cpython;
 mod errors;
 mod guards;
 mod handler;
 mod list;
+#[path = "../support/log.rs"]
+mod log;
 #[path = "../model/mod.rs"]
 mod model;
 mod positions;
@@ -16,11 +19,11 @@ mod report;
 mod scope;
 mod shared;
 mod stack;
-#[path = "../model/stderr.rs"]
+#[path = "../support/stderr.rs"]
 mod stderr;
 mod support;
 mod threads;
 mod types;
 mod ui;
-#[path = "../model/watched.rs"]
+#[path = "../support/watched.rs"]
 mod watched;

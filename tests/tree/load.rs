@@ -125,7 +125,7 @@ fn sixty_four_interpreters_on_eight_threads_do_as_their_models_do() {
             for thread in 0..THREADS {
                 let root = &root;
                 scope.spawn(move || {
-                    let mut random = Random::seeded(thread as u64);
+                    let mut random = crate::random(thread);
                     let mut all: Vec<_> =
                         (0..EACH).map(|n| Modelled::new(format!("load-{thread}-{n}-"), root)).collect();
                     for _ in 0..STEPS {

@@ -1,28 +1,16 @@
 //! A value that a handler has captured: dropped when the handler ran, failed or was removed, kept where it never ran.
 
 use std::mem::ManuallyDrop;
-use std::sync::{Arc, Mutex};
 
 use exitstack::{ExitStack, Handler, Interpreter, Outcome, SharedExitStack};
 
+use crate::log;
 use crate::support::{quiet_panic, reported};
 
-/// What happened, in order.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<&'static str>>>);
+type Log = log::Log<&'static str>;
 
-impl Log {
-    fn add(&self, what: &'static str) {
-        self.0.lock().unwrap().push(what);
-    }
-
-    fn take(&self) -> Vec<&'static str> {
-        std::mem::take(&mut *self.0.lock().unwrap())
-    }
-
-    fn guard(&self, dropped: &'static str) -> Guard {
-        Guard { log: self.clone(), dropped }
-    }
+fn guard(log: &Log, dropped: &'static str) -> Guard {
+    Guard { log: log.clone(), dropped }
 }
 
 /// Says when it is used, and when it is dropped.
@@ -33,13 +21,13 @@ struct Guard {
 
 impl Guard {
     fn used(&self) {
-        self.log.add("ran");
+        self.log.push("ran");
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.log.add(self.dropped);
+        self.log.push(self.dropped);
     }
 }
 
@@ -67,7 +55,7 @@ macro_rules! on_each_stack {
 fn a_captured_guard_is_dropped_once_its_handler_ran() {
     on_each_stack!(|stack| {
         let log = Log::default();
-        let (small, large, named) = (log.guard("small"), log.guard("large"), log.guard("named"));
+        let (small, large, named) = (guard(&log, "small"), guard(&log, "large"), guard(&log, "named"));
         let words = [7_usize; 8];
         stack.register(move || small.used());
         stack.register(move || {
@@ -85,7 +73,7 @@ fn a_captured_guard_is_dropped_once_its_handler_ran() {
 fn a_captured_guard_is_dropped_if_its_handler_failed() {
     on_each_stack!(|stack| {
         let log = Log::default();
-        let (fails, panics, named) = (log.guard("fails"), log.guard("panics"), log.guard("named"));
+        let (fails, panics, named) = (guard(&log, "fails"), guard(&log, "panics"), guard(&log, "named"));
         let words = [7_usize; 8];
         stack.register(move || {
             fails.used();
@@ -112,7 +100,7 @@ fn a_captured_guard_is_dropped_if_its_handler_failed() {
 fn a_captured_guard_is_dropped_when_its_handler_is_removed() {
     on_each_stack!(|stack| {
         let log = Log::default();
-        let (by_id, by_key, cleared) = (log.guard("by id"), log.guard("by key"), log.guard("cleared"));
+        let (by_id, by_key, cleared) = (guard(&log, "by id"), guard(&log, "by key"), guard(&log, "cleared"));
         let id = stack.register(move || by_id.used());
         stack.register(Handler::new(move || by_key.used()).keyed("key"));
         stack.register(move || cleared.used());
@@ -132,7 +120,7 @@ fn a_captured_guard_is_dropped_when_its_handler_is_refused() {
     let log = Log::default();
     let plugin = Interpreter::new("plugin");
     plugin.finalize().unwrap();
-    let (refused, handed_back) = (log.guard("refused"), log.guard("handed back"));
+    let (refused, handed_back) = (guard(&log, "refused"), guard(&log, "handed back"));
     let reports = reported(|| _ = plugin.stack().register(move || refused.used()));
     assert_eq!((log.take(), reports.len()), (vec!["refused"], 1));
     let handler = plugin.stack().try_register(move || handed_back.used()).unwrap_err().into_handler();
@@ -144,7 +132,7 @@ fn a_captured_guard_is_dropped_when_its_handler_is_refused() {
 #[test]
 fn a_guard_of_the_other_outcome_is_dropped_at_its_handlers_turn() {
     let log = Log::default();
-    let (below, other, above) = (log.guard("below"), log.guard("other"), log.guard("above"));
+    let (below, other, above) = (guard(&log, "below"), guard(&log, "other"), guard(&log, "above"));
     let mut stack = ExitStack::new();
     stack.register(move || below.used());
     stack.on_failure(move || other.used());
@@ -158,7 +146,7 @@ fn a_captured_guard_is_kept_where_its_handler_never_ran() {
     static NEVER_CLOSED: SharedExitStack = SharedExitStack::new();
     let log = Log::default();
     let (local, shared, moved, in_static) =
-        (log.guard("local"), log.guard("shared"), log.guard("moved"), log.guard("static"));
+        (guard(&log, "local"), guard(&log, "shared"), guard(&log, "moved"), guard(&log, "static"));
     // What `mem::forget` does, but what is forgotten can be cleared at the end: this test is to leak nothing.
     let mut forgotten = ManuallyDrop::new(ExitStack::new());
     forgotten.register(move || local.used());

@@ -17,7 +17,7 @@ mod loaded;
 mod race;
 mod report;
 mod resume;
-#[path = "../model/watched.rs"]
+#[path = "../support/watched.rs"]
 mod watched;
 mod ways;
 

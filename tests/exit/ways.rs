@@ -707,7 +707,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 OK
             },
         )
-        .err("process > plugin > db: exit handler registered at tests/process/ways.rs"),
+        .err("process > plugin > db: exit handler registered at tests/exit/ways.rs"),
         case("exit_inside_a_nested_interpreters_handler", Code(3), &["db 2", "db 1", "plugin", "A"], || {
             says("A");
             let plugin = Interpreter::new("plugin");

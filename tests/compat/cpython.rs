@@ -7,19 +7,11 @@ use std::sync::{Arc, Mutex};
 
 use exitstack::{Exit, ExitStack, Handler, HandlerErrorKind, Outcome, SharedExitStack};
 
+use crate::log;
 use crate::support::{panic_of, quiet_panic, reported};
 
 type Shared = Arc<SharedExitStack>;
-type Log = Arc<Mutex<Vec<&'static str>>>;
-
-fn says(log: &Log, what: &'static str) -> impl FnOnce() + Send + 'static {
-    let log = Arc::clone(log);
-    move || log.lock().unwrap().push(what)
-}
-
-fn said(log: &Log) -> Vec<&'static str> {
-    std::mem::take(&mut *log.lock().unwrap())
-}
+type Log = log::Log<&'static str>;
 
 // ---- atexit ----------------------------------------------------------------------------------------------------------
 
@@ -94,16 +86,16 @@ fn what_a_drop_registers_while_the_stack_is_cleared_is_kept() {
     struct Registers(Shared, Log);
     impl Drop for Registers {
         fn drop(&mut self) {
-            self.0.register(says(&self.1, "registered by a drop"));
+            self.0.register(self.1.handler("registered by a drop"));
         }
     }
     let (stack, log) = (Shared::default(), Log::default());
-    let registers = Registers(Arc::clone(&stack), Arc::clone(&log));
+    let registers = Registers(Arc::clone(&stack), log.clone());
     stack.register(move || drop(registers));
     stack.clear();
     assert_eq!(stack.len(), 1);
     stack.close().unwrap();
-    assert_eq!(said(&log), ["registered by a drop"]);
+    assert_eq!(log.take(), ["registered by a drop"]);
 }
 
 /// `test_unregister`, row 9: every occurrence goes, the others stay, none is no error.
@@ -249,14 +241,14 @@ fn an_eq_that_unregisters_another_never_removes_a_wrong_one() {
             });
             for name in ["f1", "f2", "f3"] {
                 let key = Meddling { name, meddle: Arc::clone(&meddle) };
-                let id = stack.register(Handler::new(says(&log, name)).keyed(key));
+                let id = stack.register(Handler::new(log.handler(name)).keyed(key));
                 ids.lock().unwrap().push(id);
             }
             stack.unregister_key(&Meddling { name: "f2", meddle });
             stack.close().unwrap();
             let mut remain = vec!["f3", "f2", "f1"];
             remain.retain(|name| *name != "f2" && *name != ["f1", "f2", "f3"][victim]);
-            assert_eq!(said(&log), remain, "f{} unregistered at call {at_call}", victim + 1);
+            assert_eq!(log.take(), remain, "f{} unregistered at call {at_call}", victim + 1);
         }
     }
 }
@@ -265,17 +257,17 @@ fn an_eq_that_unregisters_another_never_removes_a_wrong_one() {
 #[test]
 fn an_eq_that_registers_does_not_hide_the_match() {
     let (stack, log) = (Shared::default(), Log::default());
-    let (inner, inner_log) = (Arc::downgrade(&stack), Arc::clone(&log));
+    let (inner, inner_log) = (Arc::downgrade(&stack), log.clone());
     let meddle: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
-        inner.upgrade().unwrap().register(says(&inner_log, "meanwhile"));
+        inner.upgrade().unwrap().register(inner_log.handler("meanwhile"));
     });
     for name in ["a", "b"] {
         let key = Meddling { name, meddle: Arc::clone(&meddle) };
-        stack.register(Handler::new(says(&log, name)).keyed(key));
+        stack.register(Handler::new(log.handler(name)).keyed(key));
     }
     assert_eq!(stack.unregister_key(&Meddling { name: "a", meddle }), 1);
     stack.close().unwrap();
-    assert_eq!(said(&log), ["meanwhile", "meanwhile", "b"]);
+    assert_eq!(log.take(), ["meanwhile", "meanwhile", "b"]);
 }
 
 /// Rows 14 and 15: an `==` that raises leaves in CPython what was removed until then removed. Here nothing is.
@@ -302,27 +294,27 @@ fn an_eq_that_panics_removes_nothing() {
 #[test]
 fn what_is_registered_during_the_drain_runs() {
     let (stack, log) = (Shared::default(), Log::default());
-    stack.register(says(&log, "first"));
-    let (inner, inner_log) = (Arc::clone(&stack), Arc::clone(&log));
+    stack.register(log.handler("first"));
+    let (inner, inner_log) = (Arc::clone(&stack), log.clone());
     stack.register(move || {
-        inner.register(says(&inner_log, "registered during the drain"));
+        inner.register(inner_log.handler("registered during the drain"));
     });
     stack.close().unwrap();
-    assert_eq!(said(&log), ["registered during the drain", "first"]);
+    assert_eq!(log.take(), ["registered during the drain", "first"]);
 }
 
 /// Rows 25 and 26: honoured up to 3.13, ignored from 3.14 on (it iterates over a copy).
 #[test]
 fn what_is_unregistered_or_cleared_during_the_drain_does_not_run() {
     let (stack, log) = (Shared::default(), Log::default());
-    stack.register(says(&log, "cleared"));
+    stack.register(log.handler("cleared"));
     let inner = Arc::clone(&stack);
     stack.register(move || inner.clear());
-    let id = stack.register(says(&log, "unregistered"));
+    let id = stack.register(log.handler("unregistered"));
     let inner = Arc::clone(&stack);
     stack.register(move || assert!(inner.unregister(id)));
     stack.close().unwrap();
-    assert_eq!(said(&log), [""; 0]);
+    assert_eq!(log.take(), [""; 0]);
 }
 
 /// Row 28: `_run_exitfuncs` in a handler ran the others once up to 3.13, once a level from 3.14 on. In `contextlib` a
@@ -331,14 +323,14 @@ fn what_is_unregistered_or_cleared_during_the_drain_does_not_run() {
 #[test]
 fn a_nested_drain_runs_nothing_twice_and_nothing_out_of_turn() {
     let (stack, log) = (Shared::default(), Log::default());
-    stack.register(says(&log, "older"));
-    let (inner, inner_log) = (Arc::clone(&stack), Arc::clone(&log));
+    stack.register(log.handler("older"));
+    let (inner, inner_log) = (Arc::clone(&stack), log.clone());
     stack.register(move || {
         inner.close().unwrap();
-        inner_log.lock().unwrap().push("after the nested close");
+        inner_log.push("after the nested close");
     });
     stack.close().unwrap();
-    assert_eq!(said(&log), ["after the nested close", "older"]);
+    assert_eq!(log.take(), ["after the nested close", "older"]);
 }
 
 /// Row 23: a handler cannot tell success from failure there.
@@ -489,13 +481,13 @@ fn ten_thousand_failing_handlers_are_all_told() {
 #[test]
 fn pop_all_in_a_handler_takes_the_rest_out_of_the_drain() {
     let (stack, log) = (Shared::default(), Log::default());
-    stack.register(says(&log, "rest"));
-    let (inner, inner_log) = (Arc::clone(&stack), Arc::clone(&log));
+    stack.register(log.handler("rest"));
+    let (inner, inner_log) = (Arc::clone(&stack), log.clone());
     stack.register(move || {
         let rest = inner.pop_all();
-        inner_log.lock().unwrap().push("popped");
+        inner_log.push("popped");
         rest.close()
     });
     stack.close().unwrap();
-    assert_eq!(said(&log), ["popped", "rest"]);
+    assert_eq!(log.take(), ["popped", "rest"]);
 }
