@@ -3,16 +3,21 @@
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::{self, Display, Write};
-use std::mem;
 use std::ops::Deref;
 use std::panic::Location;
 use std::process::{ExitCode, Termination};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use smallvec::SmallVec;
 
-use crate::chain::{Chain, Link};
+mod failures;
+mod text;
+
+pub(crate) use failures::{ExitRequest, Failures, merged};
+pub(crate) use text::{Causes, OneLine};
+
+use failures::Moment;
 
 /// The outcome of the work that a stack cleans up after.
 ///
@@ -150,17 +155,6 @@ struct Facts {
     told: AtomicBool,
 }
 
-/// A point in the order of events in this process; later ones are greater.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Moment(usize);
-
-impl Moment {
-    fn now() -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
 /// The name of a handler; cloning it does not allocate.
 #[derive(Clone, Debug)]
 pub enum Name {
@@ -286,35 +280,6 @@ impl Error for HandlerError {
     }
 }
 
-/// The maximum number of causes that are shown: an error may be its own source.
-const CAUSES: usize = 128;
-
-/// A failure that is shown with the whole chain of its causes, on one line.
-pub(crate) struct Causes<'e> {
-    pub(crate) error: &'e HandlerError,
-    /// Writes the text of one error, without its causes.
-    pub(crate) show: fn(&dyn Error, &mut OneLine<'_>) -> fmt::Result,
-}
-
-impl Display for Causes<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut line = OneLine(f);
-        (self.show)(self.error, &mut line)?;
-        let mut causes = 0;
-        let mut next = self.error.source();
-        while let Some(cause) = next {
-            line.write_str(": ")?;
-            if causes == CAUSES {
-                return line.write_str("...");
-            }
-            (self.show)(cause, &mut line)?;
-            causes += 1;
-            next = cause.source();
-        }
-        Ok(())
-    }
-}
-
 /// The failures of one drain, in the order in which they happened, and the exit status requested, if any.
 ///
 /// It is cheap to clone. However it is printed, each failure is shown once:
@@ -357,109 +322,13 @@ struct Details {
     exit: Option<ExitRequest>,
 }
 
-/// The failures and exit requests of a drain so far: a single word, which allocates only when something fails.
-#[derive(Default)]
-pub(crate) struct Failures(Option<Box<Collected>>);
-
-/// Failures in any order, possibly with duplicates, as several drains may have the same one; and the exit status
-/// requested.
-struct Collected {
-    errors: Chain<HandlerError>,
-    exit: Option<ExitRequest>,
-}
-
-/// A requested exit status. Of several, the last one requested counts, in whatever order they are merged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct ExitRequest {
-    at: Moment,
-    pub(crate) code: i32,
-}
-
-impl ExitRequest {
-    pub(crate) fn now(code: i32) -> Self {
-        Self { at: Moment::now(), code }
-    }
-}
-
-impl Failures {
-    pub(crate) fn failure(error: HandlerError) -> Self {
-        let mut errors = Chain::new();
-        errors.push(Link::new(error));
-        Self(Some(Box::new(Collected { errors, exit: None })))
-    }
-
-    pub(crate) fn exit(request: ExitRequest) -> Self {
-        Self(Some(Box::new(Collected { errors: Chain::new(), exit: Some(request) })))
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.0.as_ref().map_or(0, |collected| collected.errors.len())
-    }
-
-    pub(crate) fn errors(&self) -> impl Iterator<Item = &HandlerError> {
-        self.0.iter().flat_map(|collected| collected.errors.iter())
-    }
-
-    /// Adds the failures of another drain. The caller drops what is returned where no lock is held.
-    #[must_use]
-    pub(crate) fn merge(&mut self, other: Self) -> Self {
-        match (&mut self.0, other.0) {
-            (Some(own), Some(mut other)) => {
-                own.errors.append(mem::take(&mut other.errors));
-                own.exit = own.exit.max(other.exit);
-                Self(Some(other))
-            }
-            (own @ None, other) => {
-                *own = other;
-                Self(None)
-            }
-            (_, None) => Self(None),
-        }
-    }
-
-    /// Returns what `close()` returns: the failures in the order in which they happened, each once.
-    #[inline]
-    pub(crate) fn into_result(self) -> Result<(), CloseError> {
-        self.0.map_or(Ok(()), |collected| Err(collected.into_error()))
-    }
-}
-
-impl Collected {
-    #[cold]
-    #[inline(never)]
-    fn into_error(self) -> CloseError {
-        let mut errors: SmallVec<[HandlerError; 2]> = self.errors.collect();
-        errors.sort_by_key(|error| error.0.at);
-        errors.dedup_by_key(|error| error.0.at);
-        CloseError(Arc::new(Details { errors, exit: self.exit }))
-    }
-}
-
-/// Combines the results of two drains.
-#[inline]
-pub(crate) fn merged(first: Result<(), CloseError>, then: Result<(), CloseError>) -> Result<(), CloseError> {
-    match (first, then) {
-        (Ok(()), result) | (result, Ok(())) => result,
-        (Err(first), Err(then)) => Err(first.join(&then)),
-    }
-}
-
 impl CloseError {
     #[cold]
     #[inline(never)]
     fn join(&self, then: &Self) -> Self {
-        let mut both = self.failures();
-        drop(both.merge(then.failures()));
+        let mut both = Failures::from(self);
+        drop(both.merge(then.into()));
         both.into_result().err().unwrap_or_else(|| self.clone())
-    }
-
-    /// Returns its failures and its exit status, to be merged with others.
-    pub(crate) fn failures(&self) -> Failures {
-        let mut errors = Chain::new();
-        for error in self {
-            errors.push(Link::new(error.clone()));
-        }
-        Failures(Some(Box::new(Collected { errors, exit: self.0.exit })))
     }
 
     /// Returns the exit status that was requested, and when it was.
@@ -580,24 +449,5 @@ impl<H> Refused<H> {
 impl<H> fmt::Debug for Refused<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Refused").field("location", &self.location).finish_non_exhaustive()
-    }
-}
-
-/// A writer that keeps text on one line: it escapes control characters and those that reorder or break lines, so that
-/// no name or message can forge another line or rewrite a terminal.
-pub(crate) struct OneLine<'w>(pub(crate) &'w mut dyn Write);
-
-impl Write for OneLine<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for c in text.chars() {
-            let unruly = c.is_control()
-                || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-            if unruly {
-                write!(self.0, "{}", c.escape_default())?;
-            } else {
-                self.0.write_char(c)?;
-            }
-        }
-        Ok(())
     }
 }

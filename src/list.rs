@@ -21,69 +21,23 @@
 //! creates a [`Storage`] first, [exchanges](HandlerList::exchange) the list's own for it under the lock, and drops that
 //! afterwards. The public methods do all of this at once, for a list that only one thread uses.
 
-use std::cell::Cell;
-use std::collections::TryReserveError;
 use std::fmt;
 use std::mem::{self, ManuallyDrop};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use smallvec::SmallVec;
 
-use crate::sync::per_thread;
-
+mod ids;
+mod iter;
+mod storage;
 #[cfg(all(test, not(all(loom, feature = "loom"))))]
 mod tests;
 
-/// The id of a registration in a list: unique in the process, never reused, and unknown to every other list.
-///
-/// ```
-/// use exitstack::ExitStack;
-///
-/// let mut stack = ExitStack::new();
-/// let id = stack.register(|| println!("not run"));
-/// assert!(stack.unregister(id));
-/// assert!(!stack.unregister(id)); // already removed
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HandlerId(u64);
+pub use ids::HandlerId;
+pub use iter::Iter;
 
-impl fmt::Debug for HandlerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HandlerId({})", self.0)
-    }
-}
-
-impl HandlerId {
-    /// Returns an id that no list has or will have.
-    pub(crate) fn unknown() -> Self {
-        HandlerList::<()>::new().next_id()
-    }
-}
-
-// One counter serves all threads, in *shares*: a thread takes one share at a time and gives *blocks* of it to the lists
-// that it appends to. So neither threads nor lists use the counter often. A list that never leaves its thread
-// needs no blocks: it takes one id at a time, which saves it the first call for a block.
-
-/// The number of ids in a block.
-const BLOCK: u64 = 32;
-
-/// The number of ids in a share, at least one block. Where the counter is smaller, each share is larger.
-const SHARE: u64 = if usize::BITS < 64 { 1 << 32 } else { 1 << 16 };
-
-/// The number of shares taken. It is not an `AtomicU64`, which not every 32-bit system has.
-static SHARES: AtomicUsize = AtomicUsize::new(0);
-
-per_thread! {
-    /// The next id of this thread's share; a multiple of [`SHARE`] if none is left. It only grows.
-    static NEXT: Cell<u64> = Cell::new(0);
-}
-
-/// Takes a share and returns its first id, which is greater than all ids of earlier shares.
-fn new_share() -> u64 {
-    let one_more = |taken: usize| ((taken as u64) < u64::MAX / SHARE).then_some(taken + 1);
-    let taken = SHARES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
-    taken.expect("no handler ids are left") as u64 * SHARE
-}
+use ids::Ids;
+pub(crate) use iter::NewestFirst;
+pub(crate) use storage::Storage;
 
 /// An append-only list with stable ids, last-in, first-out: the list under every stack.
 ///
@@ -192,9 +146,7 @@ pub struct HandlerList<T> {
     slots: ManuallyDrop<SmallVec<[Slot<T>; INLINE]>>,
     /// The number of empty slots.
     removed: usize,
-    /// The ids that this list has yet to give, `next..end`. The next block begins at `end` or later.
-    next: u64,
-    end: u64,
+    ids: Ids,
 }
 
 struct Slot<T> {
@@ -222,26 +174,6 @@ const FIRST_BLOCK: usize = 3 * INLINE;
 /// The values that a search found: usually none or one.
 pub(crate) type Found<T> = SmallVec<[T; 1]>;
 
-/// Storage without values, which a list can [exchange](HandlerList::exchange) its own for.
-pub(crate) struct Storage<T>(Vec<Slot<T>>);
-
-impl<T> Storage<T> {
-    /// Creates storage for `capacity` values. If so many fit into the list itself, it only lets the list move them
-    /// there.
-    pub(crate) fn with_capacity(capacity: usize) -> Self {
-        Self(Vec::with_capacity(if capacity > INLINE { capacity } else { 0 }))
-    }
-
-    /// Creates storage for `capacity` values, or fails if there is no memory.
-    pub(crate) fn try_with_capacity(capacity: usize) -> Result<Self, TryReserveError> {
-        let mut storage = Self::with_capacity(0);
-        if capacity > INLINE {
-            storage.0.try_reserve_exact(capacity)?;
-        }
-        Ok(storage)
-    }
-}
-
 /// Returns no slots. A call writes one word, where a constant would be copied whole, including its unused part.
 #[cold]
 const fn none<T>() -> SmallVec<[Slot<T>; INLINE]> {
@@ -257,7 +189,7 @@ impl<T> HandlerList<T> {
     /// ```
     #[inline]
     pub const fn new() -> Self {
-        Self { slots: ManuallyDrop::new(none()), removed: 0, next: 0, end: 0 }
+        Self { slots: ManuallyDrop::new(none()), removed: 0, ids: Ids::none() }
     }
 
     /// Appends a value and returns its id, which is greater than all earlier ids of this list.
@@ -283,25 +215,10 @@ impl<T> HandlerList<T> {
     /// [`push_with`](Self::push_with), for a list that has never been on another thread, nor will be.
     #[inline]
     pub(crate) fn push_here(&mut self, make: impl FnOnce() -> T) -> HandlerId {
-        let id = NEXT.with(|own| {
-            let next = own.get();
-            if next % SHARE == 0 {
-                return Self::first_of_a_new_share();
-            }
-            own.set(next + 1);
-            HandlerId(next)
-        });
+        let id = ids::next_of_this_thread();
         debug_assert!(self.last_id() < Some(id));
         self.put(id, make);
         id
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn first_of_a_new_share() -> HandlerId {
-        let first = new_share() + 1; // a multiple of `SHARE` would say that nothing is left
-        NEXT.with(|own| own.set(first + 1));
-        HandlerId(first)
     }
 
     #[inline]
@@ -323,46 +240,12 @@ impl<T> HandlerList<T> {
     /// Returns the id that a value pushed now would have; no other value gets it.
     #[inline]
     pub(crate) fn next_id(&mut self) -> HandlerId {
-        if self.next == self.end {
-            self.more_ids();
-        }
-        let id = HandlerId(self.next);
-        self.next += 1;
-        id
-    }
-
-    /// Takes a block of this thread's share, or of a new one if the share is used up or this list has greater ids.
-    #[cold]
-    #[inline(never)]
-    fn more_ids(&mut self) {
-        let block = NEXT.with(|own| {
-            let next = own.get();
-            // With `SHARE` for a share of which nothing is left.
-            let used = if next % SHARE == 0 { SHARE } else { next % SHARE };
-            (next >= self.end && used + BLOCK <= SHARE).then(|| own.replace(next + BLOCK))
-        });
-        match block {
-            Some(first) => (self.next, self.end) = (first, first + BLOCK),
-            None => self.more_ids_of_a_new_share(),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn more_ids_of_a_new_share(&mut self) {
-        // A list with greater ids comes from another thread. It takes half of the share, so that threads that append to
-        // it in turns rarely need a new one; the other half lets this thread keep up with the next list that comes from
-        // there.
-        let block = if NEXT.with(Cell::get) < self.end { SHARE / 2 } else { BLOCK };
-        self.next = new_share();
-        self.end = self.next + block;
-        NEXT.with(|own| own.set(self.end));
+        self.ids.next()
     }
 
     /// Creates an empty list in a forked child. Its ids are greater than all ids given before the fork.
     pub(crate) fn after_fork() -> Self {
-        let floor = SHARES.load(Ordering::Relaxed) as u64 * SHARE;
-        Self { slots: ManuallyDrop::new(none()), removed: 0, next: floor, end: floor }
+        Self { slots: ManuallyDrop::new(none()), removed: 0, ids: Ids::after_fork() }
     }
 
     /// Appends a value under an id from another list's [`next_id`](Self::next_id), which is greater than all ids here.
@@ -551,7 +434,7 @@ impl<T> HandlerList<T> {
 
     /// Moves all values and the unused ids to a new list. Values appended to this one from now on have greater ids.
     pub(crate) fn take(&mut self) -> Self {
-        let emptied = Self { slots: ManuallyDrop::new(none()), removed: 0, next: self.end, end: self.end };
+        let emptied = Self { slots: ManuallyDrop::new(none()), removed: 0, ids: self.ids.later() };
         mem::replace(self, emptied)
     }
 
@@ -607,101 +490,6 @@ impl<T> HandlerList<T> {
         Ok(())
     }
 
-    /// Reserves room for `additional` more values, so that appending them does not allocate until values are removed.
-    ///
-    /// # Panics
-    ///
-    /// Panics if the capacity overflows. The list is unchanged then. If there is no memory, the process aborts, as with
-    /// any collection.
-    ///
-    /// ```
-    /// let mut list = exitstack::HandlerList::new();
-    /// list.reserve(100);
-    /// list.push("needs no memory");
-    /// ```
-    pub fn reserve(&mut self, additional: usize) {
-        if let Some(capacity) = self.wanted(additional) {
-            self.slots.grow(capacity);
-        }
-    }
-
-    /// Tries to reserve room for `additional` more values, as [`reserve`](Self::reserve) does.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if the capacity overflows, or if the allocator has no memory. The list is unchanged then.
-    ///
-    /// ```
-    /// let mut list = exitstack::HandlerList::new();
-    /// list.try_reserve(100)?;
-    /// list.push("needs no memory");
-    /// assert!(list.try_reserve(usize::MAX).is_err());
-    /// # Ok::<(), std::collections::TryReserveError>(())
-    /// ```
-    pub fn try_reserve(&mut self, additional: usize) -> Result<(), TryReserveError> {
-        if let Some(capacity) = self.wanted(additional) {
-            self.exchange(&mut Storage::try_with_capacity(capacity)?);
-        }
-        Ok(())
-    }
-
-    /// Returns the capacity to grow to, if there is no room for `additional` more values.
-    pub(crate) fn wanted(&self, additional: usize) -> Option<usize> {
-        let used = self.slots.len();
-        let needed = used.saturating_add(additional);
-        (needed > self.slots.capacity()).then(|| needed.max(2 * used).max(FIRST_BLOCK))
-    }
-
-    /// Returns the capacity to shrink to, if less than an eighth is in use.
-    pub(crate) fn excess(&self) -> Option<usize> {
-        let used = self.len().max(INLINE);
-        (self.slots.capacity() / 8 > used).then_some(used)
-    }
-
-    /// Moves the values to `storage` and leaves the list's old storage there.
-    ///
-    /// Does nothing if the values do not fit. Does nothing either if the list would not get larger and has no
-    /// [excess](Self::excess): then another thread was faster.
-    pub(crate) fn exchange(&mut self, storage: &mut Storage<T>) {
-        let capacity = storage.0.capacity().max(INLINE);
-        if self.len() > capacity || (capacity <= self.slots.capacity() && self.excess().is_none()) {
-            return;
-        }
-        self.close_all_gaps();
-        let old = mem::replace(&mut *self.slots, none());
-        let mut new = mem::take(&mut storage.0);
-        if old.spilled() {
-            storage.0 = old.into_vec();
-            if new.capacity() > 0 {
-                new.append(&mut storage.0); // moves them all at once
-                *self.slots = SmallVec::from_vec(new);
-            } else {
-                self.slots.extend(storage.0.drain(..));
-            }
-        } else {
-            new.extend(old);
-            *self.slots = SmallVec::from_vec(new);
-        }
-    }
-
-    /// Frees the excess capacity. If there is no memory to move to, leaves that to a later call.
-    fn shrink(&mut self) {
-        if let Some(capacity) = self.excess() {
-            self.close_all_gaps();
-            let _ = self.slots.try_grow(capacity);
-        }
-    }
-
-    /// Takes the heap block of an empty list.
-    #[inline]
-    pub(crate) fn release(&mut self) -> Storage<T> {
-        let mut storage = Storage(Vec::new());
-        if self.slots.spilled() && self.slots.is_empty() {
-            storage.0 = mem::replace(&mut *self.slots, none()).into_vec();
-        }
-        storage
-    }
-
     /// Appends the values of `newer`, whose ids are all greater, and takes over its unused ids. `newer` keeps its
     /// storage.
     pub(crate) fn append(&mut self, newer: &mut Self) {
@@ -709,9 +497,7 @@ impl<T> HandlerList<T> {
         self.reserve(newer.len());
         self.slots.extend(newer.slots.drain(..).filter(|slot| slot.value.is_some()));
         newer.removed = 0;
-        if self.end < newer.end {
-            (self.next, self.end) = (mem::replace(&mut newer.next, newer.end), newer.end);
-        }
+        self.ids.take_over(&mut newer.ids);
     }
 
     #[cold]
@@ -741,75 +527,5 @@ impl<T> Default for HandlerList<T> {
 impl<T: fmt::Debug> fmt::Debug for HandlerList<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.iter()).finish()
-    }
-}
-
-/// The iterator returned by [`HandlerList::newest_first`].
-pub(crate) struct NewestFirst<'l, T> {
-    slots: std::slice::IterMut<'l, Slot<T>>,
-}
-
-impl<'l, T> Iterator for NewestFirst<'l, T> {
-    type Item = &'l mut T;
-
-    #[inline]
-    fn next(&mut self) -> Option<&'l mut T> {
-        while let Some(slot) = self.slots.next_back() {
-            if let Some(value) = &mut slot.value {
-                return Some(value);
-            }
-        }
-        None
-    }
-}
-
-/// An iterator over the ids and values of a list, oldest first, returned by [`HandlerList::iter`].
-pub struct Iter<'l, T> {
-    slots: std::slice::Iter<'l, Slot<T>>,
-    left: usize,
-}
-
-impl<T: fmt::Debug> fmt::Debug for Iter<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.clone()).finish()
-    }
-}
-
-impl<T> Clone for Iter<'_, T> {
-    fn clone(&self) -> Self {
-        Self { slots: self.slots.clone(), left: self.left }
-    }
-}
-
-impl<'l, T> Iterator for Iter<'l, T> {
-    type Item = (HandlerId, &'l T);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let next = self.slots.find_map(Slot::get)?;
-        self.left -= 1;
-        Some(next)
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.left, Some(self.left))
-    }
-}
-
-impl<T> DoubleEndedIterator for Iter<'_, T> {
-    fn next_back(&mut self) -> Option<Self::Item> {
-        let next = self.slots.by_ref().rev().find_map(Slot::get)?;
-        self.left -= 1;
-        Some(next)
-    }
-}
-
-impl<T> ExactSizeIterator for Iter<'_, T> {}
-
-impl<'l, T> IntoIterator for &'l HandlerList<T> {
-    type Item = (HandlerId, &'l T);
-    type IntoIter = Iter<'l, T>;
-
-    fn into_iter(self) -> Iter<'l, T> {
-        self.iter()
     }
 }

@@ -9,7 +9,8 @@ use allocation_counter::measure;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{BLOCK, FIRST_BLOCK, Found, HandlerId, HandlerList, INLINE, SHARE, Storage};
+use super::ids::{BLOCK, SHARE};
+use super::{FIRST_BLOCK, Found, HandlerId, HandlerList, INLINE, Storage};
 
 /// Runs `body` and checks that it neither allocates nor frees.
 fn quiet<R>(body: impl FnOnce() -> R) -> R {
@@ -39,7 +40,7 @@ fn check<T>(list: &HandlerList<T>) {
     assert_eq!(list.removed, empty);
     assert!(list.slots.last().is_none_or(|last| last.value.is_some()));
     assert!(list.slots.is_sorted_by(|a, b| a.id < b.id));
-    assert!(list.slots.last().is_none_or(|last| last.id.0 < list.end) && list.next <= list.end);
+    assert!(list.slots.last().is_none_or(|last| last.id.0 < list.ids.end) && list.ids.next <= list.ids.end);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -281,7 +282,7 @@ fn ids_rise_after_a_take_whichever_thread_appends() {
             ids.extend(more);
             let mut now = list.take();
             assert!(list.is_empty());
-            if now.next < now.end {
+            if now.ids.next < now.ids.end {
                 ids.push(now.push(0)); // the rest of the block moved along
             }
             taken.append(&mut now);

@@ -301,7 +301,7 @@ impl SharedExitStack {
         drop(state);
         let unmerged = failures.into_result();
         if let Err(error) = &unmerged {
-            let failures = error.failures();
+            let failures = Failures::from(error);
             let mut state = self.lock();
             let emptied = state.drain.as_mut().map(|drain| drain.merged.merge(failures));
             drop(state);
@@ -498,7 +498,7 @@ impl<'s> Teardown<'s> {
     /// Merges the result of a nested drain into the top's.
     fn merge(&self, nested: DrainResult) {
         if let Err(error) = &nested.unmerged {
-            if self.top().gather(error.failures()) {
+            if self.top().gather(error.into()) {
                 error.iter().for_each(report);
             }
         }
