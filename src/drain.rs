@@ -11,8 +11,8 @@ use crate::raw::BoxError;
 
 /// What a drain takes its handlers from.
 pub(crate) trait Source<B: ?Sized> {
-    /// Lends the next handler, where nobody else can reach it: whatever it does, it runs at most once. Runs no foreign code;
-    /// nothing is left in the entry that was lent before.
+    /// Lends the next handler, out of everyone else's reach: whatever it does, it runs at most once. Runs no foreign code;
+    /// the previous entry is empty by now.
     fn next(&mut self) -> Option<&mut Entry<B>>;
 
     /// Keeps, or reports, the outcome of a handler that did not simply return.
@@ -31,7 +31,7 @@ impl HandlerOutcome {
         if let Some(exit) = downcast::<Exit>(&error) {
             return Self { site, failure: None, exit_code: Some(exit.0) };
         }
-        // What another stack's `close()` returned may be no failure, but a request.
+        // What another stack's `close()` returned may be an exit request rather than a failure.
         let close = downcast::<CloseError>(&error);
         let exit_code = close.and_then(CloseError::exit_code);
         let is_request = close.is_some_and(|close| close.errors().is_empty());
@@ -47,7 +47,7 @@ impl HandlerOutcome {
         Self { site, failure, exit_code }
     }
 
-    /// What the drain gathers, and the failure itself, for the report.
+    /// Returns what the drain gathers, and the failure itself, for the report.
     pub(crate) fn into_failures(self, path: Option<String>) -> (Failures, Option<HandlerError>) {
         let mut failures = self.exit_code.map_or_else(Failures::default, |code| Failures::exit(ExitRequest::now(code)));
         let error = self.failure.map(|kind| HandlerError::new(path, self.site, kind));
@@ -58,7 +58,7 @@ impl HandlerOutcome {
     }
 }
 
-/// The error itself, or what is in its box.
+/// Returns the error as an `E`, whether it is one or a box of one.
 fn downcast<E: std::error::Error + 'static>(error: &BoxError) -> Option<&E> {
     error.downcast_ref::<E>().or_else(|| error.downcast_ref::<Box<E>>().map(|boxed| &**boxed))
 }
@@ -68,9 +68,9 @@ fn downcast<E: std::error::Error + 'static>(error: &BoxError) -> Option<&E> {
 #[inline]
 pub(crate) fn drain<B: ?Sized>(source: &mut impl Source<B>, outcome: Outcome) {
     loop {
-        // What the report of a panic needs.
+        // For the report, if the handler panics.
         let (mut name, mut location) = (None, None);
-        // Entered again only after a panic: a handler that returns costs no landing pad of its own.
+        // Entered again only after a panic: handlers that return do not pay for a landing pad each.
         let drained = catch_unwind(AssertUnwindSafe(|| {
             while let Some(entry) = source.next() {
                 location = Some(entry.location);
@@ -85,7 +85,7 @@ pub(crate) fn drain<B: ?Sized>(source: &mut impl Source<B>, outcome: Outcome) {
         match (drained, location) {
             (Ok(()), _) => return,
             (Err(payload), Some(location)) => source.note(HandlerOutcome::panicked(Site { name, location }, payload)),
-            // Not a handler's panic. No source panics; asking it again might go on forever.
+            // Not a handler's panic. A source never panics; if one did, asking it again might never end.
             (Err(payload), None) => return discard(payload),
         }
     }

@@ -1,15 +1,15 @@
 //! C's `atexit` hooks, and the last drain of the process stack.
 //!
-//! 1. [`exit_hook`] is registered with C's `atexit` [`HOOKS`] times, when the first handler or interpreter comes. Threads that
-//!    race in C's `exit` each take one of the hooks off C's list. The first one drains; every other one waits in its own until
-//!    that is done, so that none of them ends the process before. Each that waits registers another hook first. Then one
-//!    thread goes back to C's list, and the others wait inside C: its list is not safe to be run by several, and a library
-//!    that they came from may be unloaded (see [`unload`]).
+//! 1. [`exit_hook`] is registered with C's `atexit` [`HOOKS`] times, before the first handler or interpreter. Threads that
+//!    race in C's `exit` each take one of the hooks off C's list. The first thread drains; every other one waits in its
+//!    hook until that is done, so that none of them ends the process earlier. Each registers another hook before it waits.
+//!    Afterwards one thread returns to C's list, and the others wait inside C: several threads cannot safely run that list,
+//!    and the library that they came from may be unloaded (see [`unload`]).
 //! 2. What a drain has gathered is kept in the stack (invariant 4 of [`tree`](crate::tree)), so a hook that is called inside a
 //!    handler, because that called C's `exit`, resumes the drain. A status that handlers decided is left to
 //!    [`raw::end_with`]: some C libraries let `exit` be entered again, some do not.
 //! 3. Nothing unwinds out of [`exit_hook`]: C calls it.
-//! 4. Nothing is done at a fork. The counts of hooks are about C's list, which a child inherits together with them.
+//! 4. A fork changes nothing here. The hooks are counted because they are on C's list, and a child inherits both.
 
 use std::cell::Cell;
 use std::panic::catch_unwind;
@@ -30,7 +30,7 @@ const MORE_HOOKS: usize = 15;
 static LEFT_IN: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    /// This thread is inside C's `exit`.
+    /// Whether this thread is inside C's `exit`.
     static IN_C_EXIT: Cell<bool> = const { Cell::new(false) };
 
     /// The status with which this thread has entered C's `exit`, where that is known.
@@ -110,8 +110,8 @@ pub(super) fn leave_with(code: i32) -> ! {
     std::process::exit(code)
 }
 
-/// Whether std's `exit` would not end this process: because this thread is inside C's, or because the process is the child of
-/// one that was on its way out, and std would wait for a thread that only the parent has.
+/// Returns whether std's `exit` would fail to end this process: because this thread is inside C's, or because the process was
+/// forked by one that was already exiting, where std would wait for a thread that only the parent has.
 fn is_in_exit() -> bool {
     IN_C_EXIT.get() || !matches!(LEFT_IN.load(Ordering::Relaxed), left if left == 0 || left == raw::epoch())
 }

@@ -1,16 +1,16 @@
 //! Threads inside [`exit_hook`](super::at_exit), and the thread that unloads the library they are in.
 //!
-//! A shared library may be unloaded by one thread (`dlclose`) while others are in C's `exit`. Either way C takes a hook
-//! off its list before it calls it, so each is called once; but C does not wait for the other threads. So the thread that
-//! unloads the library waits until
+//! One thread may unload a shared library (`dlclose`) while others are in C's `exit`. C removes a hook from its list
+//! before it calls it, so each is called once; but it does not wait for the other threads. So the thread that unloads the
+//! library waits until
 //!
-//! 1. no other thread is inside a hook: `enter` and `leave` count them. A thread that is to wait for the end of the
-//!    process leaves too, because it waits inside C;
+//! 1. no other thread is inside a hook: `enter` and `leave` count them. A thread that waits for the process to end has
+//!    left too, because it waits inside C;
 //! 2. no other thread is about to enter one: C has called all hooks that it was given;
-//! 3. the last one to leave has executed the few instructions from `leave` to C. No count can follow those, so it is
+//! 3. the last thread to leave has executed the few instructions from `leave` to C. They cannot be counted, so it is
 //!    given [`TO_MOVE`].
 //!
-//! The loader's lock is taken all the while. So nothing that a hook does may need it: no `dladdr`, no first use of a
+//! The loader's lock is held throughout. So nothing in a hook may need it: no `dladdr`, and no first use of a
 //! thread-local that has a destructor.
 
 use std::cell::Cell;
@@ -23,25 +23,25 @@ use crate::raw;
 static HOOKS: Hooks = Hooks::new();
 
 thread_local! {
-    /// How many of the hooks C has called on this thread.
+    /// The number of hooks that C has called on this thread.
     static CALLED_HERE: Cell<usize> = const { Cell::new(0) };
     /// The process in which this thread counts as inside; zero if it does not.
     static INSIDE_IN: Cell<usize> = const { Cell::new(0) };
-    /// This thread is in C's `exit`.
+    /// Whether this thread is in C's `exit`.
     static EXITS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The process in which C was given the first hooks, as [`Hooks::tag`] has it. A forked child may miss one forever: a
-/// thread that only its parent has was about to enter it.
+/// The [`Hooks::tag`] of the process in which C was given the first hooks. In a forked child one of them may never be
+/// called: the thread that was about to enter it exists only in the parent.
 static GIVEN_IN: AtomicUsize = AtomicUsize::new(0);
 
-/// How often the thread that unloads the library looks for others.
+/// How long the thread that unloads the library sleeps before it looks for others again.
 const INTERVAL: Duration = Duration::from_millis(1);
-/// How long a thread may take for the few instructions in which it is not counted: those after `leave`; and those before
-/// `enter`, in a forked child, which may wait for a thread that it does not have.
+/// How long a thread may take for the few instructions in which it is not counted: those after `leave`, and, in a forked
+/// child, which may be waiting for a thread that it does not have, those before `enter`.
 const TO_MOVE: Duration = Duration::from_millis(50);
-/// How long a thread may take for those before `enter` otherwise; and how long the end of the process waits, when nothing
-/// is unmapped: a thread may hang in a report hook, say.
+/// How long a thread may otherwise take for those before `enter`; and how long the end of the process waits, when nothing
+/// is unmapped and another thread may be hanging, in a report hook for example.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Prepares for hooks; called before C is given any.
@@ -78,7 +78,7 @@ pub(crate) fn are_all(called: usize) -> bool {
     called == HOOKS.given.load(SeqCst)
 }
 
-/// Notes that this thread goes to C, or back to it, and has nothing to do in this library any more.
+/// Notes that this thread is about to return to C, or to wait inside it, and needs nothing of this library any more.
 pub(crate) fn leave() {
     if raw::is_unloading() && others_came() {
         raw::begin_list_anew();
@@ -89,14 +89,14 @@ pub(crate) fn leave() {
     }
 }
 
-/// Returns when no other thread is inside a hook, nor will be. Called after the `atexit` handlers of this library, when
-/// it is unloaded and at the end of the process.
+/// Waits until no other thread is inside a hook or will enter one. Called after the `atexit` handlers of this library,
+/// both when it is unloaded and at the end of the process.
 fn wait_for_others() {
     let process = raw::epoch();
     let to_enter = if GIVEN_IN.load(SeqCst) == Hooks::tag(process) { PATIENCE } else { TO_MOVE };
     let began = Instant::now();
     loop {
-        raw::call_handlers(); // a thread that is inside may have registered further ones
+        raw::call_handlers(); // a thread that is inside may have registered more of them
         let own = usize::from(INSIDE_IN.get() == process);
         let waited = began.elapsed();
         match HOOKS.others(process, own) {
@@ -107,33 +107,33 @@ fn wait_for_others() {
         }
     }
     if others_came() {
-        // On the way out of the process it is hardly ever an unloading: one by another library's `atexit` handler.
+        // When the process exits, hardly anything is unloaded: only if another library's `atexit` handler does it.
         thread::sleep(if EXITS.get() { INTERVAL } else { TO_MOVE });
     }
 }
 
-/// Whether C has called hooks on other threads.
+/// Returns whether C has called hooks on other threads.
 fn others_came() -> bool {
     HOOKS.called.load(SeqCst) != CALLED_HERE.get()
 }
 
-/// The hooks that C has, and the threads that are inside of them.
+/// The hooks that C has, and the threads that are inside them.
 #[derive(Debug)]
 struct Hooks {
-    /// How many C has been given, and how many it has called.
+    /// The number of hooks that C has been given, and of those it has called.
     given: AtomicUsize,
     called: AtomicUsize,
-    /// How many threads are inside one, in the lower half of the bits. The upper half tells in which process: a forked
-    /// child does not have the threads of its parent.
+    /// The number of threads inside a hook, in the lower half of the bits. The upper half identifies the process: a
+    /// forked child does not have its parent's threads.
     inside: AtomicUsize,
 }
 
-/// Where the other threads are that have to do with hooks.
+/// Where the other threads are, relative to the hooks.
 #[derive(Debug, PartialEq, Eq)]
 enum Others {
     Inside,
     AboutToEnter,
-    /// None is inside a hook, nor will be.
+    /// No other thread is inside a hook or will enter one.
     Gone,
 }
 
@@ -144,28 +144,28 @@ impl Hooks {
         Self { given: AtomicUsize::new(0), called: AtomicUsize::new(0), inside: AtomicUsize::new(0) }
     }
 
-    /// Counts one more thread inside, or one less.
+    /// Counts one thread more, or one less, inside a hook.
     fn count(&self, process: usize, change: isize) {
         let count = |word| Some(Self::tag(process) | Self::threads(word, process).wrapping_add_signed(change));
         let _ = self.inside.fetch_update(SeqCst, SeqCst, count);
     }
 
-    /// The upper half of `inside` in this process.
+    /// Returns the upper half of `inside` for this process.
     fn tag(process: usize) -> usize {
         process << Self::HALF
     }
 
-    /// How many threads of this process `inside` counts.
+    /// Returns how many threads of this process `inside` counts.
     fn threads(inside: usize, process: usize) -> usize {
         let threads = inside & (usize::MAX >> Self::HALF);
         if inside - threads == Self::tag(process) { threads } else { 0 }
     }
 
-    /// Where other threads are than this one, which counts as `own` inside.
+    /// Returns where the other threads are. This thread accounts for `own` of those inside.
     fn others(&self, process: usize, own: usize) -> Others {
-        // In this order. Further hooks are given by threads that are inside, and counted before those leave. So if all
-        // that C has been given in the end was called before nobody was inside, C had none left then, and no thread was
-        // on its way: it stays so.
+        // The order matters. Only threads inside a hook give C more of them, and those are counted before the thread
+        // leaves. So if every hook given by the last load had been called by the first, and no thread was inside in
+        // between, then C had none left and no thread was on its way. That is final.
         let called = self.called.load(SeqCst);
         let inside = Self::threads(self.inside.load(SeqCst), process);
         let given = self.given.load(SeqCst);
