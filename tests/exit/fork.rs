@@ -398,6 +398,22 @@ pub(crate) fn cases() -> Vec<Case> {
                 })
             },
         ),
+        case("a_child_adopts_below_an_interpreter_of_its_own", Code(0), &["o", "B", "p", "A", "child 4"], || {
+            says("A");
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(|| say("p"));
+            says("B");
+            let forked = fork(|| {
+                let own = Interpreter::new("own");
+                own.stack().register(|| say("o"));
+                assert!(adopt_after_fork());
+                exit(4)
+            });
+            after(forked, |status| {
+                say(&format!("child {status}"));
+                leave()
+            })
+        }),
         case(
             "a_child_gives_an_interpreter_its_place_at_the_first_use",
             Code(0),
