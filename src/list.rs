@@ -21,23 +21,75 @@
 //! creates a [`Storage`] first, [exchanges](HandlerList::exchange) the list's own for it under the lock, and drops that
 //! afterwards. The public methods do all of this at once, for a list that only one thread uses.
 
+use std::cell::Cell;
 use std::fmt;
 use std::mem::{self, ManuallyDrop};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use smallvec::SmallVec;
 
-mod ids;
+use crate::sync::per_thread;
+
 mod iter;
 mod storage;
 #[cfg(all(test, not(all(loom, feature = "loom"))))]
 mod tests;
 
-pub use ids::HandlerId;
 pub use iter::Iter;
 
-use ids::Ids;
 pub(crate) use iter::NewestFirst;
 pub(crate) use storage::Storage;
+
+/// The id of a registration in a list: unique in the process, never reused, and unknown to every other list.
+///
+/// ```
+/// use exitstack::ExitStack;
+///
+/// let mut stack = ExitStack::new();
+/// let id = stack.register(|| println!("not run"));
+/// assert!(stack.unregister(id));
+/// assert!(!stack.unregister(id)); // already removed
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HandlerId(u64);
+
+impl fmt::Debug for HandlerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HandlerId({})", self.0)
+    }
+}
+
+impl HandlerId {
+    /// Returns an id that no list has or will have.
+    pub(crate) fn unknown() -> Self {
+        HandlerList::<()>::new().next_id()
+    }
+}
+
+// One counter serves all threads, in *shares*: a thread takes one share at a time and gives *blocks* of it to the lists
+// that it appends to. So neither threads nor lists use the counter often. A list that never leaves its thread
+// needs no blocks: it takes one id at a time, which saves it the first call for a block.
+
+/// The number of ids in a block.
+const BLOCK: u64 = 32;
+
+/// The number of ids in a share, at least one block. Where the counter is smaller, each share is larger.
+const SHARE: u64 = if usize::BITS < 64 { 1 << 32 } else { 1 << 16 };
+
+/// The number of shares taken. It is not an `AtomicU64`, which not every 32-bit system has.
+static SHARES: AtomicUsize = AtomicUsize::new(0);
+
+per_thread! {
+    /// The next id of this thread's share; a multiple of [`SHARE`] if none is left. It only grows.
+    static NEXT: Cell<u64> = Cell::new(0);
+}
+
+/// Takes a share and returns its first id, which is greater than all ids of earlier shares.
+fn new_share() -> u64 {
+    let one_more = |taken: usize| ((taken as u64) < u64::MAX / SHARE).then_some(taken + 1);
+    let taken = SHARES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+    taken.expect("no handler ids are left") as u64 * SHARE
+}
 
 /// An append-only list with stable ids, last-in, first-out: the list under every stack.
 ///
@@ -146,7 +198,9 @@ pub struct HandlerList<T> {
     slots: ManuallyDrop<SmallVec<[Slot<T>; INLINE]>>,
     /// The number of empty slots.
     removed: usize,
-    ids: Ids,
+    /// The ids that this list has yet to give, `next..end`. The next block begins at `end` or later.
+    next: u64,
+    end: u64,
 }
 
 struct Slot<T> {
@@ -189,7 +243,7 @@ impl<T> HandlerList<T> {
     /// ```
     #[inline]
     pub const fn new() -> Self {
-        Self { slots: ManuallyDrop::new(none()), removed: 0, ids: Ids::none() }
+        Self { slots: ManuallyDrop::new(none()), removed: 0, next: 0, end: 0 }
     }
 
     /// Appends a value and returns its id, which is greater than all earlier ids of this list.
@@ -215,10 +269,25 @@ impl<T> HandlerList<T> {
     /// [`push_with`](Self::push_with), for a list that has never been on another thread, nor will be.
     #[inline]
     pub(crate) fn push_here(&mut self, make: impl FnOnce() -> T) -> HandlerId {
-        let id = ids::next_of_this_thread();
+        let id = NEXT.with(|own| {
+            let next = own.get();
+            if next % SHARE == 0 {
+                return Self::first_of_a_new_share();
+            }
+            own.set(next + 1);
+            HandlerId(next)
+        });
         debug_assert!(self.last_id() < Some(id));
         self.put(id, make);
         id
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn first_of_a_new_share() -> HandlerId {
+        let first = new_share() + 1; // a multiple of `SHARE` would say that nothing is left
+        NEXT.with(|own| own.set(first + 1));
+        HandlerId(first)
     }
 
     #[inline]
@@ -240,12 +309,46 @@ impl<T> HandlerList<T> {
     /// Returns the id that a value pushed now would have; no other value gets it.
     #[inline]
     pub(crate) fn next_id(&mut self) -> HandlerId {
-        self.ids.next()
+        if self.next == self.end {
+            self.more_ids();
+        }
+        let id = HandlerId(self.next);
+        self.next += 1;
+        id
+    }
+
+    /// Takes a block of this thread's share, or of a new one if the share is used up or this list has greater ids.
+    #[cold]
+    #[inline(never)]
+    fn more_ids(&mut self) {
+        let block = NEXT.with(|own| {
+            let next = own.get();
+            // With `SHARE` for a share of which nothing is left.
+            let used = if next % SHARE == 0 { SHARE } else { next % SHARE };
+            (next >= self.end && used + BLOCK <= SHARE).then(|| own.replace(next + BLOCK))
+        });
+        match block {
+            Some(first) => (self.next, self.end) = (first, first + BLOCK),
+            None => self.more_ids_of_a_new_share(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn more_ids_of_a_new_share(&mut self) {
+        // A list with greater ids comes from another thread. It takes half of the share, so that threads that append to
+        // it in turns rarely need a new one; the other half lets this thread keep up with the next list that comes from
+        // there.
+        let block = if NEXT.with(Cell::get) < self.end { SHARE / 2 } else { BLOCK };
+        self.next = new_share();
+        self.end = self.next + block;
+        NEXT.with(|own| own.set(self.end));
     }
 
     /// Creates an empty list in a forked child. Its ids are greater than all ids given before the fork.
     pub(crate) fn after_fork() -> Self {
-        Self { slots: ManuallyDrop::new(none()), removed: 0, ids: Ids::after_fork() }
+        let floor = SHARES.load(Ordering::Relaxed) as u64 * SHARE;
+        Self { slots: ManuallyDrop::new(none()), removed: 0, next: floor, end: floor }
     }
 
     /// Appends a value under an id from another list's [`next_id`](Self::next_id), which is greater than all ids here.
@@ -434,7 +537,7 @@ impl<T> HandlerList<T> {
 
     /// Moves all values and the unused ids to a new list. Values appended to this one from now on have greater ids.
     pub(crate) fn take(&mut self) -> Self {
-        let emptied = Self { slots: ManuallyDrop::new(none()), removed: 0, ids: self.ids.later() };
+        let emptied = Self { slots: ManuallyDrop::new(none()), removed: 0, next: self.end, end: self.end };
         mem::replace(self, emptied)
     }
 
@@ -497,7 +600,9 @@ impl<T> HandlerList<T> {
         self.reserve(newer.len());
         self.slots.extend(newer.slots.drain(..).filter(|slot| slot.value.is_some()));
         newer.removed = 0;
-        self.ids.take_over(&mut newer.ids);
+        if self.end < newer.end {
+            (self.next, self.end) = (mem::replace(&mut newer.next, newer.end), newer.end);
+        }
     }
 
     #[cold]

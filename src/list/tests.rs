@@ -9,8 +9,7 @@ use allocation_counter::measure;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::ids::{BLOCK, SHARE};
-use super::{FIRST_BLOCK, Found, HandlerId, HandlerList, INLINE, Storage};
+use super::{BLOCK, FIRST_BLOCK, Found, HandlerId, HandlerList, INLINE, SHARE, Storage};
 
 /// Runs `body` and checks that it neither allocates nor frees.
 fn quiet<R>(body: impl FnOnce() -> R) -> R {
@@ -40,7 +39,7 @@ fn check<T>(list: &HandlerList<T>) {
     assert_eq!(list.removed, empty);
     assert!(list.slots.last().is_none_or(|last| last.value.is_some()));
     assert!(list.slots.is_sorted_by(|a, b| a.id < b.id));
-    assert!(list.slots.last().is_none_or(|last| last.id.0 < list.ids.end) && list.ids.next <= list.ids.end);
+    assert!(list.slots.last().is_none_or(|last| last.id.0 < list.end) && list.next <= list.end);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -282,7 +281,7 @@ fn ids_rise_after_a_take_whichever_thread_appends() {
             ids.extend(more);
             let mut now = list.take();
             assert!(list.is_empty());
-            if now.ids.next < now.ids.end {
+            if now.next < now.end {
                 ids.push(now.push(0)); // the rest of the block moved along
             }
             taken.append(&mut now);
