@@ -59,15 +59,18 @@ extern "C" fn exit_hook() {
     let unloads = raw::unloads_here();
     let called = unload::enter(unloads);
     let mut status = None;
-    if !process_stack().is_closed() {
+    if process_stack().is_closed() {
+        if unload::are_all(called) {
+            let _ = catch_unwind(end::report_refused).map_err(discard);
+        }
+        unload::begin_list_anew(); // as it does below, where hooks are registered
+    } else {
         // First of all: the next thread must find a hook, too.
         register_hooks(if called == 1 { MORE_HOOKS } else { 1 });
         status = catch_unwind(if unloads { drain_at_unload } else { drain_for_good }).unwrap_or_else(|payload| {
             discard(payload);
             None
         });
-    } else if unload::are_all(called) {
-        let _ = catch_unwind(end::report_refused).map_err(discard);
     }
     let leaves = unloads || end::leaves_first();
     unload::leave(); // the library may be unloaded from here on

@@ -78,11 +78,15 @@ pub(crate) fn are_all(called: usize) -> bool {
     called == HOOKS.given.load(SeqCst)
 }
 
-/// Notes that this thread is about to return to C, or to wait inside it, and needs nothing of this library any more.
-pub(crate) fn leave() {
+/// Makes C begin its list anew when this thread returns to it, if another thread may have changed it.
+pub(crate) fn begin_list_anew() {
     if raw::is_unloading() && others_came() {
         raw::begin_list_anew();
     }
+}
+
+/// Notes that this thread is about to return to C, or to wait inside it, and needs nothing of this library any more.
+pub(crate) fn leave() {
     let process = raw::epoch();
     if INSIDE_IN.replace(0) == process {
         HOOKS.count(process, -1);

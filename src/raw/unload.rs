@@ -105,10 +105,13 @@ pub(crate) fn call_handlers() {
 /// function that it is in, as it does if the list has grown.
 ///
 /// Otherwise C would continue in the same block of the list, which another thread in `exit` may have emptied and freed.
+///
+/// The function added here replaces the one that this thread is in: C's list must not grow by it into another block, which
+/// two threads could free. So it counts as this library's, and a thread that unloads the library takes it off the list.
 pub(crate) fn begin_list_anew() {
     // SAFETY: `free` is not part of this library, is never unloaded, and does nothing with null. If C refuses, its list
     // is at its end.
-    unsafe { __cxa_atexit(libc::free, ptr::null_mut(), ptr::null()) };
+    unsafe { __cxa_atexit(libc::free, ptr::null_mut(), &raw const __dso_handle) };
 }
 
 /// Waits for the end of the process. This library may be unloaded in the meantime.
