@@ -9,7 +9,8 @@ use allocation_counter::measure;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{BLOCK, FIRST_BLOCK, Found, HandlerId, HandlerList, INLINE, SHARE, Storage};
+use super::ids::{BLOCK, SHARE};
+use super::{FIRST_BLOCK, Found, HandlerId, HandlerList, INLINE, Storage};
 
 /// Runs `body` and checks that it neither allocates nor frees.
 fn quiet<R>(body: impl FnOnce() -> R) -> R {
