@@ -33,7 +33,7 @@ fn load(path: &Path) -> Outcome<i64> {
     }
 }
 
-/// Writes beside the file, then renames: whoever reads it finds the old count or the new one, and nothing between.
+/// Writes beside the file, then renames: a reader finds the old count or the new one, and nothing in between.
 fn save(path: &Path) -> Outcome {
     let beside = path.with_extension(format!("{}.new", std::process::id()));
     scope(|stack| {

@@ -139,7 +139,7 @@ const fn in_debug_a_tenth(count: usize) -> usize {
 // ---------------------------------------------------------------------------------------------------------------------
 // Interpreters
 
-/// 100 000 cycles beside the ones before cost nothing.
+/// 100,000 cycles beside the ones before cost nothing.
 fn cycles(cycle: impl Fn(usize)) {
     (0..100).for_each(&cycle);
     let before = live();
@@ -223,7 +223,7 @@ fn a_long_lived_interpreter_that_is_closed_again_and_again_costs_no_memory() {
 
 const PAIRS: usize = in_debug_a_tenth(10_000_000);
 
-/// Beside 1000 that wait, pairs cost nothing after the first 10 000: neither in the end nor at any time in between.
+/// Beside 1000 that wait, pairs cost nothing after the first 10,000: neither in the end nor at any time in between.
 fn pairs(mut pair: impl FnMut()) {
     (0..10_000).for_each(|_| pair());
     let before = live();

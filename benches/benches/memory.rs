@@ -23,8 +23,8 @@ fn pending(count: usize) -> AllocationInfo {
     })
 }
 
-/// By how many bytes a stack with 1000 handlers grows from the first 10 000 pairs of register and unregister to the
-/// 10 000 000th.
+/// By how many bytes a stack with 1000 handlers grows from the first 10,000 pairs of register and unregister to the
+/// 10,000,000th.
 fn growth_by_pairs(mut pair: impl FnMut()) -> i64 {
     (0..10_000).for_each(|_| pair());
     measure(|| (10_000..10_000_000).for_each(|_| pair())).bytes_current

@@ -158,13 +158,13 @@ fn memory() -> Vec<Row> {
         .collect();
     let row = |work, name, bar| Row { work, against: "", measured: String::new(), value: found[name], bar: Some(bar) };
     vec![
-        row("bytes for each of 1 000 000 pending handlers", "bytes", 64.0),
+        row("bytes for each of 1,000,000 pending handlers", "bytes", 64.0),
         row("allocations, 4 handlers", "allocations-four", 0.0),
         Row {
             against: "doublings of the list",
-            ..row("allocations, 1 000 000 handlers", "allocations-million", f64::from(1_000_000_u32.ilog2() + 1))
+            ..row("allocations, 1,000,000 handlers", "allocations-million", f64::from(1_000_000_u32.ilog2() + 1))
         },
-        row("bytes gained from the 10 000th to the 10 000 000th pair of register and unregister", "pairs", 0.0),
+        row("bytes gained from the 10,000th to the 10,000,000th pair of register and unregister", "pairs", 0.0),
         row("the same, `SharedExitStack`", "shared-pairs", 0.0),
     ]
 }
@@ -191,23 +191,23 @@ fn time() -> Vec<Row> {
         plain("8 handlers, time", "boxes", "8 handlers", 1.0, 0.37),
         row("3 handlers written out", "three scopeguards", "written out", ("ours", 1.0), ("guards", 1.0), None),
         row("3 handlers written out", "an array of three", "written out", ("ours", 1.0), ("array", 1.0), Some(4.0)),
-        plain("1 000 000 handlers, each", "boxes", "1000000 handlers", 1e6, 0.33),
+        plain("1,000,000 handlers, each", "boxes", "1000000 handlers", 1e6, 0.33),
         plain("two threads, 3 handlers on stacks of their own", "boxes", "3 handlers, two threads", 2e5, 0.45),
         plain("`SharedExitStack`: register", "boxes in a `Mutex`", "shared register", 1e4, 0.55),
         plain("the same, two threads", "boxes in a `Mutex`", "shared register, two threads", 2e5, 0.75),
         plain("the same, four threads", "boxes in a `Mutex`", "shared register, four threads", 4e5, 0.75),
         plain("`SharedExitStack`: register and close", "boxes in a `Mutex`", "shared register and close", 1e4, 1.2),
-        plain("`process_stack()`: register, of 100 000", "C `atexit`", "process register", 1e5, 1.05),
-        plain("`process_stack()`: run, of 100 000", "C `atexit`", "process run", 1e5, 1.5),
+        plain("`process_stack()`: register, of 100,000", "C `atexit`", "process register", 1e5, 1.05),
+        plain("`process_stack()`: run, of 100,000", "C `atexit`", "process run", 1e5, 1.5),
     ];
     if results("criterion").join("unregister/cpython").exists() {
         let python =
             |work, ours, bar| row(work, "CPython's `unregister`", "unregister", ours, ("cpython", 20.0), Some(bar));
         rows.extend([
-            python("`unregister` of 10 000 among 100 000, each", ("id", 1e4), 0.001),
-            python("`unregister_key` of the one with a key among 100 000", ("one key", 1.0), 0.1),
+            python("`unregister` of 10,000 among 100,000, each", ("id", 1e4), 0.001),
+            python("`unregister_key` of the one with a key among 100,000", ("one key", 1.0), 0.1),
             python("the same, `SharedExitStack`", ("shared one key", 1.0), 0.2),
-            python("`unregister_key` of one, all 100 000 have keys", ("key", 20.0), 0.1),
+            python("`unregister_key` of one, all 100,000 have keys", ("key", 20.0), 0.1),
             python("the same, `SharedExitStack`", ("shared key", 20.0), 0.2),
         ]);
     } else {

@@ -81,7 +81,7 @@ impl Shared for SharedBoxes {
         self.0.lock().unwrap().push(Box::new(handler));
     }
 
-    /// As whoever wants the lock free while a handler runs would write it.
+    /// As one would write it to keep the lock free while a handler runs.
     fn run(&self) {
         loop {
             let Some(handler) = self.0.lock().unwrap().pop() else { return };

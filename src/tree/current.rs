@@ -1,7 +1,7 @@
 //! What each thread knows of itself: the current interpreter, and its share of late registrations.
 //!
 //! The thread-locals have no destructor, so they can be used on the way out of the process too, when those that have one are
-//! gone. Whoever fills them empties them.
+//! gone. The code that fills one also empties it.
 
 use std::cell::Cell;
 use std::mem::ManuallyDrop;

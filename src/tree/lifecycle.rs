@@ -45,7 +45,7 @@ impl Lifecycle {
             Self::Open if purpose.is_bounded() => Self::Reopening(LateBudget::new()),
             // The end of the process comes while `run` ends: what was taken so far counts.
             Self::Reopening(budget) if purpose.closes() => Self::Closing(budget),
-            // A drain that is bounded already stays so, whoever else asks for one; and nothing opens a closed stack.
+            // A bounded drain stays bounded, even if an unbounded one is asked for; and nothing opens a closed stack.
             unchanged => unchanged,
         }
     }
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_is_kept_whoever_asks_for_another_drain() {
+    fn a_budget_is_kept_when_another_drain_is_asked_for() {
         let budget = LateBudget { spent: 7 };
         for purpose in ALL {
             let mut closing = Lifecycle::Closing(budget);

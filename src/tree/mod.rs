@@ -397,9 +397,7 @@ impl Node {
     fn position(&self) -> Option<HandlerId> {
         self.stack.lock().position
     }
-}
 
-impl Node {
     fn take_parent(&mut self) -> Option<Arc<Self>> {
         match mem::replace(&mut self.parent, Parent::Gone) {
             Parent::Node(node) => Some(node),

@@ -155,7 +155,7 @@ impl SharedExitStack {
         }))
     }
 
-    /// Takes a handler out and runs it now; it counts as nested in the stack meanwhile.
+    /// Takes a handler out and runs it now; while it runs, it counts as nested in the stack.
     pub(crate) fn run_out_of_turn(&self, id: HandlerId) -> Option<Result<(), CloseError>> {
         let thread = ThreadKey::current();
         let handler = Link::new(OutOfTurn { id, thread, waiters: Waiters::default(), skipped_by: None });
@@ -475,7 +475,7 @@ impl<'s> Teardown<'s> {
         self.result = finished.result.all;
     }
 
-    /// What is nested in the root is drained, or as much of it as this thread can: the drain around it is told.
+    /// What is nested in the root is drained, or as much of it as this thread can: the drain around it is given the result.
     #[cold]
     fn ascend(&mut self, node: &Arc<Node>, finished: Finished) {
         if finished.settled {
