@@ -3,10 +3,13 @@
 //! The global allocator is foreign code: it may register a handler. So nothing is allocated or freed under a lock, and
 //! whatever is collected under one is collected in a [`Chain`].
 
+use std::mem::ManuallyDrop;
+
 /// A list of values, the last one added first.
 #[derive(Debug)]
 pub(crate) struct Chain<T> {
-    first: Option<Link<T>>,
+    /// In a `ManuallyDrop`, so that the drop of an empty chain is one check.
+    first: ManuallyDrop<Option<Link<T>>>,
     len: usize,
 }
 
@@ -26,7 +29,7 @@ impl<T> Link<T> {
 
 impl<T> Chain<T> {
     pub(crate) const fn new() -> Self {
-        Self { first: None, len: 0 }
+        Self { first: ManuallyDrop::new(None), len: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -39,13 +42,13 @@ impl<T> Chain<T> {
 
     pub(crate) fn push(&mut self, mut link: Link<T>) {
         link.0.1 = self.first.take();
-        self.first = Some(link);
+        *self.first = Some(link);
         self.len += 1;
     }
 
     pub(crate) fn pop(&mut self) -> Option<Link<T>> {
         let mut link = self.first.take()?;
-        self.first = link.0.1.take();
+        *self.first = link.0.1.take();
         self.len -= 1;
         Some(link)
     }
@@ -114,7 +117,7 @@ impl<T> Iterator for Chain<T> {
 }
 
 impl<T> Chain<T> {
-    /// Drops the values one by one; dropping the field would recurse along the chain.
+    /// Drops the values one by one; dropping the first link would recurse along the chain.
     #[cold]
     #[inline(never)]
     fn drop_all(&mut self) {
