@@ -11,12 +11,28 @@ use crate::raw::BoxError;
 
 /// What a drain takes its handlers from.
 pub(crate) trait Source<B: ?Sized> {
+    /// Whose cleanup the handlers are.
+    type Work: Work + ?Sized;
+
     /// Lends the next handler, out of everyone else's reach: whatever it does, it runs at most once. Runs no foreign code;
     /// the previous entry is empty by now.
-    fn next(&mut self) -> Option<&mut Entry<B>>;
+    fn next(&mut self) -> Option<(&mut Entry<B>, &Self::Work)>;
 
     /// Keeps, or reports, the outcome of a handler that did not simply return.
     fn note(&mut self, outcome: HandlerOutcome);
+}
+
+/// Work whose cleanup runs.
+pub(crate) trait Work {
+    /// Returns how it ended. Asked only for a handler that may look at the outcome.
+    fn outcome(&self) -> Outcome;
+}
+
+impl Work for Outcome {
+    #[inline]
+    fn outcome(&self) -> Outcome {
+        *self
+    }
 }
 
 /// The outcome of a handler that did not simply return.
@@ -66,16 +82,16 @@ fn downcast<E: std::error::Error + 'static>(error: &BoxError) -> Option<&E> {
 /// Runs every handler that `source` lends. The outcome of one that fails or panics is noted, and the next one runs; nothing
 /// unwinds out of here.
 #[inline]
-pub(crate) fn drain<B: ?Sized>(source: &mut impl Source<B>, outcome: Outcome) {
+pub(crate) fn drain<B: ?Sized>(source: &mut impl Source<B>) {
     loop {
         // For the report, if the handler panics.
         let (mut name, mut location) = (None, None);
         // Entered again only after a panic: handlers that return do not pay for a landing pad each.
         let drained = catch_unwind(AssertUnwindSafe(|| {
-            while let Some(entry) = source.next() {
+            while let Some((entry, work)) = source.next() {
                 location = Some(entry.location);
                 let plain = entry.closure.is_plain();
-                let result = if plain { entry.closure.run() } else { run_dressed(entry, outcome, &mut name) };
+                let result = if plain { entry.closure.run(ANY) } else { run_dressed(entry, work.outcome(), &mut name) };
                 if let Err(error) = result {
                     let site = Site { name: name.take(), location: entry.location };
                     source.note(HandlerOutcome::failed(site, error));
@@ -91,13 +107,16 @@ pub(crate) fn drain<B: ?Sized>(source: &mut impl Source<B>, outcome: Outcome) {
     }
 }
 
-/// Runs a handler that may have a name or be for one outcome only; drops it if it is for another outcome. `name` is its name
+/// The outcome that is passed to a handler which does not look at it.
+const ANY: Outcome = Outcome::Failure;
+
+/// Runs a handler that may have a name or look at the outcome; drops it if it is for another outcome. `name` is its name
 /// while it runs, and afterwards if it failed.
 #[inline(never)]
 fn run_dressed<B: ?Sized>(entry: &mut Entry<B>, outcome: Outcome, name: &mut Option<Name>) -> Result<(), BoxError> {
     *name = entry.closure.name().cloned();
     if entry.closure.only().is_none_or(|only| only == outcome) {
-        entry.closure.run()?;
+        entry.closure.run(outcome)?;
     } else {
         entry.closure.discard();
     }
@@ -105,25 +124,29 @@ fn run_dressed<B: ?Sized>(entry: &mut Entry<B>, outcome: Outcome, name: &mut Opt
     Ok(())
 }
 
-/// Runs one handler out of turn, whatever outcome it is for.
+/// Runs one handler out of turn, for the outcome that it is for: failure, if it is for both, as nobody has said that the work
+/// was done.
 pub(crate) fn run_one<B: ?Sized>(entry: Entry<B>, path: impl Fn() -> Option<String>) -> Result<(), CloseError> {
     struct One<B: ?Sized, P> {
         entry: Entry<B>,
+        outcome: Outcome,
         lent: bool,
         failures: Failures,
         path: P,
     }
     impl<B: ?Sized, P: Fn() -> Option<String>> Source<B> for One<B, P> {
-        fn next(&mut self) -> Option<&mut Entry<B>> {
-            (!mem::replace(&mut self.lent, true)).then_some(&mut self.entry)
+        type Work = Outcome;
+
+        fn next(&mut self) -> Option<(&mut Entry<B>, &Outcome)> {
+            (!mem::replace(&mut self.lent, true)).then_some((&mut self.entry, &self.outcome))
         }
 
         fn note(&mut self, outcome: HandlerOutcome) {
             drop(self.failures.merge(outcome.into_failures((self.path)()).0));
         }
     }
-    let outcome = entry.closure.only().unwrap_or(Outcome::Success);
-    let mut one = One { entry, lent: false, failures: Failures::default(), path };
-    drain(&mut one, outcome);
+    let outcome = entry.closure.only().unwrap_or(Outcome::Failure);
+    let mut one = One { entry, outcome, lent: false, failures: Failures::default(), path };
+    drain(&mut one);
     one.failures.into_result()
 }

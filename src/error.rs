@@ -111,6 +111,11 @@ pub enum HandlerErrorKind {
     Panicked(String),
     /// The stack no longer accepted handlers, so this one was dropped without being run.
     Refused,
+    /// What drained was a transaction, before its work was done: it was rolled back, although its body returned `Ok`.
+    ///
+    /// Only [`Interpreter::scope`](crate::Interpreter::scope) returns this. The name is the transaction's, and the location is
+    /// where it was begun.
+    RolledBack,
 }
 
 /// The failure of one handler: which handler it was, where it was registered, and what happened.
@@ -245,17 +250,22 @@ impl Display for HandlerError {
             let handlers = if *more == 1 { "handler was" } else { "handlers were" };
             return write!(f, "{more} more exit {handlers} refused after the one registered at {}", site.location);
         }
-        write!(f, "exit handler ")?;
+        let (what, placed) = match kind {
+            HandlerErrorKind::RolledBack => ("transaction", "begun"),
+            _ => ("exit handler", "registered"),
+        };
+        write!(f, "{what} ")?;
         if let Some(name) = &site.name {
             f.write_str("`")?;
             OneLine(f).write_str(name)?;
             f.write_str("` ")?;
         }
-        write!(f, "registered at {} ", site.location)?;
+        write!(f, "{placed} at {} ", site.location)?;
         match kind {
             HandlerErrorKind::Failed(_) => write!(f, "failed"),
             HandlerErrorKind::Panicked(message) => write!(f, "panicked: {message}"),
             HandlerErrorKind::Refused => write!(f, "was refused: the stack no longer accepts handlers"),
+            HandlerErrorKind::RolledBack => write!(f, "was rolled back: what is around it drained before it was done"),
         }
     }
 }
@@ -275,7 +285,7 @@ impl Error for HandlerError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0.kind {
             HandlerErrorKind::Failed(error) => Some(&**error),
-            HandlerErrorKind::Panicked(_) | HandlerErrorKind::Refused => None,
+            HandlerErrorKind::Panicked(_) | HandlerErrorKind::Refused | HandlerErrorKind::RolledBack => None,
         }
     }
 }
@@ -323,6 +333,10 @@ struct Details {
 }
 
 impl CloseError {
+    pub(crate) fn of(error: HandlerError) -> Self {
+        Self(Arc::new(Details { errors: SmallVec::from_iter([error]), exit: None }))
+    }
+
     #[cold]
     #[inline(never)]
     fn join(&self, then: &Self) -> Self {

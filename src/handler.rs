@@ -104,7 +104,7 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> sealed::HandlerResult for Result<(),
 impl<F: FnOnce() -> R, R: HandlerResult> IntoHandler for F {}
 impl<F: FnOnce() -> R, R: HandlerResult> Task for F {
     #[inline]
-    fn run(self) -> Result<(), BoxError> {
+    fn run(self, _: Outcome) -> Result<(), BoxError> {
         self().into_result()
     }
 
@@ -139,6 +139,7 @@ pub struct Handler<F, K = NoKey> {
     function: F,
     name: Option<Name>,
     key: Option<Arc<K>>,
+    location: Option<&'static Location<'static>>,
 }
 
 impl<F> Handler<F> {
@@ -149,7 +150,7 @@ impl<F> Handler<F> {
     /// stack.register(exitstack::Handler::new(|| println!("bye")));
     /// ```
     pub fn new(function: F) -> Self {
-        Self { function, name: None, key: None }
+        Self { function, name: None, key: None, location: None }
     }
 }
 
@@ -180,7 +181,43 @@ impl<F, K> Handler<F, K> {
     /// ```
     #[must_use]
     pub fn keyed<L: PartialEq + 'static>(self, key: L) -> Handler<F, L> {
-        Handler { function: self.function, name: self.name, key: Some(Arc::new(key)) }
+        Handler { function: self.function, name: self.name, key: Some(Arc::new(key)), location: self.location }
+    }
+
+    /// Sets the place that errors and [`pending`](crate::ExitStack::pending) show, instead of where the handler is
+    /// registered.
+    ///
+    /// For functions that register on behalf of their callers and are not `#[track_caller]` all the way, and for
+    /// runtimes that know a better place.
+    ///
+    /// ```
+    /// use exitstack::{ExitStack, Handler};
+    /// use std::panic::Location;
+    ///
+    /// struct Session {
+    ///     stack: ExitStack<'static>,
+    ///     opened: &'static Location<'static>,
+    /// }
+    ///
+    /// impl Session {
+    ///     #[track_caller]
+    ///     fn open() -> Self {
+    ///         Self { stack: ExitStack::new(), opened: Location::caller() }
+    ///     }
+    ///
+    ///     fn log_out_at_end(&self) {
+    ///         self.stack.register(Handler::new(|| Err("no connection")).at(self.opened));
+    ///     }
+    /// }
+    ///
+    /// let mut session = Session::open();
+    /// session.log_out_at_end();
+    /// let error = session.stack.close().unwrap_err();
+    /// assert_eq!(error.errors()[0].location(), session.opened);
+    /// ```
+    #[must_use]
+    pub fn at(self, location: &'static Location<'static>) -> Self {
+        Self { location: Some(location), ..self }
     }
 }
 
@@ -197,8 +234,8 @@ impl<F: FnOnce() -> R, R: HandlerResult, K: 'static> IntoHandler for Handler<F, 
 impl<F: FnOnce() -> R, R: HandlerResult, K: 'static> Task for Handler<F, K> {
     const LABELLED: bool = true;
 
-    fn run(self) -> Result<(), BoxError> {
-        self.function.run()
+    fn run(self, outcome: Outcome) -> Result<(), BoxError> {
+        self.function.run(outcome)
     }
 
     fn function() -> TypeId {
@@ -207,6 +244,10 @@ impl<F: FnOnce() -> R, R: HandlerResult, K: 'static> Task for Handler<F, K> {
 
     fn name(&self) -> Option<&Name> {
         self.name.as_ref()
+    }
+
+    fn location(&self) -> Option<&'static Location<'static>> {
+        self.location
     }
 
     fn key(&self) -> Option<&dyn Any> {
@@ -221,8 +262,8 @@ impl<T: Task, const SUCCESS: bool> Task for Only<T, SUCCESS> {
     const ONLY: Option<Outcome> = Some(if SUCCESS { Outcome::Success } else { Outcome::Failure });
     const LABELLED: bool = T::LABELLED;
 
-    fn run(self) -> Result<(), BoxError> {
-        self.0.run()
+    fn run(self, outcome: Outcome) -> Result<(), BoxError> {
+        self.0.run(outcome)
     }
 
     fn function() -> TypeId {
@@ -231,6 +272,10 @@ impl<T: Task, const SUCCESS: bool> Task for Only<T, SUCCESS> {
 
     fn name(&self) -> Option<&Name> {
         self.0.name()
+    }
+
+    fn location(&self) -> Option<&'static Location<'static>> {
+        self.0.location()
     }
 
     fn key(&self) -> Option<&dyn Any> {

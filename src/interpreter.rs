@@ -14,7 +14,13 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use crate::error::CloseError;
+mod instrumented;
+
+pub use instrumented::Instrumented;
+
+use scopeguard::ScopeGuard;
+
+use crate::error::{CloseError, HandlerError, HandlerErrorKind, Outcome, Site, merged};
 use crate::handler::IntoHandler;
 use crate::list::HandlerId;
 use crate::process::process_stack;
@@ -90,6 +96,111 @@ impl Interpreter {
         Self(Node::new(name.into(), Parent::Node(Arc::clone(&self.0))))
     }
 
+    /// Creates an interpreter that is the root of a tree of its own, which the end of the process does not touch.
+    ///
+    /// **Its handlers do not run when the process exits**: only when it is finalized, or when its last handle is dropped.
+    /// [`is_exiting`](crate::is_exiting) tells whether the process is on its way out.
+    ///
+    /// This is for runtimes whose `_exit` is built on `std::process::exit`: what ends the process on purpose without running
+    /// the handlers of a script must not run them. Paths begin with its name. In a forked child it is empty, and
+    /// [`adopt_after_fork`](SharedExitStack::adopt_after_fork) of its stack takes over what the parent registered.
+    ///
+    /// ```
+    /// let runtime = exitstack::Interpreter::detached("runtime");
+    /// let script = runtime.subinterpreter("script");
+    /// script.stack().register(|| Err("disk full"));
+    /// let error = runtime.finalize().unwrap_err();
+    /// assert!(error.to_string().starts_with("runtime > script: exit handler"));
+    /// ```
+    pub fn detached(name: impl Into<Cow<'static, str>>) -> Self {
+        Self(Node::new(name.into(), Parent::None))
+    }
+
+    /// Runs `body` in a transaction: its [`on_failure`](SharedExitStack::on_failure) handlers run unless the body returns
+    /// `Ok`, also if the process exits first.
+    ///
+    /// This is [`scope`](crate::scope) for handlers that are `Send + 'static`, whose rollback also runs on
+    /// `std::process::exit`, on C's `exit` and on [`exit`](crate::exit), from any thread. The transaction is an interpreter,
+    /// nested in the one that is current on this thread, or in the process stack if there is none. It is current while the
+    /// body runs, so [`register`](crate::register) and a `scope` inside the body go to it.
+    ///
+    /// | body | handlers | result |
+    /// | --- | --- | --- |
+    /// | `Ok(value)` | all for success; none failed | `Ok(value)` |
+    /// | `Ok(_)` | all for success; some failed or requested an exit status | `Err(E::from(close_error))` |
+    /// | `Ok(_)` | all for failure, because the process exits or a stack around the transaction has drained | `Err(E::from(close_error))`, with a [`RolledBack`](crate::HandlerErrorKind::RolledBack) in it |
+    /// | `Err(error)` | all for failure | `Err(error)`; failures of handlers go to the [report hook](crate::report) |
+    /// | panics | all for failure | the panic propagates; failures of handlers go to the report hook |
+    /// | exits the process | all for failure, at their place among those of the process | |
+    ///
+    /// So either all `on_success` handlers run, or all `on_failure` handlers, whatever threads exit at the same time.
+    ///
+    /// **Register the handler that undoes a step before the step**: if another thread exits between the two, what is
+    /// registered too late is [refused](SharedExitStack::register), and the step stays. The handler has to cope with a step
+    /// that was not made, as `remove_dir_all` does by returning an error to be ignored.
+    ///
+    /// In a transaction nested in another one, `Ok` commits at once: a later failure of the outer one does not undo it.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the body, or what the table says. If the stack around it no longer accepts handlers, returns an
+    /// error with a [`Refused`](crate::HandlerErrorKind::Refused) in it, and does not call the body.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the body panics. All handlers have run then.
+    ///
+    /// ```
+    /// use exitstack::Interpreter;
+    /// use std::error::Error;
+    /// use std::fs;
+    ///
+    /// # let dir = std::env::temp_dir().join(format!("exitstack-scope-{}", std::process::id()));
+    /// let installed = Interpreter::scope("install", |install| {
+    ///     let undo = dir.clone();
+    ///     install.stack().on_failure(move || drop(fs::remove_dir_all(undo)));
+    ///     fs::create_dir(&dir)?;
+    ///     fs::write(dir.join("data"), "half of it")?;
+    ///     Err::<(), Box<dyn Error>>("no more".into()) // or `std::process::exit(1)`
+    /// });
+    /// assert_eq!(installed.unwrap_err().to_string(), "no more");
+    /// assert!(!dir.exists());
+    /// ```
+    #[doc(alias = "transaction")]
+    #[track_caller]
+    pub fn scope<T, E: From<CloseError>>(
+        name: impl Into<Cow<'static, str>>,
+        body: impl FnOnce(&Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let (name, location) = (name.into(), Location::caller());
+        let transaction = match Self::current() {
+            Some(around) => around.subinterpreter(name),
+            None => Self::new(name),
+        };
+        if transaction.0.stack.is_closed() {
+            return Err(transaction.error(location, HandlerErrorKind::Refused).into());
+        }
+        // Not left to the drop of the handle: there may be others.
+        let unless_done = scopeguard::guard(&transaction.0.stack, |stack| {
+            stack.drain_unattended(Purpose::FinalizeUnattended, Outcome::Failure);
+        });
+        let value = transaction.enter(|| body(&transaction))?;
+        ScopeGuard::into_inner(unless_done);
+        let result = transaction.finalize();
+        match transaction.0.stack.outcome() {
+            Outcome::Success => result?,
+            // Another drain was faster than this one.
+            Outcome::Failure => merged(result, Err(transaction.error(location, HandlerErrorKind::RolledBack)))?,
+        }
+        Ok(value)
+    }
+
+    /// Returns what became of a transaction that was begun at `location`.
+    fn error(&self, location: &'static Location<'static>, kind: HandlerErrorKind) -> CloseError {
+        let site = Site { name: Some(self.0.name.clone().into()), location };
+        CloseError::of(HandlerError::new(Some(self.0.path()), site, kind))
+    }
+
     /// Returns the interpreter's name, as it was given.
     ///
     /// ```
@@ -135,6 +246,28 @@ impl Interpreter {
         body()
     }
 
+    /// Makes this interpreter the current one whenever the future is polled, on whatever thread that is.
+    ///
+    /// **A future that is only created inside [`enter`](Self::enter) does not run there**, and one that awaits inside `enter`
+    /// does not compile: another task may be polled on the thread in between. As in `tracing`, the interpreter is entered for
+    /// each poll, and not when the future is dropped. A task that the future spawns has to be instrumented as well.
+    ///
+    /// The future keeps a handle to the interpreter until it is dropped.
+    ///
+    /// ```
+    /// use exitstack::Interpreter;
+    ///
+    /// let session = Interpreter::new("session 7");
+    /// let task = session.instrument(async {
+    ///     exitstack::register(|| println!("logged out"));
+    /// });
+    /// # pollster::block_on(task);
+    /// assert_eq!(session.stack().len(), 1);
+    /// ```
+    pub fn instrument<F: Future>(&self, future: F) -> Instrumented<F> {
+        Instrumented::new(self.clone(), future)
+    }
+
     /// Returns the interpreter that is current on this thread, if there is one.
     ///
     /// ```
@@ -168,7 +301,7 @@ impl Interpreter {
     /// # Ok::<(), exitstack::CloseError>(())
     /// ```
     pub fn finalize(&self) -> Result<(), CloseError> {
-        self.0.stack.drain(Purpose::Finalize)
+        self.0.stack.drain(Purpose::Finalize, Outcome::Success)
     }
 }
 
@@ -183,7 +316,7 @@ impl Drop for Interpreter {
     fn drop(&mut self) {
         if self.0.handles.fetch_sub(1, Ordering::Release) == 1 {
             fence(Ordering::Acquire);
-            self.0.stack.drain_unattended(Purpose::FinalizeUnattended);
+            self.0.stack.drain_unattended(Purpose::FinalizeUnattended, Outcome::Failure);
         }
     }
 }

@@ -146,9 +146,9 @@ mod tree;
 
 pub use error::{CloseError, Exit, HandlerError, HandlerErrorKind, Outcome, Refused};
 pub use handler::{Handler, HandlerResult, IntoHandler, NoKey, PendingHandler};
-pub use interpreter::{Interpreter, register, unregister, unregister_fn, unregister_key};
+pub use interpreter::{Instrumented, Interpreter, register, unregister, unregister_fn, unregister_key};
 pub use list::{HandlerId, HandlerList, Iter};
-pub use process::{adopt_after_fork, exit, process_stack, run};
+pub use process::{adopt_after_fork, exit, is_exiting, process_stack, run};
 pub use stack::{ExitStack, scope};
 pub use tree::SharedExitStack;
 

@@ -5,9 +5,10 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use crate::error::{CloseError, Outcome, Refused};
-use crate::handler::{IntoHandler, PendingHandler, identity};
+use crate::handler::{IntoHandler, Only, PendingHandler, identity};
 use crate::list::HandlerId;
 use crate::panics::drop_all;
+use crate::raw::Task;
 use crate::sync::const_fn;
 use crate::tree::{Purpose, SharedExitStack};
 
@@ -49,10 +50,53 @@ impl SharedExitStack {
     #[inline]
     pub(crate) fn register_at(
         &self,
-        handler: impl IntoHandler + Send + 'static,
+        handler: impl Task + Send + 'static,
         location: &'static Location<'static>,
     ) -> HandlerId {
         self.admit(handler, location).unwrap_or_else(|handler| self.refuse(&handler, location))
+    }
+
+    /// Registers a handler that runs only if the work succeeded; otherwise it is dropped when its turn comes.
+    ///
+    /// **Only the stack's own [`close()`](Self::close) is success**, or [`close_with(Success)`](Self::close_with), or
+    /// [`finalize()`](crate::Interpreter::finalize) of the interpreter that the stack belongs to. A stack that is drained in
+    /// any other way counts as failed: by its parent, by the drop of its last handle, or by the end of the process. For a
+    /// transaction, [`Interpreter::scope`](crate::Interpreter::scope) finalizes the interpreter at the right moment.
+    ///
+    /// **The [process stack](crate::process_stack) counts as failed only where the end is known to be bad**: where the body
+    /// of [`run`](crate::run) panics or returns an `Err` or a status other than 0, and in [`exit(code)`](crate::exit) with
+    /// any other `code` than 0. What status `std::process::exit`, C's `exit` and `main` end with is unknown, so they count
+    /// as success.
+    ///
+    /// The outcome is that of the work: a handler that fails does not change it for the handlers below. A handler that is
+    /// refused is treated as by [`register`](Self::register).
+    ///
+    /// ```
+    /// let stack = exitstack::SharedExitStack::new();
+    /// stack.on_success(|| println!("commit"));
+    /// stack.on_failure(|| println!("roll back"));
+    /// stack.close()?; // commits
+    /// # Ok::<(), exitstack::CloseError>(())
+    /// ```
+    #[track_caller]
+    pub fn on_success(&self, handler: impl IntoHandler + Send + 'static) -> HandlerId {
+        self.register_at(Only::<_, true>(handler), Location::caller())
+    }
+
+    /// Registers a handler that runs only if the work failed; otherwise it is dropped when its turn comes.
+    ///
+    /// **It runs unless the stack's own [`close()`](Self::close) is reached**, as described at
+    /// [`on_success`](Self::on_success).
+    ///
+    /// ```
+    /// let stack = exitstack::SharedExitStack::new();
+    /// stack.on_failure(|| println!("roll back"));
+    /// drop(stack); // rolls back
+    /// ```
+    #[doc(alias = "rollback")]
+    #[track_caller]
+    pub fn on_failure(&self, handler: impl IntoHandler + Send + 'static) -> HandlerId {
+        self.register_at(Only::<_, false>(handler), Location::caller())
     }
 
     /// Registers a handler as [`register`](Self::register) does, but returns a handler that is refused.
@@ -254,7 +298,7 @@ impl SharedExitStack {
         self.make_room(additional);
     }
 
-    /// Runs all handlers, the last registered first, until none is left.
+    /// Runs all handlers, the last registered first, until none is left, with success as the outcome.
     ///
     /// Interpreters nested in the stack are finalized at their positions. The stack can be used again afterwards.
     ///
@@ -276,26 +320,30 @@ impl SharedExitStack {
     /// ```
     #[doc(alias = "dispose")]
     pub fn close(&self) -> Result<(), CloseError> {
-        self.drain(Purpose::Close)
+        self.close_with(Outcome::Success)
     }
 
-    /// Runs all handlers as [`close`](Self::close) does, whatever the outcome of the work.
+    /// Runs all handlers as [`close`](Self::close) does, with the given outcome of the work.
     ///
-    /// The outcome makes no difference, because a shared stack has no handlers for one outcome only. The method exists
-    /// so that code can be moved from one kind of stack to the other.
+    /// The outcome decides which of the [`on_success`](Self::on_success) and [`on_failure`](Self::on_failure) handlers
+    /// run; the others are dropped, each when its turn comes. If the stack is draining already, that drain keeps the outcome
+    /// that it began with. Interpreters nested in the stack have failed: only their own
+    /// [`finalize`](crate::Interpreter::finalize) says otherwise.
     ///
     /// # Errors
     ///
     /// Returns the same errors as [`close`](Self::close).
     ///
     /// ```
-    /// let stack = exitstack::SharedExitStack::new();
-    /// stack.close_with(exitstack::Outcome::Failure)?;
+    /// use exitstack::{Outcome, SharedExitStack};
+    ///
+    /// let stack = SharedExitStack::new();
+    /// stack.on_failure(|| println!("roll back"));
+    /// stack.close_with(Outcome::Failure)?;
     /// # Ok::<(), exitstack::CloseError>(())
     /// ```
     pub fn close_with(&self, outcome: Outcome) -> Result<(), CloseError> {
-        let _ = outcome;
-        self.close()
+        self.drain(Purpose::Close, outcome)
     }
 
     /// Takes over, in a forked child, the handlers that its parent process registered in this stack and in interpreters
@@ -318,7 +366,7 @@ impl SharedExitStack {
 impl Drop for SharedExitStack {
     fn drop(&mut self) {
         if !self.is_idle() {
-            self.drain_unattended(Purpose::Drop);
+            self.drain_unattended(Purpose::Drop, Outcome::Failure);
             self.report_refused();
         }
     }

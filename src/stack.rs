@@ -188,6 +188,38 @@ impl<'a> ExitStack<'a> {
     #[doc(alias = "enter_context")]
     #[track_caller]
     pub fn enter<T: 'a, R: HandlerResult>(&self, value: T, exit: impl FnOnce(T) -> R + 'a) -> &mut T {
+        self.list.enter(value, |value, _| exit(value), Location::caller())
+    }
+
+    /// Takes a value and lends it out until the stack drains, when the value is passed to `exit` together with the outcome
+    /// of the work.
+    ///
+    /// This is [`enter`](Self::enter) for a resource that is either committed or rolled back, as Python's `__exit__` is told
+    /// whether the block has raised. **Without [`close()`](Self::close) the outcome is failure**, as described at
+    /// [`on_success`](Self::on_success); it is also failure in [`run_now`](Self::run_now).
+    ///
+    /// ```
+    /// use exitstack::{CloseError, ExitStack, Outcome};
+    ///
+    /// # struct Transaction;
+    /// # impl Transaction {
+    /// #     fn insert(&mut self, _: u32) {}
+    /// #     fn commit(self) -> Result<(), std::io::Error> { Ok(()) }
+    /// #     fn roll_back(self) -> Result<(), std::io::Error> { unreachable!() }
+    /// # }
+    /// # fn begin() -> Transaction { Transaction }
+    /// let mut stack = ExitStack::new();
+    /// let transaction = stack.enter_with(begin(), |transaction, outcome| match outcome {
+    ///     Outcome::Success => transaction.commit(),
+    ///     Outcome::Failure => transaction.roll_back(),
+    /// });
+    /// transaction.insert(7); // a `?` or a panic from here on rolls back
+    /// stack.close()?; // commits
+    /// # Ok::<(), CloseError>(())
+    /// ```
+    #[doc(alias = "__exit__")]
+    #[track_caller]
+    pub fn enter_with<T: 'a, R: HandlerResult>(&self, value: T, exit: impl FnOnce(T, Outcome) -> R + 'a) -> &mut T {
         self.list.enter(value, exit, Location::caller())
     }
 
@@ -429,7 +461,7 @@ impl<'a> ExitStack<'a> {
     #[inline(never)]
     fn drain(&mut self, outcome: Outcome, failures: Option<&mut Failures>) {
         let list = self.list.get_mut();
-        drain(&mut Local { entries: list.newest_first(), failures }, outcome);
+        drain(&mut Local { entries: list.newest_first(), failures, outcome });
         list.forget_all();
     }
 
@@ -465,12 +497,16 @@ impl fmt::Debug for ExitStack<'_> {
 struct Local<'l, 'a> {
     entries: NewestFirst<'l, LocalEntry<'a>>,
     failures: Option<&'l mut Failures>,
+    outcome: Outcome,
 }
 
 impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
+    type Work = Outcome;
+
     #[inline]
-    fn next(&mut self) -> Option<&mut LocalEntry<'a>> {
-        self.entries.next()
+    fn next(&mut self) -> Option<(&mut LocalEntry<'a>, &Outcome)> {
+        let entry = self.entries.next()?;
+        Some((entry, &self.outcome))
     }
 
     // Only `failures` is borrowed by the cold function, so that the iterator can stay in registers.

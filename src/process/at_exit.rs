@@ -16,6 +16,7 @@ use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{end, process_stack, unload};
+use crate::error::Outcome;
 use crate::panics::discard;
 use crate::raw;
 use crate::tree::{Purpose, leave};
@@ -28,6 +29,9 @@ const MORE_HOOKS: usize = 15;
 
 /// The epoch of the first process of this line of forks that was on its way out; zero if none was.
 static LEFT_IN: AtomicUsize = AtomicUsize::new(0);
+
+/// The epoch of this process, once it is on its way out.
+static EXITING_IN: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     /// Whether this thread is inside C's `exit`.
@@ -86,18 +90,38 @@ extern "C" fn exit_hook() {
 /// the exit status that was asked for.
 #[cfg_attr(not(all(loom, feature = "loom")), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
 pub fn drain_for_good() -> Option<i32> {
-    drain_to_exit(Purpose::Exit)
+    drain_to_exit(Purpose::Exit, outcome_of(GIVEN.get()))
 }
 
 /// Drains the process stack of a library that is unloaded. The thread comes back from that, and nobody asks for a status.
 fn drain_at_unload() -> Option<i32> {
-    process_stack().drain_unattended(Purpose::Exit);
+    note_exiting();
+    process_stack().drain_unattended(Purpose::Exit, outcome_of(None));
     None
 }
 
-fn drain_to_exit(purpose: Purpose) -> Option<i32> {
-    let _ = LEFT_IN.compare_exchange(0, raw::epoch(), Ordering::Relaxed, Ordering::Relaxed);
-    end::decide(process_stack().drain_to_leave(purpose, leave()));
+/// How the work of a process ended that exits with this status. If it is unknown, nothing says that it failed.
+fn outcome_of(status: Option<i32>) -> Outcome {
+    match status {
+        None | Some(0) => Outcome::Success,
+        Some(_) => Outcome::Failure,
+    }
+}
+
+fn note_exiting() {
+    let process = raw::epoch();
+    EXITING_IN.store(process, Ordering::Relaxed);
+    let _ = LEFT_IN.compare_exchange(0, process, Ordering::Relaxed, Ordering::Relaxed);
+}
+
+/// Returns whether the last drain of the process stack has begun in this process.
+pub(super) fn is_exiting() -> bool {
+    EXITING_IN.load(Ordering::Relaxed) == raw::epoch()
+}
+
+fn drain_to_exit(purpose: Purpose, outcome: Outcome) -> Option<i32> {
+    note_exiting();
+    end::decide(process_stack().drain_to_leave(purpose, outcome, leave()));
     end::decided()
 }
 
@@ -105,7 +129,7 @@ fn drain_to_exit(purpose: Purpose) -> Option<i32> {
 pub(super) fn leave_with(code: i32) -> ! {
     // C's `exit` drains for the last time: this thread's thread-locals are dropped before that, and may still register.
     let purpose = if raw::EXIT_CALLS_HOOKS && !is_in_exit() { Purpose::BeforeExit } else { Purpose::Exit };
-    let code = drain_to_exit(purpose).unwrap_or(code);
+    let code = drain_to_exit(purpose, outcome_of(Some(code))).unwrap_or(code);
     GIVEN.set(Some(code));
     if is_in_exit() {
         raw::exit_inside_exit(code)

@@ -2,6 +2,7 @@
 
 mod at_exit;
 mod end;
+mod reported;
 mod unload;
 
 use std::io::{self, Write};
@@ -13,7 +14,8 @@ use std::time::Duration;
 
 #[cfg(all(loom, feature = "loom"))]
 pub use self::at_exit::drain_for_good;
-use crate::error::{Exit, ExitRequest};
+use self::reported::Reported;
+use crate::error::{Exit, ExitRequest, Outcome};
 use crate::panics::discard;
 use crate::sync::global;
 use crate::tree::{Purpose, Root, SharedExitStack};
@@ -155,11 +157,11 @@ pub fn exit(code: i32) -> ! {
 /// }
 /// ```
 pub fn run<T: Termination>(body: impl FnOnce() -> T) -> ExitCode {
-    let ended = catch_unwind(AssertUnwindSafe(body)).map_err(discard);
-    let request = PROCESS.drain_unattended(Purpose::EndOfRun);
+    let ended = catch_unwind(AssertUnwindSafe(body)).map_err(discard).map(Reported::new);
+    let request =
+        PROCESS.drain_unattended(Purpose::EndOfRun, ended.as_ref().map_or(Outcome::Failure, Reported::outcome));
     flush_stdout();
-    let reported = ended.and_then(|value| catch_unwind(AssertUnwindSafe(|| value.report())).map_err(discard));
-    let status = reported.unwrap_or(ExitCode::from(PANICKED));
+    let status = ended.and_then(Reported::status).unwrap_or(ExitCode::from(PANICKED));
     request.map_or(status, |request| Exit(request.code).report())
 }
 
@@ -185,6 +187,22 @@ fn flush_stdout() {
         Ok(_) => {}
         Err(_) => _ = io::stdout().flush(), // without threads, nobody else has the lock
     }
+}
+
+/// Returns whether the last drain of the process stack has begun.
+///
+/// This is true in the handlers that run when the process ends or calls [`exit`], from then on on every thread, and when
+/// the shared library that contains this crate is unloaded. It is false in the handlers that run at the end of [`run`], after
+/// which the stack is open again, and in a forked child of a process that exits.
+///
+/// Python has `sys.is_finalizing`. Other threads keep running while the process exits, so by the time this has returned
+/// false it may be true.
+///
+/// ```
+/// assert!(!exitstack::is_exiting());
+/// ```
+pub fn is_exiting() -> bool {
+    at_exit::is_exiting()
 }
 
 /// Lets this forked child take over what its parent registered with the process stack and with every interpreter.

@@ -26,6 +26,7 @@ use std::panic::Location;
 use std::ptr::NonNull;
 
 use super::{Bound, BoxError, Closure, Task};
+use crate::error::Outcome;
 use crate::handler::{HandlerResult, LocalEntry};
 use crate::list::{HandlerId, HandlerList};
 
@@ -43,15 +44,16 @@ impl<'a> Appendable<'a> {
 
     #[inline]
     pub(crate) fn push<T: Task + 'a>(&self, task: T, location: &'static Location<'static>) -> HandlerId {
+        let location = task.location().unwrap_or(location);
         self.0.borrow_mut().push_here(|| LocalEntry { closure: Closure::<dyn Bound + 'a>::new(task), location })
     }
 
-    /// Appends a handler that passes `value` to `exit`, and lends out the value until then.
+    /// Appends a handler that passes `value` and the outcome to `exit`, and lends out the value until then.
     #[expect(clippy::mut_from_ref, reason = "each call lends a value of its own, which nothing else can reach")]
     pub(crate) fn enter<'s, T: 'a, R: HandlerResult>(
         &'s self,
         value: T,
-        exit: impl FnOnce(T) -> R + 'a,
+        exit: impl FnOnce(T, Outcome) -> R + 'a,
         location: &'static Location<'static>,
     ) -> &'s mut T {
         let mut value = NonNull::from(Box::leak(Box::new(value)));
@@ -95,9 +97,11 @@ impl<T, F> Entered<T, F> {
     }
 }
 
-impl<T, R: HandlerResult, F: FnOnce(T) -> R> Task for Entered<T, F> {
-    fn run(mut self) -> Result<(), BoxError> {
-        self.take().map_or(Ok(()), |(value, exit)| exit(*value).into_result())
+impl<T, R: HandlerResult, F: FnOnce(T, Outcome) -> R> Task for Entered<T, F> {
+    const LOOKS: bool = true;
+
+    fn run(mut self, outcome: Outcome) -> Result<(), BoxError> {
+        self.take().map_or(Ok(()), |(value, exit)| exit(*value, outcome).into_result())
     }
 
     fn function() -> TypeId {

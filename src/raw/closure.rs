@@ -22,6 +22,7 @@ use std::any::{Any, TypeId};
 use std::error::Error;
 use std::marker::PhantomData;
 use std::mem::{self, MaybeUninit, align_of, needs_drop, size_of};
+use std::panic::Location;
 
 use crate::error::{Name, Outcome};
 
@@ -41,14 +42,23 @@ pub trait Task: Sized {
     /// Whether it may have a name or a key; if not, it is never asked for one.
     const LABELLED: bool = false;
 
-    /// Runs the task.
-    fn run(self) -> Result<(), BoxError>;
+    /// Whether it looks at the outcome that it runs for.
+    const LOOKS: bool = false;
+
+    /// Runs the task, which may look at the outcome unless it is [plain](Closure::is_plain).
+    fn run(self, outcome: Outcome) -> Result<(), BoxError>;
 
     /// Returns the type of the function in it, which is the function's identity.
     fn function() -> TypeId;
 
     /// Returns its name, if it has one.
     fn name(&self) -> Option<&Name> {
+        None
+    }
+
+    /// Returns the place to register it at, if that is not where it is registered.
+    #[inline]
+    fn location(&self) -> Option<&'static Location<'static>> {
         None
     }
 
@@ -67,7 +77,7 @@ struct VTable {
     plain: bool,
     only: Option<Outcome>,
     labelled: bool,
-    run: unsafe fn(*mut Buffer) -> Result<(), BoxError>,
+    run: unsafe fn(*mut Buffer, Outcome) -> Result<(), BoxError>,
     /// `None` if `T` needs no drop.
     drop: Option<unsafe fn(*mut Buffer)>,
     function: fn() -> TypeId,
@@ -80,7 +90,7 @@ struct Of<T>(PhantomData<T>);
 
 impl<T: Task> Of<T> {
     const VTABLE: VTable = VTable {
-        plain: T::ONLY.is_none() && !T::LABELLED,
+        plain: T::ONLY.is_none() && !T::LABELLED && !T::LOOKS,
         only: T::ONLY,
         labelled: T::LABELLED,
         run: Self::run,
@@ -90,9 +100,9 @@ impl<T: Task> Of<T> {
         key: Self::key,
     };
 
-    unsafe fn run(buffer: *mut Buffer) -> Result<(), BoxError> {
+    unsafe fn run(buffer: *mut Buffer, outcome: Outcome) -> Result<(), BoxError> {
         // SAFETY: the buffer holds a valid `T` (the vtable's condition), which this read takes out.
-        unsafe { buffer.cast::<T>().read() }.run()
+        unsafe { buffer.cast::<T>().read() }.run(outcome)
     }
 
     unsafe fn drop(buffer: *mut Buffer) {
@@ -115,7 +125,7 @@ impl<T: Task> Of<T> {
 struct Spent;
 
 impl Task for Spent {
-    fn run(self) -> Result<(), BoxError> {
+    fn run(self, _: Outcome) -> Result<(), BoxError> {
         Ok(())
     }
 
@@ -130,9 +140,10 @@ pub(crate) struct Boxed<T>(Box<T>);
 impl<T: Task> Task for Boxed<T> {
     const ONLY: Option<Outcome> = T::ONLY;
     const LABELLED: bool = T::LABELLED;
+    const LOOKS: bool = T::LOOKS;
 
-    fn run(self) -> Result<(), BoxError> {
-        (*self.0).run()
+    fn run(self, outcome: Outcome) -> Result<(), BoxError> {
+        (*self.0).run(outcome)
     }
 
     fn function() -> TypeId {
@@ -228,14 +239,14 @@ impl<B: ?Sized> Closure<B> {
         Self { buffer, vtable: &Of::<T>::VTABLE, bound: PhantomData }
     }
 
-    /// Runs the task and leaves nothing of it. Does nothing on further calls.
+    /// Runs the task, for this outcome, and leaves nothing of it. Does nothing on further calls.
     #[inline]
-    pub(crate) fn run(&mut self) -> Result<(), BoxError> {
+    pub(crate) fn run(&mut self, outcome: Outcome) -> Result<(), BoxError> {
         const { assert!(size_of::<Spent>() == 0 && !needs_drop::<Spent>()) }
         let vtable = mem::replace(&mut self.vtable, &Of::<Spent>::VTABLE);
         // SAFETY: the buffer holds a valid value of that vtable's type (the invariant), which is consumed here. From
         // now on, the `Closure` holds a `Spent`, of which any buffer is a valid value (asserted above).
-        unsafe { (vtable.run)(&raw mut self.buffer) }
+        unsafe { (vtable.run)(&raw mut self.buffer, outcome) }
     }
 
     /// Drops the task without running it, and leaves nothing of it.
@@ -249,7 +260,7 @@ impl<B: ?Sized> Closure<B> {
         self.vtable.only
     }
 
-    /// Returns whether the task can have neither a name nor a key, and runs for any outcome.
+    /// Returns whether the task can have neither a name nor a key, and runs for any outcome without looking at it.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
         self.vtable.plain

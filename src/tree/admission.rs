@@ -8,9 +8,9 @@ use super::current::{late_budget, set_late_budget};
 use super::lifecycle::{LateBudget, Lifecycle};
 use super::{Node, Place, Refusals, SharedExitStack, State};
 use crate::error::{HandlerError, HandlerErrorKind, Site};
-use crate::handler::{IntoHandler, SharedEntry};
+use crate::handler::SharedEntry;
 use crate::list::{Found, HandlerId, HandlerList, Storage};
-use crate::raw::{Bound, Closure, Packed};
+use crate::raw::{Bound, Closure, Packed, Task};
 use crate::report::report;
 use crate::sync::MutexGuard;
 
@@ -39,11 +39,12 @@ impl State {
 impl SharedExitStack {
     /// Registers a handler, or hands it back if the stack takes no more.
     #[inline]
-    pub(crate) fn admit<H: IntoHandler + Send + 'static>(
+    pub(crate) fn admit<H: Task + Send + 'static>(
         &self,
         handler: H,
         location: &'static Location<'static>,
     ) -> Result<HandlerId, H> {
+        let location = handler.location().unwrap_or(location);
         let packed = Packed::new(handler); // boxed, if it has to be, where no lock is held
         let Some(mut state) = self.lock_to_admit() else { return Err(packed.unpack()) };
         let entry = || SharedEntry { closure: Closure::<dyn Bound + Send>::new_send(packed), location };
@@ -192,7 +193,8 @@ impl SharedExitStack {
 
     /// Counts a registration that was refused; reports the first one. Returns an id that no stack has.
     #[cold]
-    pub(crate) fn refuse<H: IntoHandler>(&self, handler: &H, location: &'static Location<'static>) -> HandlerId {
+    pub(crate) fn refuse<H: Task>(&self, handler: &H, location: &'static Location<'static>) -> HandlerId {
+        let location = handler.location().unwrap_or(location);
         let before = {
             let mut state = self.lock();
             let before = state.refused.as_ref().map(|refused| refused.more);
@@ -246,10 +248,6 @@ impl Node {
             next = node.parent_node().cloned();
             without.push(node);
         }
-        for node in without.into_iter().rev() {
-            if !node.parent_stack().is_some_and(|parent| parent.link(&node)) {
-                node.stack.refuse_all();
-            }
-        }
+        without.iter().rev().for_each(Self::take_position);
     }
 }

@@ -71,11 +71,11 @@ impl Lifecycle {
 /// Why a stack drains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// `close()`.
+    /// `close()`, or `close_with()`.
     Close,
     /// A stack that is a value is dropped.
     Drop,
-    /// `finalize()`.
+    /// `finalize()`, or the end of an interpreter around it.
     Finalize,
     /// The last handle to an interpreter is dropped, or a stack around it drains with nobody to be told.
     FinalizeUnattended,

@@ -14,15 +14,18 @@
 //!
 //! Why it drains:
 //!
-//! | purpose | bounded | closes | failures | children get | waits as |
-//! | --- | --- | --- | --- | --- | --- |
-//! | close | – | – | returned | finalize | closer |
-//! | drop | – | – | reported | finalize, unattended | closer |
-//! | finalize | yes | yes | returned | finalize | closer |
-//! | finalize, unattended (last handle) | yes | yes | reported | finalize, unattended | closer |
-//! | end of `run` | yes | – | reported | finalize, unattended | closer |
-//! | before exit (`exit`, C's is to come) | yes | – | reported | exit | must wait |
-//! | exit | yes | yes | reported | exit | must wait |
+//! | purpose | bounded | closes | failures | children get | waits as | outcome |
+//! | --- | --- | --- | --- | --- | --- | --- |
+//! | close | – | – | returned | finalize | closer | as it says |
+//! | drop | – | – | reported | finalize, unattended | closer | failure |
+//! | finalize | yes | yes | returned | finalize | closer | success |
+//! | finalize, unattended (last handle) | yes | yes | reported | finalize, unattended | closer | failure |
+//! | end of `run` | yes | – | reported | finalize, unattended | closer | what the body returned |
+//! | before exit (`exit`, C's is to come) | yes | – | reported | exit | must wait | the status |
+//! | exit | yes | yes | reported | exit | must wait | the status, if known, else success |
+//!
+//! The outcome for children is always failure: only their own `finalize` says that their work was done. A drain keeps the
+//! outcome that it has begun with, whoever resumes it.
 //!
 //! Who comes to a drain, and whose it is:
 //!
@@ -72,6 +75,7 @@ use self::teardown::Drain;
 use self::wait_graph::Waiters;
 pub(crate) use self::wait_graph::{ThreadKey, leave};
 use crate::chain::Chain;
+use crate::error::Outcome;
 use crate::handler::SharedEntry;
 use crate::list::{HandlerId, HandlerList, Storage};
 use crate::raw;
@@ -119,8 +123,8 @@ pub(crate) struct Node {
 pub(crate) enum Parent {
     Root(&'static SharedExitStack),
     Node(Arc<Node>),
-    /// Nothing any more: it is being dropped.
-    Gone,
+    /// Nothing: it is detached, or it is being dropped.
+    None,
 }
 
 pub(crate) struct State {
@@ -128,6 +132,8 @@ pub(crate) struct State {
     children: HandlerList<Child>,
     out_of_turn: Chain<OutOfTurn>,
     drain: Option<Drain>,
+    /// How the work ended whose cleanup the drain runs, or whose cleanup the last one ran.
+    outcome: Outcome,
     lifecycle: Lifecycle,
     /// Nothing stands in the way of a registration: the stack is open and armed.
     ready: bool,
@@ -171,6 +177,7 @@ impl State {
             children: HandlerList::new(),
             out_of_turn: Chain::new(),
             drain: None,
+            outcome: Outcome::Success,
             lifecycle: Lifecycle::Open,
             ready: armed,
             armed,
@@ -243,6 +250,11 @@ impl SharedExitStack {
 
     fn note_closed(&self) {
         self.closed_in.store(raw::epoch(), Ordering::Release);
+    }
+
+    /// How the work ended whose cleanup runs, or ran last.
+    pub(crate) fn outcome(&self) -> Outcome {
+        self.lock().outcome
     }
 
     /// Whether there is nothing to drain or to report, where nobody else can use the stack.
@@ -351,24 +363,29 @@ impl Node {
             handles: AtomicUsize::new(1),
             stack: SharedExitStack::at(Place::Nested(node.clone()), false),
         });
-        if !node.parent_stack().is_some_and(|parent| parent.link(&node)) {
-            node.stack.refuse_all();
-        }
+        node.take_position();
         node
+    }
+
+    /// Takes a position in its parent, if it has one.
+    fn take_position(self: &Arc<Self>) {
+        if self.parent_stack().is_some_and(|parent| !parent.link(self)) {
+            self.stack.refuse_all();
+        }
     }
 
     fn parent_stack(&self) -> Option<&SharedExitStack> {
         match &self.parent {
             Parent::Root(stack) => Some(stack),
             Parent::Node(node) => Some(&node.stack),
-            Parent::Gone => None,
+            Parent::None => None,
         }
     }
 
     fn parent_node(&self) -> Option<&Arc<Self>> {
         match &self.parent {
             Parent::Node(node) => Some(node),
-            Parent::Root(_) | Parent::Gone => None,
+            Parent::Root(_) | Parent::None => None,
         }
     }
 
@@ -399,9 +416,9 @@ impl Node {
     }
 
     fn take_parent(&mut self) -> Option<Arc<Self>> {
-        match mem::replace(&mut self.parent, Parent::Gone) {
+        match mem::replace(&mut self.parent, Parent::None) {
             Parent::Node(node) => Some(node),
-            Parent::Root(_) | Parent::Gone => None,
+            Parent::Root(_) | Parent::None => None,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::mem;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,7 +11,7 @@ use super::lifecycle::{Lifecycle, Purpose};
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
 use super::{Node, OutOfTurn, SharedExitStack, State};
 use crate::chain::Link;
-use crate::drain::{HandlerOutcome, Source, drain, run_one};
+use crate::drain::{HandlerOutcome, Source, Work, drain, run_one};
 use crate::error::{CloseError, ExitRequest, Failures, Outcome, merged};
 use crate::handler::SharedEntry;
 use crate::list::HandlerId;
@@ -98,20 +99,20 @@ impl State {
 
 impl SharedExitStack {
     /// Drains the stack and what is nested in it; returns what failed.
-    pub(crate) fn drain(&self, purpose: Purpose) -> Result<(), CloseError> {
-        self.drain_after(purpose, || ())
+    pub(crate) fn drain(&self, purpose: Purpose, outcome: Outcome) -> Result<(), CloseError> {
+        self.drain_after(purpose, outcome, || ())
     }
 
     /// [`drain`](Self::drain), with something to do first once the drain is this thread's.
     #[inline]
-    fn drain_after(&self, purpose: Purpose, first: impl FnOnce()) -> Result<(), CloseError> {
+    fn drain_after(&self, purpose: Purpose, outcome: Outcome, first: impl FnOnce()) -> Result<(), CloseError> {
         let mut first = Some(first);
         let _limited = purpose.is_bounded().then(limit_registrations);
         let who = if purpose.exits() { Who::MustWait } else { Who::Closer };
         let mut before = Ok(());
         loop {
             let mut teardown = Teardown::new(self, purpose);
-            let result = match self.acquire(purpose, teardown.number, who) {
+            let result = match self.acquire(purpose, outcome, teardown.number, who) {
                 Acquired::Mine => {
                     if let Some(first) = first.take() {
                         first();
@@ -138,19 +139,23 @@ impl SharedExitStack {
     }
 
     /// [`drain`](Self::drain) where nobody is returned to: what failed was reported. Returns the exit status asked for.
-    pub(crate) fn drain_unattended(&self, purpose: Purpose) -> Option<ExitRequest> {
-        request_of(self.drain(purpose))
+    pub(crate) fn drain_unattended(&self, purpose: Purpose, outcome: Outcome) -> Option<ExitRequest> {
+        request_of(self.drain(purpose, outcome))
     }
 
     /// Drains the root of a tree where this thread leaves, which had the key `left` before: the drains that it was in are
     /// resumed first, the innermost first. They count as part of the root's, so `exit` in one of their handlers leaves just
     /// that handler. Returns the exit status asked for.
-    pub(crate) fn drain_to_leave(&self, purpose: Purpose, left: ThreadKey) -> Option<ExitRequest> {
+    pub(crate) fn drain_to_leave(&self, purpose: Purpose, outcome: Outcome, left: ThreadKey) -> Option<ExitRequest> {
         let drains = self.left_by(left);
-        request_of(self.drain_after(purpose, || {
+        request_of(self.drain_after(purpose, outcome, || {
             for node in &drains {
                 // Kept in the drain, not here: another handler may call C's `exit` before this returns.
-                node.stack.drain_unattended(Purpose::Exit).into_iter().for_each(|request| self.request_exit(request));
+                // For the outcome that each has begun with.
+                node.stack
+                    .drain_unattended(Purpose::Exit, Outcome::Failure)
+                    .into_iter()
+                    .for_each(|request| self.request_exit(request));
             }
         }))
     }
@@ -182,10 +187,10 @@ impl SharedExitStack {
 
     /// Makes the drain of this stack this teardown's, or waits for the thread whose it is.
     #[inline]
-    fn acquire(&self, purpose: Purpose, teardown: usize, who: Who) -> Acquired {
+    fn acquire(&self, purpose: Purpose, outcome: Outcome, teardown: usize, who: Who) -> Acquired {
         let (mut slot, mut left) = (None, None);
         loop {
-            let owner = match self.claim(purpose, teardown, left, slot.as_mut()) {
+            let owner = match self.claim(purpose, outcome, teardown, left, slot.as_mut()) {
                 Claim::Mine => return Acquired::Mine,
                 Claim::AlreadyMine => return Acquired::AlreadyMine,
                 Claim::Settled => return Acquired::Settled,
@@ -209,7 +214,14 @@ impl SharedExitStack {
 
     /// Makes the drain of this stack this teardown's, or says whose it is. The drain of the thread that has `left` is resumed.
     #[inline]
-    fn claim(&self, purpose: Purpose, teardown: usize, left: Option<ThreadKey>, slot: Option<&mut Slot>) -> Claim {
+    fn claim(
+        &self,
+        purpose: Purpose,
+        outcome: Outcome,
+        teardown: usize,
+        left: Option<ThreadKey>,
+        slot: Option<&mut Slot>,
+    ) -> Claim {
         let me = ThreadKey::current();
         let mut state = self.lock();
         if state.is_settled() {
@@ -220,6 +232,11 @@ impl SharedExitStack {
         let Some(drain) = &mut state.drain else {
             let (failures, merged) = (Failures::default(), Failures::default());
             let (reports, waiters) = (purpose.reports(), Waiters::default());
+            // What has closed it as failed has failed, though a handler that it skipped is still to be waited for.
+            // What has closed it as failed has failed, though a handler that it skipped is still to be waited for.
+            if !matches!(state.lifecycle, Lifecycle::Closed) {
+                state.outcome = outcome;
+            }
             state.drain = Some(Drain { owner: me, teardown, failures, merged, reports, waiters });
             // What an earlier drain skipped is waited for by this one.
             state.children.newest_first().for_each(|child| child.skipped_by = None);
@@ -378,8 +395,7 @@ fn request_of(result: Result<(), CloseError>) -> Option<ExitRequest> {
 /// A drain of a stack and of everything nested in it.
 struct Teardown<'s> {
     root: &'s SharedExitStack,
-    /// How far below the root the stack is that drains now, and which one it is if not the root.
-    depth: usize,
+    /// The interpreter that drains now, if it is not the root.
     top: Option<Arc<Node>>,
     running: Option<SharedEntry>,
     purpose: Purpose,
@@ -387,24 +403,23 @@ struct Teardown<'s> {
     number: usize,
     /// The process that it belongs to. A child that one of its handlers has forked leaves it.
     epoch: usize,
-    /// What became of the handler that has forked this process.
-    orphaned: Failures,
+    /// What the drain of the root returns; in a process that one of its handlers has forked, what became of that handler.
     result: Result<(), CloseError>,
 }
 
 impl<'s> Teardown<'s> {
+    #[inline]
     fn new(root: &'s SharedExitStack, purpose: Purpose) -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let (epoch, orphaned) = (raw::epoch(), Failures::default());
-        Self { root, depth: 0, top: None, running: None, purpose, number, epoch, orphaned, result: Ok(()) }
+        Self { root, top: None, running: None, purpose, number, epoch: raw::epoch(), result: Ok(()) }
     }
 
     /// Drains what was acquired.
     #[inline]
     fn run(&mut self) -> Result<(), CloseError> {
         let _restored = self.root.make_current();
-        drain(self, Outcome::Success);
+        drain(self);
         mem::replace(&mut self.result, Ok(()))
     }
 
@@ -421,11 +436,10 @@ impl<'s> Teardown<'s> {
     /// Begins to drain the interpreter at this position of the top, or waits until another thread has.
     #[cold]
     fn descend(&mut self, id: HandlerId, node: Arc<Node>) {
-        match node.stack.acquire(self.purpose.for_children(), self.number, Who::MustWait) {
+        match node.stack.acquire(self.purpose.for_children(), Outcome::Failure, self.number, Who::MustWait) {
             // If this thread is in its drain already, what is left of it runs here, at its position.
             Acquired::Mine | Acquired::AlreadyMine => {
                 set_current(Some(Arc::clone(&node)));
-                self.depth += 1;
                 self.top = Some(node);
             }
             Acquired::Ended(result) => self.merge(result),
@@ -487,10 +501,7 @@ impl<'s> Teardown<'s> {
             }
         }
         finished.waiters.tell(&finished.result);
-        self.depth -= 1;
-        if self.depth > 0 {
-            self.top = node.parent_node().cloned();
-        }
+        self.top = node.parent_node().filter(|parent| !ptr::eq(&raw const parent.stack, self.root)).cloned();
         set_current(self.top.clone().or_else(|| self.root.node()));
         self.merge(finished.result);
     }
@@ -506,17 +517,27 @@ impl<'s> Teardown<'s> {
     }
 }
 
+impl Work for SharedExitStack {
+    fn outcome(&self) -> Outcome {
+        Self::outcome(self)
+    }
+}
+
 impl Source<dyn Bound + Send> for Teardown<'_> {
+    type Work = SharedExitStack;
+
     #[inline]
-    fn next(&mut self) -> Option<&mut SharedEntry> {
+    fn next(&mut self) -> Option<(&mut SharedEntry, &SharedExitStack)> {
         loop {
             if self.is_parents() {
-                self.result = mem::take(&mut self.orphaned).into_result();
                 return None;
             }
             let top = self.top.as_ref().map_or(self.root, |node| &node.stack);
             match top.next(&mut self.running, self.number) {
-                Next::Handler => return self.running.as_mut(),
+                Next::Handler => {
+                    let top = self.top.as_ref().map_or(self.root, |node| &node.stack);
+                    return self.running.as_mut().map(|entry| (entry, top));
+                }
                 Next::Child(id, node) => self.descend(id, node),
                 Next::OutOfTurn(id, thread) => self.wait_for_handler(id, thread),
                 Next::Finished(finished) => {
@@ -535,7 +556,7 @@ impl Source<dyn Bound + Send> for Teardown<'_> {
         let top = self.top();
         let (failures, error) = outcome.into_failures(top.path());
         let reports = if self.is_parents() {
-            drop(self.orphaned.merge(failures));
+            self.result = failures.into_result();
             self.purpose.reports()
         } else {
             top.gather(failures)

@@ -1,0 +1,41 @@
+//! Futures that run in an interpreter.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use pin_project_lite::pin_project;
+
+use super::Interpreter;
+
+pin_project! {
+    /// A future that runs in an interpreter, returned by [`Interpreter::instrument`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Instrumented<F> {
+        interpreter: Interpreter,
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F> Instrumented<F> {
+    pub(super) fn new(interpreter: Interpreter, future: F) -> Self {
+        Self { interpreter, future }
+    }
+}
+
+impl<F: Future> Future for Instrumented<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let future = this.future;
+        this.interpreter.enter(|| future.poll(context))
+    }
+}
+
+impl<F> fmt::Debug for Instrumented<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Instrumented").field("interpreter", &self.interpreter).finish_non_exhaustive()
+    }
+}
