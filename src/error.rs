@@ -12,9 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use smallvec::SmallVec;
 
 mod failures;
+mod scope;
 mod text;
 
 pub(crate) use failures::{ExitRequest, Failures, merged};
+pub use scope::{ScopeError, ScopeFailure};
 pub(crate) use text::{Causes, OneLine};
 
 use failures::Moment;

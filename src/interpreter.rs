@@ -63,7 +63,7 @@ use crate::tree::{Node, Parent, Purpose, SharedExitStack, current, enter};
 /// handler: see [`SharedExitStack`](crate::SharedExitStack#a-runtime-with-one-big-lock).
 #[doc(alias = "subinterpreter")]
 #[doc(alias = "atexit")]
-#[must_use = "dropping the last handle finalizes the interpreter"]
+#[must_use = "dropping the last handle finalizes the interpreter: bind it to a name, which `let _ =` does not do"]
 pub struct Interpreter(Arc<Node>);
 
 impl Interpreter {
@@ -122,7 +122,7 @@ impl Interpreter {
     /// This is [`scope`](crate::scope) for handlers that are `Send + 'static`, whose rollback also runs on
     /// `std::process::exit`, on C's `exit` and on [`exit`](crate::exit), from any thread. The transaction is an interpreter,
     /// nested in the one that is current on this thread, or in the process stack if there is none. It is current while the
-    /// body runs, so [`register`](crate::register) and a `scope` inside the body go to it.
+    /// body runs, so [`register`] and a `scope` inside the body go to it.
     ///
     /// | body | handlers | result |
     /// | --- | --- | --- |

@@ -139,17 +139,19 @@ mod process;
 #[allow(unsafe_code)]
 mod raw;
 pub mod report;
+mod scoped;
 mod shared;
 mod stack;
 mod sync;
 mod tree;
 
-pub use error::{CloseError, Exit, HandlerError, HandlerErrorKind, Outcome, Refused};
+pub use error::{CloseError, Exit, HandlerError, HandlerErrorKind, Outcome, Refused, ScopeError, ScopeFailure};
 pub use handler::{Handler, HandlerResult, IntoHandler, NoKey, PendingHandler};
 pub use interpreter::{Instrumented, Interpreter, register, unregister, unregister_fn, unregister_key};
 pub use list::{HandlerId, HandlerList, Iter};
 pub use process::{adopt_after_fork, exit, is_exiting, process_stack, run};
-pub use stack::{ExitStack, scope};
+pub use scoped::{scope, try_scope};
+pub use stack::ExitStack;
 pub use tree::SharedExitStack;
 
 /// What C's `exit` does on a thread, for the models in `tests/loom.rs`.

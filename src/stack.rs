@@ -1,4 +1,4 @@
-//! Stacks that are local variables: [`ExitStack`] and [`scope`].
+//! Stacks that are local variables: [`ExitStack`].
 
 use std::fmt;
 use std::mem;
@@ -40,7 +40,7 @@ use crate::report::report;
 /// - Handlers run strictly last-in, first-out. A handler leaves the stack *before* it is called, so it runs at most
 ///   once.
 /// - The outcome is success if [`close()`](Self::close) or [`close_with(Success)`](Self::close_with) was reached, or if
-///   the body of a [`scope`] returned `Ok`. Otherwise it is failure.
+///   the body of a [`scope`](crate::scope) returned `Ok`. Otherwise it is failure.
 /// - Every handler runs: an `Err` or a panic never stops the ones below it. `close()` returns all failures, in the
 ///   order in which they happened. A drop, which has no caller to return them to, passes each to the [report
 ///   hook](crate::report) at the moment it happens; it never panics, not even during unwinding.
@@ -83,7 +83,7 @@ use crate::report::report;
 #[doc(alias = "cleanup")]
 #[doc(alias = "scope guard")]
 #[doc(alias = "finally")]
-#[must_use = "a stack that is not bound to a name is dropped, and drained, at once"]
+#[must_use = "a stack that is not bound to a name is dropped, and drained, at once; `let _ =` does not bind it"]
 pub struct ExitStack<'a> {
     list: Appendable<'a>,
 }
@@ -120,7 +120,7 @@ impl<'a> ExitStack<'a> {
     /// Registers a handler that runs only if the work succeeded; otherwise it is dropped when its turn comes.
     ///
     /// **Without [`close()`](Self::close) it does not run**: a stack that is dropped counts as failed, whatever led to
-    /// the drop. Success is [`close()`](Self::close), [`close_with(Success)`](Self::close_with), or a [`scope`] whose
+    /// the drop. Success is [`close()`](Self::close), [`close_with(Success)`](Self::close_with), or a [`scope`](crate::scope) whose
     /// body returns `Ok`.
     ///
     /// **The outcome is that of the work: a handler that fails does not change it for the handlers below.** If a commit
@@ -525,50 +525,4 @@ fn keep_or_report(outcome: HandlerOutcome, failures: Option<&mut Failures>) {
         error.iter().for_each(report);
         discard((new, error)); // the drop of an error may panic, which is not a panic of the handler
     }
-}
-
-/// Runs `body` with a new stack, then drains the stack with the outcome of the body.
-///
-/// This is Python's `with ExitStack() as stack:`. The outcome is success if the body returns `Ok`, and failure if it
-/// returns `Err` or panics. The stack is closed automatically, so success needs no [`close()`](ExitStack::close).
-///
-/// | body | handlers | result |
-/// | --- | --- | --- |
-/// | `Ok(value)` | none failed | `Ok(value)` |
-/// | `Ok(_)` | some failed or requested an exit status | `Err(E::from(close_error))` |
-/// | `Err(error)` | | `Err(error)`; failures of handlers go to the [report hook](crate::report) |
-/// | panics | | the panic propagates; failures of handlers go to the report hook |
-///
-/// If the body failed, exit statuses that handlers request are ignored.
-///
-/// # Errors
-///
-/// Returns the error of the body, or that of the drain if the body succeeded. All handlers have run then.
-///
-/// # Panics
-///
-/// Panics if the body panics. All handlers have run then.
-///
-/// ```
-/// use exitstack::scope;
-/// use std::error::Error;
-///
-/// fn transfer(ok: bool) -> Result<(), Box<dyn Error>> {
-///     scope(|stack| {
-///         println!("begin");
-///         stack.on_failure(|| println!("rollback"));
-///         stack.on_success(|| println!("commit"));
-///         if ok { Ok(()) } else { Err("insufficient funds".into()) }
-///     })
-/// }
-/// assert!(transfer(true).is_ok());
-/// assert_eq!(transfer(false).unwrap_err().to_string(), "insufficient funds");
-/// ```
-#[doc(alias = "with")]
-#[doc(alias = "transaction")]
-pub fn scope<'a, T, E: From<CloseError>>(body: impl FnOnce(&ExitStack<'a>) -> Result<T, E>) -> Result<T, E> {
-    let mut stack = ExitStack::new();
-    let value = body(&stack)?; // on an error or a panic the stack is dropped, with failure as the outcome
-    stack.close()?;
-    Ok(value)
 }

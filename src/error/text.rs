@@ -3,14 +3,12 @@
 use std::error::Error;
 use std::fmt::{self, Display, Write};
 
-use super::HandlerError;
-
 /// The maximum number of causes that are shown: an error may be its own source.
 const CAUSES: usize = 128;
 
-/// A failure that is shown with the whole chain of its causes, on one line.
+/// An error that is shown with the whole chain of its causes, on one line.
 pub(crate) struct Causes<'e> {
-    pub(crate) error: &'e HandlerError,
+    pub(crate) error: &'e (dyn Error + 'static),
     /// Writes the text of one error, without its causes.
     pub(crate) show: fn(&dyn Error, &mut OneLine<'_>) -> fmt::Result,
 }

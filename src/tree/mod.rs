@@ -84,7 +84,7 @@ use crate::sync::{MutexGuard, PerProcess, const_fn};
 #[doc = include_str!("../shared.md")]
 #[doc(alias = "atexit")]
 #[doc(alias = "cleanup")]
-#[must_use = "a stack that is not bound to a name is dropped, and drained, at once"]
+#[must_use = "a stack that is not bound to a name is dropped, and drained, at once; `let _ =` does not bind it"]
 pub struct SharedExitStack {
     state: PerProcess<State>,
     place: Place,
