@@ -19,10 +19,10 @@ const OK: Ended = Ok(ExitCode::SUCCESS);
 
 /// A captured value, or an error, that must not be dropped but where it was made.
 #[derive(Debug)]
-struct Bomb(libc::pid_t);
+pub(crate) struct Bomb(libc::pid_t);
 
 impl Bomb {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(pid())
     }
 }

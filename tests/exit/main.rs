@@ -1,7 +1,7 @@
 //! Every way out of a process, each in a child process: this binary runs itself with the case's name, and compares
 //! what the child wrote and how it ended. `harness = false`, because the cases need `main` for themselves.
 //!
-//! `EXITSTACK_RUNS` says how often the racing cases run (20 or 50 times if unset), `EXITSTACK_MINUTES` after how many of
+//! `EXITSTACK_RUNS` says how often the racing cases run (20 to 100 times if unset), `EXITSTACK_MINUTES` after how many of
 //! them a child hangs (1), `EXITSTACK_RUNNER` by which command children are run, if this binary is none that the system
 //! runs by itself.
 
@@ -17,6 +17,7 @@ mod loaded;
 mod race;
 mod report;
 mod resume;
+mod transaction;
 #[path = "../support/watched.rs"]
 mod watched;
 mod ways;
@@ -129,7 +130,7 @@ fn minutes() -> u32 {
 }
 
 fn main() -> Ended {
-    let cases = [ways::cases(), report::cases(), resume::cases(), fork::cases(), hooks::cases()];
+    let cases = [ways::cases(), report::cases(), resume::cases(), fork::cases(), hooks::cases(), transaction::cases()];
     let mut cases: Vec<Case> = cases.into_iter().flatten().collect();
     if cfg!(exitstack_no_wipe) {
         cases.retain(|case| !case.name.starts_with("a_raw_clone")); // the hooks of `pthread_atfork` do not see it
@@ -138,6 +139,7 @@ fn main() -> Ended {
         match &*name {
             "race" => return race::child(),
             "first" => return race::child_of_the_first_registration(),
+            "transaction" => return transaction::child(),
             _ => {}
         }
         let case = cases.iter().find(|case| case.name == name).ok_or("no such case")?;
@@ -145,6 +147,7 @@ fn main() -> Ended {
     }
     let mut trials: Vec<Trial> = cases.into_iter().map(|case| Trial::test(case.name, move || case.check())).collect();
     trials.extend(race::trials());
+    trials.extend(transaction::trials());
     trials.extend(loaded::trials());
     Ok(libtest_mimic::run(&Arguments::from_args(), trials).exit_code())
 }
