@@ -259,7 +259,7 @@ fn rolled_back() -> Vec<Case> {
             });
             OK
         }),
-        case("a_rollback_that_fails_is_reported_with_its_path", Code(3), &["undo 1"], || {
+        case("a_rollback_that_fails_is_told_with_its_path", Code(3), &["undo 1"], || {
             transaction("install", |install| {
                 step(install.stack(), "1");
                 install.stack().on_failure(|| Err("the disk is gone"));

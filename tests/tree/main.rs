@@ -17,6 +17,7 @@ mod paths;
 mod random;
 mod refused;
 mod threads;
+mod transactions;
 mod tree;
 #[path = "../support/watched.rs"]
 mod watched;

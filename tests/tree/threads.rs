@@ -17,7 +17,7 @@ const AT_MOST: Duration = Duration::from_secs(3);
 
 type BoxedResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-fn rounds() -> impl Iterator<Item = usize> {
+pub(crate) fn rounds() -> impl Iterator<Item = usize> {
     let end = Instant::now() + AT_MOST;
     (0..ROUNDS).take_while(move |_| Instant::now() < end)
 }
