@@ -16,7 +16,7 @@ use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Once;
 
-use exitstack::{CloseError, Exit, ExitStack, HandlerError, HandlerErrorKind};
+use exitstack::{CloseError, Exit, ExitStack, HandlerError, HandlerErrorKind, Outcome};
 
 /// What happened, or must happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub enum Event {
     Dropped(u32),
     /// This failure went to the report hook.
     Reported(String),
+    /// A handler was told this outcome.
+    Told(Outcome),
     /// A call returned this.
     Returned(String),
     /// A call panicked with this message.
@@ -117,6 +119,44 @@ pub enum Fate {
     Nested(i32),
     /// Returns, but what it captured panics when it is dropped.
     DropPanics,
+}
+
+/// For which outcomes a handler runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    Always,
+    Success,
+    Failure,
+}
+
+impl When {
+    pub fn includes(self, outcome: Outcome) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Success => outcome == Outcome::Success,
+            Self::Failure => outcome == Outcome::Failure,
+        }
+    }
+}
+
+/// How the body of a scope ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScopeEnd {
+    Ok,
+    Err,
+    Panic,
+}
+
+/// The error of a scope.
+pub enum Ended {
+    Body,
+    Close(CloseError),
+}
+
+impl From<CloseError> for Ended {
+    fn from(error: CloseError) -> Self {
+        Self::Close(error)
+    }
 }
 
 /// A handler's result, as a model says it.
@@ -358,6 +398,10 @@ impl Bytes<'_> {
         let Some((first, rest)) = self.0.split_first() else { return 0 };
         self.0 = rest;
         *first
+    }
+
+    pub fn end(&mut self) -> ScopeEnd {
+        [ScopeEnd::Ok, ScopeEnd::Err, ScopeEnd::Panic][usize::from(self.next() % 3)]
     }
 
     pub fn fate(&mut self) -> Fate {

@@ -3,22 +3,15 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use exitstack::{ExitStack, Handler, HandlerId, Outcome};
+use exitstack::{ExitStack, Handler, HandlerId, Outcome, ScopeError};
 
 use super::{
-    Aligned, Bomb, Bytes, Event, FUNCTIONS, Fate, Large, Shape, Verdict, Zero, begin, check_consumed, described,
-    expected_result, function_0, function_1, observe, result, take_log,
+    Aligned, Bomb, Bytes, Ended, Event, FUNCTIONS, Fate, Large, ScopeEnd, Shape, Verdict, When, Zero, begin,
+    check_consumed, described, expected_result, function_0, function_1, log, observe, result, take_log,
 };
 
 /// Handlers of one run at most: what a fuzzer gains by more is not worth the time.
 const MOST: u32 = 400;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum When {
-    Always,
-    Success,
-    Failure,
-}
 
 #[derive(Clone, Copy, Debug)]
 pub enum Op {
@@ -31,6 +24,8 @@ pub enum Op {
     Enter {
         fate: Fate,
         more: u8,
+        /// Its exit is told the outcome.
+        told: bool,
     },
     /// Of all ids there ever were, of both stacks.
     Unregister(u8),
@@ -53,15 +48,12 @@ pub enum Op {
     Drop,
     /// As `Drop`, by a panic.
     Unwind,
-    /// The stack is the one of a `scope` whose body ends so.
-    Scope(ScopeEnd),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScopeEnd {
-    Ok,
-    Err,
-    Panic,
+    /// The stack is the one of a `scope`, or of a `try_scope`, whose body ends so.
+    Scope {
+        end: ScopeEnd,
+        tried: bool,
+        fails: bool,
+    },
 }
 
 pub fn decode(bytes: &[u8]) -> Vec<Op> {
@@ -73,7 +65,10 @@ pub fn decode(bytes: &[u8]) -> Vec<Op> {
             0..=8 => Op::Register { shape: bytes.shape(), fate: bytes.fate(), when: When::Always },
             9 | 10 => Op::Register { shape: bytes.shape(), fate: bytes.fate(), when: When::Success },
             11 | 12 => Op::Register { shape: bytes.shape(), fate: bytes.fate(), when: When::Failure },
-            13 | 14 => Op::Enter { fate: bytes.fate(), more: bytes.next() % 8 },
+            13 | 14 => {
+                let (fate, byte) = (bytes.fate(), bytes.next());
+                Op::Enter { fate, more: byte % 8, told: byte >= 128 }
+            }
             15..=18 => Op::Unregister(bytes.next()),
             19 => Op::UnregisterFunction(usize::from(bytes.next() % 2)),
             20 => {
@@ -90,7 +85,7 @@ pub fn decode(bytes: &[u8]) -> Vec<Op> {
             29 => Op::Close(Outcome::Failure),
             30 if code < 128 => Op::Drop,
             30 => Op::Unwind,
-            _ => Op::Scope([ScopeEnd::Ok, ScopeEnd::Err, ScopeEnd::Panic][usize::from(bytes.next() % 3)]),
+            _ => Op::Scope { end: bytes.end(), tried: code >= 128, fails: code / 32 % 2 == 0 },
         });
     }
     ops
@@ -126,11 +121,16 @@ struct Pending {
     shape: Shape,
     fate: Fate,
     when: When,
+    /// It says which outcome it is told.
+    told: bool,
 }
 
 impl Pending {
     /// What must happen when it runs.
-    fn run(&self, expected: &mut Vec<Event>) -> Verdict {
+    fn run(&self, outcome: Outcome, expected: &mut Vec<Event>) -> Verdict {
+        if self.told {
+            expected.push(Event::Told(outcome));
+        }
         expected.push(Event::Ran(self.serial));
         self.drop(expected);
         self.fate.verdict()
@@ -160,13 +160,8 @@ impl Model {
         let mut errors = Vec::new();
         let mut exit_code = None;
         while let Some(handler) = self.pending.pop() {
-            let runs = match handler.when {
-                When::Always => true,
-                When::Success => outcome == Outcome::Success,
-                When::Failure => outcome == Outcome::Failure,
-            };
-            let verdict = if runs {
-                handler.run(expected)
+            let verdict = if handler.when.includes(outcome) {
+                handler.run(outcome, expected)
             } else if handler.drop(expected) {
                 Fate::DropPanics.verdict()
             } else {
@@ -271,20 +266,28 @@ impl Run<'_> {
             }
         };
         self.ids.push(id);
-        self.models[0].pending.push(Pending { serial, id, shape, fate, when });
+        self.models[0].pending.push(Pending { serial, id, shape, fate, when, told: false });
     }
 
-    fn enter(&mut self, fate: Fate, more: u8) {
+    fn enter(&mut self, fate: Fate, more: u8, told: bool) {
         if self.made >= MOST {
             return;
         }
         let serial = self.made;
         let bomb = self.bomb(fate);
         let stack = &self.stacks[0];
-        let lent = stack.enter((bomb, 0_u8), move |(bomb, written)| {
+        let exit = move |(bomb, written): (Bomb, u8)| {
             assert_eq!(written, more + 1, "the exit got another value than was lent");
             bomb.run()
-        });
+        };
+        let lent = if told {
+            stack.enter_with((bomb, 0_u8), move |value, outcome| {
+                log(Event::Told(outcome));
+                exit(value)
+            })
+        } else {
+            stack.enter((bomb, 0_u8), exit)
+        };
         let entered = stack.pending()[0].id();
         let mut also = Vec::new();
         for _ in 0..more {
@@ -293,12 +296,20 @@ impl Run<'_> {
         }
         lent.1 += 1;
         self.ids.push(entered);
-        self.models[0].pending.push(Pending { serial, id: entered, shape: Shape::Small, fate, when: When::Always });
+        self.models[0].pending.push(Pending {
+            serial,
+            id: entered,
+            shape: Shape::Small,
+            fate,
+            when: When::Always,
+            told,
+        });
         for id in also {
             self.ids.push(id);
             let shape = Shape::Function(0);
             let fate = Fate::Return;
-            self.models[0].pending.push(Pending { serial: FUNCTIONS[0], id, shape, fate, when: When::Always });
+            let (serial, when, told) = (FUNCTIONS[0], When::Always, false);
+            self.models[0].pending.push(Pending { serial, id, shape, fate, when, told });
         }
     }
 
@@ -312,7 +323,7 @@ impl Run<'_> {
         let mut expected = Vec::new();
         match op {
             Op::Register { shape, fate, when } => self.register(shape, fate, when),
-            Op::Enter { fate, more } => self.enter(fate, more),
+            Op::Enter { fate, more, told } => self.enter(fate, more, told),
             Op::Unregister(pick) => {
                 let id = self.pick(pick);
                 if let Some(id) = id {
@@ -352,7 +363,7 @@ impl Run<'_> {
                 let returned = self.models[0].take(Some(id)).map_or_else(
                     || "none".into(),
                     |handler| {
-                        let verdict = handler.run(&mut expected);
+                        let verdict = handler.run(Outcome::Failure, &mut expected); // nobody has said that it was done
                         let errors = verdict.failure.map(|what| handler.described(&what));
                         expected_result(&Vec::from_iter(errors), verdict.exit_code)
                     },
@@ -401,43 +412,53 @@ impl Run<'_> {
                 assert!(unwound.is_err(), "the panic did not go on");
                 self.models[0].drain(Outcome::Failure, true, &mut expected);
             }
-            Op::Scope(end) => self.scope(end, &mut expected),
+            Op::Scope { end, tried, fails } => self.scope(end, tried, fails, &mut expected),
         }
         expected
     }
 
     /// A scope's stack cannot be filled from outside: a few handlers of fixed fates are registered in its body.
-    fn scope(&mut self, end: ScopeEnd, expected: &mut Vec<Event>) {
-        let fates = [(Fate::Fail, When::Always), (Fate::Return, When::Success), (Fate::Panic, When::Failure)];
-        let bombs = fates.map(|(fate, when)| (self.bomb(fate), when));
+    fn scope(&mut self, end: ScopeEnd, tried: bool, fails: bool, expected: &mut Vec<Event>) {
+        let fates = if fails { [Fate::Fail, Fate::Return, Fate::Panic] } else { [Fate::Return; 3] };
+        let bombs = fates.map(|fate| self.bomb(fate));
         let mut model = Model::default();
+        let body = |stack: &ExitStack<'_>| {
+            for (bomb, when) in bombs.into_iter().zip([When::Always, When::Success, When::Failure]) {
+                let (serial, fate) = (bomb.serial, bomb.fate);
+                let id = match when {
+                    When::Always => stack.register(move || bomb.run()),
+                    When::Success => stack.on_success(move || bomb.run()),
+                    When::Failure => stack.on_failure(move || bomb.run()),
+                };
+                model.pending.push(Pending { serial, id, shape: Shape::Small, fate, when, told: false });
+            }
+            match end {
+                ScopeEnd::Ok => Ok(()),
+                ScopeEnd::Err => Err(Ended::Body),
+                ScopeEnd::Panic => resume_unwind(Box::new("the body")),
+            }
+        };
         observe(|| {
-            let ended = exitstack::scope(|stack| {
-                for (bomb, when) in bombs {
-                    let (serial, fate) = (bomb.serial, bomb.fate);
-                    let id = match when {
-                        When::Always => stack.register(move || bomb.run()),
-                        When::Success => stack.on_success(move || bomb.run()),
-                        When::Failure => stack.on_failure(move || bomb.run()),
-                    };
-                    model.pending.push(Pending { serial, id, shape: Shape::Small, fate, when });
-                }
-                match end {
-                    ScopeEnd::Ok => Ok(()),
-                    ScopeEnd::Err => Err(Ended::Body),
-                    ScopeEnd::Panic => resume_unwind(Box::new("the body")),
-                }
-            });
-            match ended {
-                Ok(()) => "ok".into(),
+            if tried {
+                return match exitstack::try_scope(body) {
+                    Ok(()) => result(&Ok(())),
+                    Err(ScopeError::Work(_)) => "the body's".into(),
+                    Err(ScopeError::Cleanup(error)) => result(&Err(error)),
+                    Err(ScopeError::Both(_, error)) => format!("the body's, {}", result(&Err(error))),
+                };
+            }
+            match exitstack::scope(body) {
+                Ok(()) => result(&Ok(())),
                 Err(Ended::Body) => "the body's".into(),
                 Err(Ended::Close(error)) => result(&Err(error)),
             }
         });
         let outcome = if end == ScopeEnd::Ok { Outcome::Success } else { Outcome::Failure };
-        let returned = model.drain(outcome, end != ScopeEnd::Ok, expected);
+        let reports = end == ScopeEnd::Panic || (end == ScopeEnd::Err && !tried);
+        let returned = model.drain(outcome, reports, expected);
         expected.push(match end {
             ScopeEnd::Ok => Event::Returned(returned),
+            ScopeEnd::Err if tried && fails => Event::Returned(format!("the body's, {returned}")),
             ScopeEnd::Err => Event::Returned("the body's".into()),
             ScopeEnd::Panic => Event::Panicked("the body".into()),
         });
@@ -452,17 +473,6 @@ impl Run<'_> {
                 model.pending.iter().rev().map(|p| (p.id, p.shape.name().map(str::to_owned))).collect();
             assert_eq!(waiting, expected, "who waits");
         }
-    }
-}
-
-enum Ended {
-    Body,
-    Close(exitstack::CloseError),
-}
-
-impl From<exitstack::CloseError> for Ended {
-    fn from(error: exitstack::CloseError) -> Self {
-        Self::Close(error)
     }
 }
 

@@ -7,11 +7,11 @@ use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::sync::Mutex;
 
-use exitstack::{Handler, HandlerId, Interpreter, SharedExitStack};
+use exitstack::{Handler, HandlerId, Interpreter, Outcome, SharedExitStack};
 
 use super::{
-    Aligned, Bomb, Bytes, Event, FUNCTIONS, Fate, Large, Shape, Verdict, Zero, begin, check_consumed, described,
-    expected_result, function_0, function_1, observe, result, take_log,
+    Aligned, Bomb, Bytes, Ended, Event, FUNCTIONS, Fate, Large, ScopeEnd, Shape, Verdict, When, Zero, begin,
+    check_consumed, described, expected_result, function_0, function_1, observe, result, take_log,
 };
 
 /// Handlers of one run at most: handlers register handlers.
@@ -19,11 +19,12 @@ const MOST: u32 = 200;
 /// Interpreters of one run at most.
 const MOST_SLOTS: usize = 10;
 
-/// A handler to be: what it is made of, what it does when it runs, and when its capture is dropped.
+/// A handler to be: what it is made of, for which outcomes it runs, what it does then, and when its capture is dropped.
 #[derive(Clone, Debug)]
 pub struct Spec {
     pub shape: Shape,
     pub fate: Fate,
+    pub when: When,
     pub runs: Option<Box<Deed>>,
     pub dropped: Option<Box<Deed>>,
 }
@@ -42,7 +43,7 @@ pub enum Deed {
     RunNow(u8, u8),
     PopAll(u8, Then),
     Clear(u8),
-    Close(u8),
+    Close(u8, Outcome),
     Finalize(u8),
     /// A new interpreter: a child of the process stack's, for slot 0.
     Nest(u8),
@@ -52,6 +53,18 @@ pub enum Deed {
     Clone(u8),
     /// Does it while this interpreter is current.
     Within(u8, Box<Deed>),
+    /// A transaction, in this interpreter, or in the one that is current for slot 0.
+    Scope(u8, Box<Scope>),
+}
+
+/// The body of a transaction: it registers a handler, does something, and ends so.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    pub spec: Spec,
+    pub deed: Deed,
+    pub end: ScopeEnd,
+    /// A handle to it gets a slot of its own.
+    pub kept: bool,
 }
 
 /// What the first comparison with a key does.
@@ -94,13 +107,18 @@ fn deed(bytes: &mut Bytes<'_>, depth: u32) -> Deed {
         17 | 18 => Deed::RunNow(slot, bytes.next()),
         19 => Deed::PopAll(slot, [Then::Drop, Then::Close, Then::Clear][usize::from(bytes.next() % 3)]),
         20 => Deed::Clear(slot),
-        21..=23 => Deed::Close(slot),
+        21 | 22 => Deed::Close(slot, Outcome::Success),
+        23 => Deed::Close(slot, Outcome::Failure),
         24 => Deed::Finalize(slot),
         25..=27 => Deed::Nest(slot),
         28 => Deed::Drop(slot),
         29 => Deed::Clone(slot),
+        31 if depth < 6 && code >= 128 => {
+            let (spec, kept, end) = (spec(bytes, depth), code >= 192, bytes.end());
+            Deed::Scope(slot, Box::new(Scope { spec, deed: deed(bytes, depth + 1), end, kept }))
+        }
         _ if depth < 6 => Deed::Within(slot, Box::new(deed(bytes, depth + 1))),
-        _ => Deed::Close(slot),
+        _ => Deed::Close(slot, Outcome::Success),
     }
 }
 
@@ -108,11 +126,12 @@ fn spec(bytes: &mut Bytes<'_>, depth: u32) -> Spec {
     let shape = bytes.shape();
     let fate = shape.fate(bytes.fate());
     let more = bytes.next();
+    let when = [When::Always, When::Always, When::Success, When::Failure][usize::from(more / 64)];
     let plain = depth >= 6 || shape.serial().is_some();
     let mut one = |wanted| (wanted && !plain).then(|| Box::new(deed(bytes, depth + 1)));
     let runs = one(more % 4 >= 2);
     let dropped = one(more % 16 >= 13);
-    Spec { shape, fate, runs, dropped }
+    Spec { shape, fate, when, runs, dropped }
 }
 
 fn index(pick: u8, of: usize) -> usize {
@@ -205,11 +224,12 @@ fn perform(deed: &Deed) {
         | Deed::UnregisterKey(slot, ..)
         | Deed::PopAll(slot, _)
         | Deed::Clear(slot)
-        | Deed::Close(slot)
+        | Deed::Close(slot, _)
         | Deed::Finalize(slot)
         | Deed::Nest(slot)
         | Deed::Clone(slot)
-        | Deed::Within(slot, _) => {
+        | Deed::Within(slot, _)
+        | Deed::Scope(slot, _) => {
             if let Some(handle) = handle(*slot) {
                 perform_on(&handle, deed);
             }
@@ -242,14 +262,39 @@ fn perform_on(handle: &Handle, deed: &Deed) {
             String::new()
         }),
         (Deed::Finalize(_), Handle::Interpreter(interpreter)) => observe(|| result(&interpreter.finalize())),
-        (Deed::Close(_) | Deed::Finalize(_), _) => observe(|| result(&stack.close())),
+        (Deed::Close(_, Outcome::Failure), _) => observe(|| result(&stack.close_with(Outcome::Failure))),
+        (Deed::Close(..) | Deed::Finalize(_), _) => observe(|| result(&stack.close())),
         (Deed::Nest(_), Handle::Interpreter(parent)) => add(|| Handle::Interpreter(parent.subinterpreter("nested"))),
         (Deed::Nest(_), _) => add(|| Handle::Interpreter(Interpreter::new("outer"))),
         (Deed::Clone(_), _) => add(|| handle.clone()),
         (Deed::Within(_, deed), Handle::Interpreter(interpreter)) => interpreter.enter(|| perform(deed)),
         (Deed::Within(_, deed), _) => perform(deed),
+        (Deed::Scope(_, scope), Handle::Interpreter(interpreter)) => interpreter.enter(|| transact(scope)),
+        (Deed::Scope(_, scope), _) => transact(scope),
         (other, _) => unreachable!("{other:?} is not done to a handle"),
     }
+}
+
+fn transact(scope: &Scope) {
+    observe(|| {
+        let ended = Interpreter::scope("tx", |own| {
+            observe(|| register(own.stack(), &scope.spec).to_string());
+            if scope.kept {
+                add(|| Handle::Interpreter(own.clone()));
+            }
+            perform(&scope.deed);
+            match scope.end {
+                ScopeEnd::Ok => Ok(()),
+                ScopeEnd::Err => Err(Ended::Body),
+                ScopeEnd::Panic => resume_unwind(Box::new("the body")),
+            }
+        });
+        match ended {
+            Ok(()) => result(&Ok(())),
+            Err(Ended::Body) => "the body's".into(),
+            Err(Ended::Close(error)) => result(&Err(error)),
+        }
+    });
 }
 
 /// A key. The first comparison with the one that is looked for does what it says.
@@ -310,18 +355,34 @@ impl<B> Load<B> {
     }
 }
 
+/// Registers with `$stack`, for the outcomes of `$spec`; the id, if the handler is taken.
+macro_rules! admit {
+    ($stack:expr, $spec:expr, $handler:expr) => {
+        match $spec.when {
+            When::Always => $stack.try_register($handler).ok(),
+            When::Success => takes($stack).then(|| $stack.on_success($handler)),
+            When::Failure => takes($stack).then(|| $stack.on_failure($handler)),
+        }
+    };
+}
+
+/// Whether the stack takes handlers. Where it refuses one, `on_success` reports that.
+fn takes(stack: &SharedExitStack) -> bool {
+    stack.try_register(|| ()).is_ok_and(|id| stack.unregister(id))
+}
+
 /// Whether it was taken.
 fn register(stack: &SharedExitStack, spec: &Spec) -> bool {
     let id = match spec.shape {
-        Shape::Function(0) => stack.try_register(function_0).ok(),
-        Shape::Function(_) => stack.try_register(function_1).ok(),
+        Shape::Function(0) => admit!(stack, spec, function_0),
+        Shape::Function(_) => admit!(stack, spec, function_1),
         Shape::ZeroSized(0) => {
             let zero = Zero::<false>::new();
-            stack.try_register(move || Zero::run(&zero)).ok()
+            admit!(stack, spec, move || Zero::run(&zero))
         }
         Shape::ZeroSized(_) => {
             let zero = Zero::<true>::new();
-            stack.try_register(move || Zero::run(&zero)).ok()
+            admit!(stack, spec, move || Zero::run(&zero))
         }
         _ => {
             let serial = real(|real| {
@@ -340,27 +401,27 @@ fn register(stack: &SharedExitStack, spec: &Spec) -> bool {
 
 fn register_bomb(stack: &SharedExitStack, spec: &Spec, bomb: Bomb) -> Option<HandlerId> {
     match spec.shape {
-        Shape::Small if spec.runs.is_none() && spec.dropped.is_none() => stack.try_register(move || bomb.run()).ok(),
+        Shape::Small if spec.runs.is_none() && spec.dropped.is_none() => admit!(stack, spec, move || bomb.run()),
         Shape::Aligned if spec.runs.is_none() && spec.dropped.is_none() => {
             let aligned = Aligned(bomb);
-            stack.try_register(move || aligned.run()).ok()
+            admit!(stack, spec, move || aligned.run())
         }
         Shape::Large => {
             let load = Load::new(Large::new(bomb), spec);
-            stack.try_register(move || load.run(Large::run)).ok()
+            admit!(stack, spec, move || load.run(Large::run))
         }
         Shape::Aligned => {
             let load = Load::new(Aligned(bomb), spec);
-            stack.try_register(move || load.run(Aligned::run)).ok()
+            admit!(stack, spec, move || load.run(Aligned::run))
         }
         shape => {
             let load = Load::new(bomb, spec);
             let handler = Handler::new(move || load.run(Bomb::run));
             match (shape.name(), shape.key()) {
-                (None, None) => stack.try_register(handler).ok(),
-                (Some(name), None) => stack.try_register(handler.named(name)).ok(),
-                (None, Some(key)) => stack.try_register(handler.keyed(Key::new(key))).ok(),
-                (Some(name), Some(key)) => stack.try_register(handler.keyed(Key::new(key)).named(name.to_owned())).ok(),
+                (None, None) => admit!(stack, spec, handler),
+                (Some(name), None) => admit!(stack, spec, handler.named(name)),
+                (None, Some(key)) => admit!(stack, spec, handler.keyed(Key::new(key))),
+                (Some(name), Some(key)) => admit!(stack, spec, handler.keyed(Key::new(key)).named(name.to_owned())),
             }
         }
     }
@@ -417,6 +478,8 @@ struct Stack {
     reports: bool,
     /// The parent's drain went on, although a handler still runs here.
     passed: bool,
+    /// That of the drain that runs, or ran last.
+    outcome: Option<Outcome>,
 }
 
 impl Stack {
@@ -459,10 +522,20 @@ struct Drain {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Occasion {
-    Close,
+    Close(Outcome),
     Finalize,
     DropValue,
     Abandon,
+}
+
+impl Occasion {
+    fn outcome(self) -> Outcome {
+        match self {
+            Self::Close(outcome) => outcome,
+            Self::Finalize => Outcome::Success,
+            Self::DropValue | Self::Abandon => Outcome::Failure,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -523,11 +596,12 @@ impl Model {
             | Deed::RunNow(slot, _)
             | Deed::PopAll(slot, _)
             | Deed::Clear(slot)
-            | Deed::Close(slot)
+            | Deed::Close(slot, _)
             | Deed::Finalize(slot)
             | Deed::Nest(slot)
             | Deed::Clone(slot)
-            | Deed::Within(slot, _) => {
+            | Deed::Within(slot, _)
+            | Deed::Scope(slot, _) => {
                 if let Some(stack) = self.at(*slot) {
                     self.stacks[stack].handles += 1;
                     self.perform_on(stack, deed);
@@ -573,7 +647,7 @@ impl Model {
                     if !is_value {
                         self.current = Some(stack);
                     }
-                    let verdict = self.run(&handler);
+                    let verdict = self.run(&handler); // whatever the outcome, of which nobody knows
                     self.current = before;
                     let returned = self.gathered(stack, &handler, verdict).result();
                     self.returned(&returned);
@@ -588,7 +662,7 @@ impl Model {
                 match then {
                     Then::Drop => {}
                     Then::Close => {
-                        let returned = self.drain(popped, Occasion::Close);
+                        let returned = self.drain(popped, Occasion::Close(Outcome::Success));
                         self.returned(&returned);
                     }
                     Then::Clear => self.clear(popped),
@@ -596,21 +670,19 @@ impl Model {
                 self.release(popped);
             }
             Deed::Clear(_) => self.clear(stack),
-            Deed::Close(_) | Deed::Finalize(_) => {
-                let last = matches!(deed, Deed::Finalize(_)) && !is_value;
-                let returned = self.drain(stack, if last { Occasion::Finalize } else { Occasion::Close });
+            Deed::Close(_, outcome) => {
+                let returned = self.drain(stack, Occasion::Close(*outcome));
+                self.returned(&returned);
+            }
+            Deed::Finalize(_) => {
+                let close = Occasion::Close(Outcome::Success);
+                let returned = self.drain(stack, if is_value { close } else { Occasion::Finalize });
                 self.returned(&returned);
             }
             Deed::Nest(_) => {
                 if self.slots.len() < MOST_SLOTS {
                     let parent = (!is_value).then_some(stack);
-                    let path = self.stacks[stack].path.as_ref().map(|path| format!("{path} > nested"));
-                    let refused = !is_value && self.stacks[stack].over;
-                    let new = self.new_stack(path.or_else(|| Some("process > outer".into())), parent);
-                    self.stacks[new].over = refused;
-                    if !refused && !is_value {
-                        self.stacks[stack].items.push(Item::Nested(new));
-                    }
+                    let new = self.nest(parent, if is_value { "outer" } else { "nested" });
                     self.slots.push(Some(new));
                 }
             }
@@ -628,9 +700,68 @@ impl Model {
                 self.perform(deed);
                 self.current = before;
             }
+            Deed::Scope(_, scope) => {
+                let before = self.current;
+                if !is_value {
+                    self.current = Some(stack);
+                }
+                self.transact(scope);
+                self.current = before;
+            }
             Deed::Unregister(..) | Deed::RunNow(..) => {} // there was no id yet
             Deed::RegisterCurrent(_) | Deed::Drop(_) => unreachable!("{deed:?} is not done to a stack"),
         }
+    }
+
+    /// A new interpreter in this one, or in the process stack.
+    fn nest(&mut self, parent: Option<usize>, name: &str) -> usize {
+        let around = parent.map_or(Some("process"), |parent| self.stacks[parent].path.as_deref());
+        let path = format!("{} > {name}", around.expect("an interpreter has a path"));
+        let refused = parent.is_some_and(|parent| self.stacks[parent].over);
+        let new = self.new_stack(Some(path), parent);
+        self.stacks[new].over = refused;
+        if let Some(parent) = parent.filter(|_| !refused) {
+            self.stacks[parent].items.push(Item::Nested(new));
+        }
+        new
+    }
+
+    /// A transaction in the current interpreter.
+    fn transact(&mut self, scope: &Scope) {
+        let around = self.current;
+        if let Some(around) = around {
+            self.stacks[around].handles += 1;
+        }
+        let own = self.nest(around, "tx");
+        if let Some(around) = around {
+            self.release(around);
+        }
+        let path = self.stacks[own].path.clone();
+        let told = |what| described(path.as_deref(), Some("tx"), what);
+        if self.stacks[own].over {
+            self.release(own);
+            return self.returned(&expected_result(&[told("Refused")], None));
+        }
+        self.current = Some(own);
+        self.register(own, &scope.spec);
+        if scope.kept && self.slots.len() < MOST_SLOTS {
+            self.stacks[own].handles += 1;
+            self.slots.push(Some(own));
+        }
+        self.perform(&scope.deed);
+        self.current = around;
+        let occasion = if scope.end == ScopeEnd::Ok { Occasion::Finalize } else { Occasion::Abandon };
+        let mut gathered = self.drain_as(own, occasion, occasion.outcome(), false).unwrap_or_default();
+        if self.stacks[own].outcome == Some(Outcome::Failure) {
+            self.now += 1;
+            gathered.errors.push((self.now, told("RolledBack")));
+        }
+        self.release(own);
+        self.events.push(match scope.end {
+            ScopeEnd::Ok => Event::Returned(gathered.result()),
+            ScopeEnd::Err => Event::Returned("the body's".into()),
+            ScopeEnd::Panic => Event::Panicked("the body".into()),
+        });
     }
 
     fn register(&mut self, stack: usize, spec: &Spec) {
@@ -710,12 +841,12 @@ impl Model {
 
     /// What the drain, or the waiting for none, returns.
     fn drain(&mut self, stack: usize, occasion: Occasion) -> String {
-        self.drain_gathering(stack, occasion, false).unwrap_or_default().result()
+        self.drain_as(stack, occasion, occasion.outcome(), false).unwrap_or_default().result()
     }
 
     /// Nothing if there is nothing to drain, or a handler of the drain asks for it. But a drain of what the stack is
     /// nested in runs what is left, `around`, and is told what is new.
-    fn drain_gathering(&mut self, stack: usize, occasion: Occasion, around: bool) -> Option<Gathered> {
+    fn drain_as(&mut self, stack: usize, occasion: Occasion, outcome: Outcome, around: bool) -> Option<Gathered> {
         let reports = matches!(occasion, Occasion::DropValue | Occasion::Abandon);
         let this = &mut self.stacks[stack];
         if this.is_settled() {
@@ -729,6 +860,9 @@ impl Model {
         if begins {
             this.drain = Some(Drain::default());
             this.reports = reports;
+            if !this.over {
+                this.outcome = Some(outcome);
+            }
             let nested = this.items.iter().filter_map(Item::nested).collect::<Vec<_>>();
             for nested in nested {
                 self.stacks[nested].passed = false;
@@ -740,14 +874,22 @@ impl Model {
         }
         while let Some(at) = self.newest(stack) {
             if let Some(nested) = self.stacks[stack].items[at].nested() {
+                // Only its own end says that its work was done.
                 let inner = if reports { Occasion::Abandon } else { Occasion::Finalize };
                 // It stays in its place until it is drained: what registers here meanwhile goes above it.
-                if let Some(gathered) = self.drain_gathering(nested, inner, true) {
+                if let Some(gathered) = self.drain_as(nested, inner, Outcome::Failure, true) {
                     self.gather(stack, &gathered);
                 }
                 self.stacks[nested].passed = true;
             } else if let Item::Handler(handler) = self.stacks[stack].items.remove(at) {
-                let verdict = self.run(&handler);
+                let runs = self.stacks[stack].outcome.is_some_and(|outcome| handler.spec.when.includes(outcome));
+                let verdict = if runs {
+                    self.run(&handler)
+                } else if self.drop(&handler) {
+                    Fate::DropPanics.verdict()
+                } else {
+                    Verdict::default()
+                };
                 let gathered = self.gathered(stack, &handler, verdict);
                 self.gather(stack, &gathered);
             }

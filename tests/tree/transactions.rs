@@ -83,7 +83,7 @@ fn handles_that_are_kept_do_not_put_the_end_off() {
 }
 
 #[test]
-fn failures_of_a_commit_are_returned_with_their_path() {
+fn failures_of_a_commit_are_returned() {
     file_reports();
     let parent = Interpreter::new("commit fails");
     let ended = in_parent(&parent, &Log::default(), |tx| {
@@ -308,13 +308,13 @@ fn a_commit_raced_by_its_parents_close_is_whole() {
 }
 
 #[test]
-fn a_commit_raced_by_the_end_further_out_is_whole() {
+fn a_commit_raced_from_further_out_is_whole() {
     raced("raced from outside", |outer, _, _| outer.finalize().unwrap());
 }
 
 /// Whoever commits it, its own end and its parent's cannot both happen.
 #[test]
-fn a_commit_by_two_raced_by_a_parents_end_is_whole() {
+fn a_commit_by_two_raced_by_a_parent_is_whole() {
     raced("raced by two", |_, parent, tx| {
         let start = Barrier::new(2);
         thread::scope(|scope| {
