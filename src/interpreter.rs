@@ -168,10 +168,11 @@ impl Interpreter {
     /// ```
     #[doc(alias = "transaction")]
     #[track_caller]
-    pub fn scope<T, E: From<CloseError>>(
-        name: impl Into<Cow<'static, str>>,
-        body: impl FnOnce(&Self) -> Result<T, E>,
-    ) -> Result<T, E> {
+    pub fn scope<T, E>(name: impl Into<Cow<'static, str>>, body: impl FnOnce(&Self) -> Result<T, E>) -> Result<T, E>
+    where
+        E: From<CloseError>, // as `Box<dyn Error>` is, or an error of your own; `io::Error` is not
+    {
+        // The compiler shows the line of the bound, with its comment, where it is not met.
         let (name, location) = (name.into(), Location::caller());
         let transaction = match Self::current() {
             Some(around) => around.subinterpreter(name),
