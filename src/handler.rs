@@ -31,9 +31,9 @@ use crate::raw::{Bound, BoxError, Closure, Task};
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an exit handler",
-    label = "not an exit handler",
-    note = "a handler is a closure or function without arguments that returns `()` or `Result<(), E>`, \
-            where `E` converts into `Box<dyn Error + Send + Sync>`"
+    label = "not a closure or function without arguments",
+    note = "a handler is a closure or function without arguments that returns `()` or `Result<(), E>`",
+    note = "to call something, or to block on a future, write a closure: `|| runtime.block_on(close())`"
 )]
 pub trait IntoHandler: Task {}
 
@@ -53,9 +53,9 @@ pub trait IntoHandler: Task {}
 /// ```
 #[diagnostic::on_unimplemented(
     message = "an exit handler cannot return `{Self}`",
-    label = "this handler's return type",
-    note = "a handler returns `()` or `Result<(), E>`, where `E` converts into `Box<dyn Error + Send + Sync>`; \
-            end it with `;` or `.map(drop)` to ignore a value"
+    label = "a handler returns `()` or `Result<(), E>`",
+    note = "to ignore a value, end the handler with `;`, or the `Result` with `.map(drop)`",
+    note = "a handler is not async: it has to block on a future, as in `|| runtime.block_on(close())`"
 )]
 pub trait HandlerResult: sealed::HandlerResult {}
 
@@ -65,6 +65,16 @@ pub(crate) mod sealed {
     pub trait HandlerResult {
         fn into_result(self) -> Result<(), BoxError>;
     }
+
+    /// The error of a handler. A trait of its own, so that the compiler has words for an error that it cannot be.
+    #[diagnostic::on_unimplemented(
+        message = "an exit handler cannot fail with `{Self}`",
+        label = "this error does not convert into `Box<dyn Error + Send + Sync>`",
+        note = "return `Box<dyn Error + Send + Sync>` instead of `Box<dyn Error>`, or end the handler with \
+                `.map_err(|error| error.to_string())`",
+        note = "to join a thread: `thread.join().map_err(|_| \"the thread panicked\")`"
+    )]
+    pub trait Failure: Into<BoxError> {}
 
     /// Gives access to the return type of a function pointer, as stable Rust has no other name for `!`.
     pub trait Returns {
@@ -78,6 +88,7 @@ pub(crate) mod sealed {
 
 type Never = <fn() -> ! as sealed::Returns>::Out;
 
+#[diagnostic::do_not_recommend]
 impl HandlerResult for () {}
 impl sealed::HandlerResult for () {
     #[inline]
@@ -86,6 +97,7 @@ impl sealed::HandlerResult for () {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl HandlerResult for Never {}
 impl sealed::HandlerResult for Never {
     fn into_result(self) -> Result<(), BoxError> {
@@ -93,8 +105,11 @@ impl sealed::HandlerResult for Never {
     }
 }
 
-impl<E: Into<Box<dyn Error + Send + Sync>>> HandlerResult for Result<(), E> {}
-impl<E: Into<Box<dyn Error + Send + Sync>>> sealed::HandlerResult for Result<(), E> {
+impl<E: sealed::Failure> HandlerResult for Result<(), E> {}
+#[diagnostic::do_not_recommend]
+impl<E: Into<Box<dyn Error + Send + Sync>>> sealed::Failure for E {}
+
+impl<E: sealed::Failure> sealed::HandlerResult for Result<(), E> {
     #[inline]
     fn into_result(self) -> Result<(), BoxError> {
         self.map_err(Into::into)
@@ -230,6 +245,7 @@ impl<F, K> fmt::Debug for Handler<F, K> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<F: FnOnce() -> R, R: HandlerResult, K: 'static> IntoHandler for Handler<F, K> {}
 impl<F: FnOnce() -> R, R: HandlerResult, K: 'static> Task for Handler<F, K> {
     const LABELLED: bool = true;

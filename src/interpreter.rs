@@ -59,8 +59,17 @@ use crate::tree::{Node, Parent, Purpose, SharedExitStack, current, enter};
 ///   count it nor affect it.
 /// - In a forked child it is empty, as the [process stack](crate::process_stack) is.
 ///
-/// A runtime with one big lock releases it around [`finalize`](Self::finalize) and `close`, and takes it in each
-/// handler: see [`SharedExitStack`](crate::SharedExitStack#a-runtime-with-one-big-lock).
+/// # Which type for which runtime
+///
+/// | the runtime | what it uses |
+/// | --- | --- |
+/// | registers closures that are `Send + 'static` | an interpreter for each of its own, and [`register`] |
+/// | has handler objects that it compares by a `==` of its own, lists or removes one by one | a [`HandlerList`](crate::HandlerList) of them under its lock, and one handler of its interpreter, which [runs the list](crate::HandlerList#three-ways-to-run-the-values) |
+/// | has objects that are not `Send` | a `HandlerList` that stays on their thread, which runs it there before it ends: a handler may run on any thread |
+/// | has one big lock, such as a GIL | an interpreter; **it releases the lock around `finalize` and `close`, and takes it in each handler**: see [the example](crate::SharedExitStack#a-runtime-with-one-big-lock) |
+/// | has an `_exit` that is built on `std::process::exit` | [`detached`](Self::detached), and [`finalize`](Self::finalize) on every other way out |
+///
+/// The example `embed` in the repository is a small runtime of the second kind.
 #[doc(alias = "subinterpreter")]
 #[doc(alias = "atexit")]
 #[must_use = "dropping the last handle finalizes the interpreter: bind it to a name, which `let _ =` does not do"]
@@ -168,10 +177,11 @@ impl Interpreter {
     /// ```
     #[doc(alias = "transaction")]
     #[track_caller]
-    pub fn scope<T, E: From<CloseError>>(
-        name: impl Into<Cow<'static, str>>,
-        body: impl FnOnce(&Self) -> Result<T, E>,
-    ) -> Result<T, E> {
+    pub fn scope<T, E>(name: impl Into<Cow<'static, str>>, body: impl FnOnce(&Self) -> Result<T, E>) -> Result<T, E>
+    where
+        E: From<CloseError>, // as `Box<dyn Error>` is, or an error of your own; `io::Error` is not
+    {
+        // The compiler shows the line of the bound, with its comment, where it is not met.
         let (name, location) = (name.into(), Location::caller());
         let transaction = match Self::current() {
             Some(around) => around.subinterpreter(name),

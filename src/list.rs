@@ -44,6 +44,11 @@ pub(crate) use storage::Storage;
 /// bounds on `T`, and returns every value instead of dropping it. So its owner can keep it behind a lock, and call,
 /// compare and drop values, which runs foreign code, outside the lock. The list is invariant in `T`.
 ///
+/// **Nothing runs by itself**: neither a drop of the list nor the end of the process calls a value. A runtime whose
+/// objects are not `Send`, or are compared by a `==` of its own, keeps them in such a list, and runs the list at its
+/// end or from one handler. [`Interpreter`](crate::Interpreter#which-type-for-which-runtime) says which type suits which
+/// runtime.
+///
 /// | operation | cost |
 /// | --- | --- |
 /// | [`push`](Self::push), [`pop`](Self::pop) | O(1), amortized |
@@ -97,6 +102,69 @@ pub(crate) use storage::Storage;
 ///
 /// The only foreign code called under the lock is the global allocator, when the list grows or shrinks; an allocator
 /// that uses the list itself would block forever.
+///
+/// # Three ways to run the values
+///
+/// They differ in what becomes of values that are pushed or removed while others run. None of them holds the lock, or a borrow,
+/// while a value runs:
+///
+/// ```
+/// use exitstack::{HandlerId, HandlerList};
+/// use std::cell::RefCell;
+/// use std::rc::Rc;
+///
+/// type Values = RefCell<HandlerList<Value>>;
+///
+/// #[derive(Clone)]
+/// struct Value(Rc<dyn Fn(&Values)>); // it is not `Send`, and may push and remove
+///
+/// /// What is pushed stays for the next time; what is removed too late has run all the same.
+/// fn run_snapshot(values: &Values) {
+///     let snapshot = values.borrow_mut().clear();
+///     for value in snapshot.into_iter().rev() {
+///         (value.0)(values);
+///     }
+/// }
+///
+/// fn pop(values: &Values) -> Option<(HandlerId, Value)> {
+///     values.borrow_mut().pop() // a function of its own: the borrow ends here
+/// }
+///
+/// /// What is pushed runs next, and what is removed does not run, as in every stack of this crate.
+/// fn run_one_at_a_time(values: &Values) {
+///     while let Some((_id, value)) = pop(values) {
+///         (value.0)(values);
+///     }
+/// }
+///
+/// /// The same, and it ends even if each value pushes another one. What is left then does not run.
+/// fn run_with_a_bound(values: &Values, late: usize) {
+///     let bound = values.borrow().len() + late;
+///     for _ in 0..bound {
+///         let Some((_id, value)) = pop(values) else { break };
+///         (value.0)(values);
+///     }
+/// }
+///
+/// # let ran = Rc::new(RefCell::new(0));
+/// # fn pushes_itself(ran: Rc<RefCell<u32>>) -> Value {
+/// #     Value(Rc::new(move |values| {
+/// #         *ran.borrow_mut() += 1;
+/// #         if *ran.borrow() < 1000 {
+/// #             values.borrow_mut().push(pushes_itself(Rc::clone(&ran)));
+/// #         }
+/// #     }))
+/// # }
+/// let values = Values::default();
+/// # let value = pushes_itself(Rc::clone(&ran));
+/// values.borrow_mut().push(value); // one that pushes itself again, until it has run 1,000 times
+/// run_snapshot(&values);
+/// # assert_eq!((*ran.borrow(), values.borrow().len()), (1, 1));
+/// run_with_a_bound(&values, 9); // runs 1 + 9
+/// # assert_eq!((*ran.borrow(), values.borrow().len()), (11, 1));
+/// run_one_at_a_time(&values);
+/// # assert_eq!((*ran.borrow(), values.borrow().len()), (1000, 0));
+/// ```
 ///
 /// # Removing all equal values when comparing runs foreign code
 ///

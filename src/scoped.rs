@@ -17,6 +17,10 @@ use crate::stack::ExitStack;
 ///
 /// If the body failed, exit statuses that handlers request are ignored.
 ///
+/// **The error type has to be `From<CloseError>`**, as `Box<dyn Error>` and `anyhow::Error` are, and `io::Error` and
+/// `String` are not. For any other error type use [`try_scope`], or give your own a variant for it: see
+/// [`guide::own_errors`](crate::guide::own_errors).
+///
 /// # Errors
 ///
 /// Returns the error of the body, or that of the drain if the body succeeded. All handlers have run then.
@@ -42,7 +46,11 @@ use crate::stack::ExitStack;
 /// ```
 #[doc(alias = "with")]
 #[doc(alias = "transaction")]
-pub fn scope<'a, T, E: From<CloseError>>(body: impl FnOnce(&ExitStack<'a>) -> Result<T, E>) -> Result<T, E> {
+pub fn scope<'a, T, E>(body: impl FnOnce(&ExitStack<'a>) -> Result<T, E>) -> Result<T, E>
+where
+    E: From<CloseError>, // for an error that is not, such as `io::Error`, there is `try_scope`
+{
+    // The compiler shows the line of the bound, with its comment, where it is not met.
     let mut stack = ExitStack::new();
     let value = body(&stack)?; // on an error or a panic the stack is dropped, with failure as the outcome
     stack.close()?;

@@ -1,5 +1,5 @@
-//! For programs on an async runtime whose cleanup is async too: a handler is not, so it keeps the runtime and blocks on
-//! it.
+//! For programs on an async runtime. Handlers are not async: where the cleanup is, a handler keeps the runtime and blocks
+//! on it.
 //!
 //! ```
 //! use std::io;
@@ -84,10 +84,48 @@
 //! }));
 //! ```
 //!
+//! # A task with an interpreter of its own
+//!
+//! [`instrument`](crate::Interpreter::instrument) makes the interpreter current whenever the future is polled. At its end
+//! the handlers run where `finalize` is called, so **slow handlers keep the runtime from polling other tasks**: let them
+//! run on a thread for blocking work.
+//!
+//! ```
+//! use exitstack::{Interpreter, register};
+//! # /// Stands in for the crate: the example is the same with it.
+//! # mod tokio {
+//! #     pub mod task {
+//! #         pub async fn spawn_blocking<T>(work: impl FnOnce() -> T) -> Result<T, std::convert::Infallible> {
+//! #             Ok(work())
+//! #         }
+//! #     }
+//! # }
+//! # type Error = Box<dyn std::error::Error + Send + Sync>;
+//!
+//! async fn serve() -> Result<(), Error> {
+//!     register(|| println!("the session's files are removed, slowly"));
+//!     Ok(())
+//! }
+//!
+//! async fn session(name: String) -> Result<(), Error> {
+//!     let session = Interpreter::new(name);
+//!     let served = session.instrument(serve()).await;
+//!     tokio::task::spawn_blocking(move || session.finalize()).await??;
+//!     served
+//! }
+//! # pollster::block_on(session(String::from("session 7"))).unwrap();
+//! # assert!(exitstack::process_stack().is_empty());
+//! ```
+//!
+//! A task that is cancelled drops the interpreter, whose handlers then run on the thread that drops it. In
+//! `spawn_blocking` a handler may call `block_on` of a runtime's `Handle`, which it must not on a thread that polls.
+//!
 //! # What it does not do
 //!
 //! - If the thread that exits is the runtime's only one, a handler that blocks on a thread of its own waits forever:
 //!   nobody drives timers and sockets.
-//! - The [current interpreter](crate::Interpreter::current) does not follow into tasks: see
-//!   [`threads`](super::threads).
+//! - The [current interpreter](crate::Interpreter::current) does not follow into tasks that a task spawns: instrument
+//!   those too. See [`threads`](super::threads).
+//! - An [`ExitStack`](crate::ExitStack) is not `Send`: a future that keeps one across an `.await` cannot be spawned on a
+//!   runtime of several threads. Close it before, or use a [`SharedExitStack`](crate::SharedExitStack).
 //! - Without `run`, the handlers of a `main` that returns run after its thread-locals are gone, which tokio needs.

@@ -4,13 +4,14 @@
 //! | --- | --- |
 //! | a terminal that works, and a message that can be read, after every end of the program | [`terminal`] |
 //! | temporary files and directories that do not stay behind | [`temporary_files`] |
+//! | steps that are undone unless all succeed, also on `std::process::exit` | [`rollback`] |
 //! | a guard that lives until the process ends: a logger's, a profiler's, a lock | [`guards`] |
 //! | a type that owns its cleanup | [`stack_in_a_struct`] |
 //! | a [`scope`](crate::scope) that returns `io::Result` or an error type of your own | [`own_errors`] |
 //! | an exit status that tells whether the cleanup failed | [`exit_status`] |
 //! | tests that do not leave handlers to one another | [`tests`] |
 //! | threads, rayon and spawned tasks that register where their caller does | [`threads`] |
-//! | async cleanup from handlers that are not async | [`async_programs`] |
+//! | async programs: handlers that block, run slowly, or belong to a task | [`async_programs`] |
 //! | a library that is called from C | [`c_callers`] |
 //! | a host that loads and unloads shared libraries | [`plugins`] |
 //! | a daemon that takes over what its parent registered | [`daemons`] |
@@ -34,6 +35,7 @@ pub mod optional_dependency;
 pub mod own_errors;
 pub mod panic_abort;
 pub mod plugins;
+pub mod rollback;
 pub mod stack_in_a_struct;
 pub mod sweep;
 pub mod temporary_files;

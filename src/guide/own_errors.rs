@@ -35,21 +35,27 @@
 //! # Ok::<(), InstallError>(())
 //! ```
 //!
-//! `io::Error` is not `From<CloseError>`, and no other crate can make it so. Use the stack itself, and convert the one
-//! result:
+//! # Errors that are not `From<CloseError>`
+//!
+//! `io::Error` is not, and no other crate can make it so. [`try_scope`](crate::try_scope) asks nothing of the error
+//! type. It returns a [`ScopeError`](crate::ScopeError), which has the error of the work, that of the cleanup, or both:
 //!
 //! ```
 //! use std::path::Path;
 //! use std::{fs, io};
 //!
-//! use exitstack::ExitStack;
+//! use exitstack::{ScopeError, try_scope};
 //!
 //! fn install(directory: &Path) -> io::Result<()> {
-//!     let mut stack = ExitStack::new();
-//!     fs::create_dir(directory)?;
-//!     stack.on_failure(|| fs::remove_dir_all(directory));
-//!     fs::write(directory.join("manual"), "press any key")?; // a `?` drops the stack, which has failed
-//!     stack.close().map_err(io::Error::other)
+//!     try_scope(|stack| {
+//!         fs::create_dir(directory)?;
+//!         stack.on_failure(|| fs::remove_dir_all(directory));
+//!         fs::write(directory.join("manual"), "press any key")
+//!     })
+//!     .map_err(|error| match error {
+//!         ScopeError::Work(error) => error, // as it is, with its kind
+//!         error => io::Error::other(error), // the cleanup failed, or both: each is shown
+//!     })
 //! }
 //! # let directory = std::env::temp_dir().join(format!("exitstack-io-{}", std::process::id()));
 //! # install(&directory)?;
@@ -58,10 +64,29 @@
 //! # Ok::<(), io::Error>(())
 //! ```
 //!
+//! A `ScopeError<E>` is an error if `E` is one. `String`, `anyhow::Error` and `Box<dyn Error + Send + Sync>` are not:
+//! [`erased`](crate::ScopeError::erased) makes an error of those.
+//!
+//! ```
+//! use exitstack::try_scope;
+//!
+//! fn work() -> anyhow::Result<()> {
+//!     try_scope(|stack| {
+//!         stack.register(|| Err("disk full"));
+//!         anyhow::bail!("no such user")
+//!     })
+//!     .map_err(|error| error.erased())?;
+//!     Ok(())
+//! }
+//! let shown = work().unwrap_err().to_string();
+//! assert!(shown.starts_with("no such user; then its cleanup failed: ") && shown.ends_with(" failed: disk full"));
+//! ```
+//!
 //! # What it does not do
 //!
-//! - If the work and the cleanup both fail, the result is the error of the work, and the failures of the cleanup go to
-//!   the [report hook](crate::report). To have both, call
-//!   [`close_with(Outcome::Failure)`](crate::ExitStack::close_with) yourself where the work has failed.
+//! - If the work and the cleanup of a `scope` both fail, the result is the error of the work, and the failures of the
+//!   cleanup go to the [report hook](crate::report). `try_scope` returns both.
+//! - [`Interpreter::scope`](crate::Interpreter::scope) has no such twin. Give it an error that is `From<CloseError>`,
+//!   such as a `Box<dyn Error>`, and convert the result.
 //! - A `CloseError` may hold no failure, only a [request to exit](crate::Exit). Look at its
 //!   [`exit_code`](crate::CloseError::exit_code) before it becomes an error among others.

@@ -47,6 +47,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! Without the lock, a handler that is registered first may have run before the directory is made. For steps that
+//! stay together or not at all, see [`rollback`](super::rollback).
+//!
 //! # What it does not do
 //!
 //! SIGKILL, `abort` and a power failure leave the directory behind, before and after it has a handler: see

@@ -2,8 +2,6 @@
 //! thread, and does not follow into threads, thread pools and tasks by itself.
 //!
 //! ```
-//! use std::future::{Future, poll_fn};
-//! use std::pin::pin;
 //! use std::thread;
 //!
 //! use exitstack::{Interpreter, register};
@@ -17,39 +15,26 @@
 //!     }
 //! }
 //!
-//! /// The same for a future, on whichever threads it is polled.
-//! fn carry_future<F: Future>(future: F) -> impl Future<Output = F::Output> {
-//!     let here = Interpreter::current();
-//!     async move {
-//!         let mut future = pin!(future);
-//!         poll_fn(|context| match &here {
-//!             Some(here) => here.enter(|| future.as_mut().poll(context)),
-//!             None => future.as_mut().poll(context),
-//!         })
-//!         .await
-//!     }
-//! }
-//!
 //! let job = Interpreter::new("job");
 //! job.enter(|| {
 //!     // A thread, or one of a pool: `pool.spawn(carry(..))`.
 //!     let worker = thread::spawn(carry(|| register(|| println!("registered by a thread"))));
 //!     worker.join().unwrap();
 //!
-//!     // A task: `tokio::spawn(carry_future(..))`.
-//!     let task = carry_future(async { register(|| println!("registered by a task")) });
-//! #   let spawned = thread::spawn(|| {
-//! #       let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-//! #       assert!(pin!(task).poll(&mut context).is_ready());
-//! #   });
-//! #   spawned.join().unwrap();
+//!     // A task: `tokio::spawn(task)`, on whichever threads it is polled.
+//!     let here = Interpreter::current().expect("entered above");
+//!     let task = here.instrument(async { register(|| println!("registered by a task")) });
+//! #   thread::spawn(|| pollster::block_on(task)).join().unwrap();
 //! });
 //! assert_eq!(job.stack().len(), 2);
 //! job.finalize()?;
 //! # Ok::<(), exitstack::CloseError>(())
 //! ```
 //!
-//! A closure that many threads call, as with rayon's parallel iterators, enters inside:
+//! # rayon
+//!
+//! Entering around a parallel iterator carries nothing: its closures run on the pool's threads. Either each closure
+//! enters by itself:
 //!
 //! ```
 //! # use std::thread;
@@ -62,11 +47,56 @@
 //! # assert!(exitstack::process_stack().is_empty());
 //! ```
 //!
+//! or the job has a pool of its own, whose threads enter once, and for as long as they run:
+//!
+//! ```
+//! use exitstack::{Interpreter, register};
+//! use rayon::ThreadPoolBuilder;
+//! # /// Stands in for the crate: the example is the same with it.
+//! # mod rayon {
+//! #     pub struct ThreadBuilder<'a>(Box<dyn FnOnce() + Send + 'a>);
+//! #     impl ThreadBuilder<'_> { pub fn run(self) { (self.0)() } }
+//! #     pub struct ThreadPool<'a>(&'a (dyn Fn(ThreadBuilder) + Sync));
+//! #     impl ThreadPool<'_> {
+//! #         pub fn install(&self, body: impl FnOnce() + Send) {
+//! #             std::thread::scope(|scope| _ = scope.spawn(|| (self.0)(ThreadBuilder(Box::new(body)))));
+//! #         }
+//! #     }
+//! #     pub struct ThreadPoolBuilder;
+//! #     impl ThreadPoolBuilder {
+//! #         pub fn new() -> Self { Self }
+//! #         pub fn build_scoped(
+//! #             self,
+//! #             thread: impl Fn(ThreadBuilder) + Sync,
+//! #             body: impl FnOnce(&ThreadPool),
+//! #         ) -> std::io::Result<()> {
+//! #             Ok(body(&ThreadPool(&thread)))
+//! #         }
+//! #     }
+//! # }
+//!
+//! let job = Interpreter::new("job");
+//! ThreadPoolBuilder::new().build_scoped(
+//!     |thread| job.enter(|| thread.run()),
+//!     |pool| pool.install(|| {
+//!         // parallel iterators, `join`, `scope`: all of it runs in the job
+//!         register(|| println!("registered by a thread of the pool"));
+//!     }),
+//! )?;
+//! assert_eq!(job.stack().len(), 1);
+//! # job.finalize()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # What it does not do
 //!
-//! - Entering a pool carries nothing: inside rayon's `pool.install(..)`, no interpreter is current.
+//! - Inside `pool.install(..)` of a shared pool no interpreter is current; and `pool.broadcast(..)` reaches each thread
+//!   once, but does not enter for what these do next.
+//! - A rayon thread that waits inside `enter` may run another job's closure in the meantime, which then registers here.
+//!   Enter in the innermost closure, or use a pool for each job.
 //! - A handle that is carried keeps the interpreter open: it drains when its *last* handle is dropped, and so on the
 //!   thread that drops it. [`finalize`](crate::Interpreter::finalize) drains it no matter who else has a handle, and
 //!   what a thread registers after that is refused.
-//! - Do not hold [`enter`](crate::Interpreter::enter) across an `.await`: it takes a closure that is not async, because
-//!   a task may continue on another thread. `carry_future` enters anew for each poll.
+//! - [`enter`](crate::Interpreter::enter) cannot be held across an `.await`.
+//!   [`instrument`](crate::Interpreter::instrument) enters anew for each poll; what the task spawns is instrumented
+//!   separately.

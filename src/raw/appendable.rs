@@ -15,6 +15,9 @@
 //! location, never the value ([`read`]). A list that is forgotten never drops its contents. Each `enter` lends a value
 //! of its own, so no two loans overlap.
 //!
+//! **`Send` and `Sync`** are implemented under a condition that nothing meets, so that the compiler says what to use
+//! instead of a stack where it says that a stack cannot leave its thread.
+//!
 //! [`push`]: Appendable::push
 //! [`enter`]: Appendable::enter
 //! [`reserve`]: Appendable::reserve
@@ -35,6 +38,23 @@ use crate::list::{HandlerId, HandlerList};
 /// The `RefCell` allows appending through `&self`. It also makes the list invariant in `'a`: if it were covariant, a
 /// shorter-lived handler could be registered through a shared reference.
 pub(crate) struct Appendable<'a>(RefCell<HandlerList<LocalEntry<'a>>>);
+
+/// Implemented by nothing, so that a stack is neither `Send` nor `Sync`.
+///
+/// The compiler would derive that from the handlers, but tell the user about those instead of the stack.
+#[diagnostic::on_unimplemented(
+    message = "an `ExitStack` stays on the thread that created it",
+    label = "an `ExitStack` is neither `Send` nor `Sync`",
+    note = "for threads, thread pools and tasks there are `SharedExitStack` and `Interpreter`, \
+            whose handlers are `Send + 'static`"
+)]
+pub(crate) trait LeavesItsThread {}
+
+// SAFETY: applies to nothing, as nothing implements `LeavesItsThread`.
+unsafe impl<'a> Send for Appendable<'a> where Appendable<'a>: LeavesItsThread {}
+
+// SAFETY: applies to nothing, as nothing implements `LeavesItsThread`.
+unsafe impl<'a> Sync for Appendable<'a> where Appendable<'a>: LeavesItsThread {}
 
 impl<'a> Appendable<'a> {
     #[inline]

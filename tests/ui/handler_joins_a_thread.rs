@@ -1,0 +1,9 @@
+//! What a thread panicked with is not an error.
+
+use exitstack::ExitStack;
+
+fn main() {
+    let worker = std::thread::spawn(|| ());
+    let stack = ExitStack::new();
+    stack.register(|| worker.join());
+}

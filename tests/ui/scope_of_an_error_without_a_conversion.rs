@@ -1,0 +1,13 @@
+//! The error of a scope's body can be made from the cleanup's.
+
+use std::io;
+
+use exitstack::{Interpreter, scope};
+
+fn main() -> io::Result<()> {
+    scope(|stack| -> io::Result<()> {
+        stack.register(|| println!("cleaned up"));
+        Ok(())
+    })?;
+    Interpreter::scope("install", |_| -> io::Result<()> { Ok(()) })
+}

@@ -1,0 +1,16 @@
+//! A future that keeps a stack of one thread across an await stays on its thread.
+
+use exitstack::ExitStack;
+
+/// As `tokio::spawn`.
+fn spawn(_: impl Future<Output = ()> + Send + 'static) {}
+
+async fn serve() {}
+
+fn main() {
+    spawn(async {
+        let stack = ExitStack::new();
+        stack.register(|| println!("served"));
+        serve().await;
+    });
+}

@@ -1,0 +1,11 @@
+//! A thread pool's closures cannot use a stack of one thread.
+
+use exitstack::ExitStack;
+
+/// As `rayon::join`.
+fn join<A, B>(_: impl FnOnce() -> A + Send, _: impl FnOnce() -> B + Send) {}
+
+fn main() {
+    let stack = ExitStack::new();
+    join(|| stack.register(|| println!("left")), || ());
+}
