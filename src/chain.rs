@@ -25,6 +25,10 @@ impl<T> Link<T> {
     pub(crate) fn into_value(self) -> T {
         self.0.0
     }
+
+    pub(crate) fn value_mut(&mut self) -> &mut T {
+        &mut self.0.0
+    }
 }
 
 impl<T> Chain<T> {

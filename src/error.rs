@@ -8,6 +8,7 @@ use std::panic::Location;
 use std::process::{ExitCode, Termination};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -113,6 +114,10 @@ pub enum HandlerErrorKind {
     Panicked(String),
     /// The stack no longer accepted handlers, so this one was dropped without being run.
     Refused,
+    /// The handler was still running after this time, and the drain went on without it: see [`shutdown`](crate::shutdown).
+    TimedOut(Duration),
+    /// There was no time left for the handler. It was neither run nor dropped: see [`shutdown`](crate::shutdown).
+    NotRun,
     /// What drained was a transaction, before its work was done: it was rolled back, although its body returned `Ok`.
     ///
     /// Only [`Interpreter::scope`](crate::Interpreter::scope) returns this. The name is the transaction's, and the location is
@@ -164,6 +169,7 @@ struct Facts {
 
 /// The name of a handler; cloning it does not allocate.
 #[derive(Clone, Debug)]
+#[expect(unreachable_pub, reason = "a sealed supertrait names it")]
 pub enum Name {
     Static(&'static str),
     Shared(Arc<str>),
@@ -187,6 +193,13 @@ impl Deref for Name {
             Self::Shared(name) => name,
         }
     }
+}
+
+/// What a handler was given for others to know: a name, and how long it may run.
+#[derive(Clone, Debug, Default)]
+pub struct Label {
+    pub(crate) name: Option<Name>,
+    pub(crate) limit: Option<Duration>,
 }
 
 /// The name of a handler and where it was registered: what is known of it while it runs and afterwards.
@@ -267,6 +280,8 @@ impl Display for HandlerError {
             HandlerErrorKind::Failed(_) => write!(f, "failed"),
             HandlerErrorKind::Panicked(message) => write!(f, "panicked: {message}"),
             HandlerErrorKind::Refused => write!(f, "was refused: the stack no longer accepts handlers"),
+            HandlerErrorKind::TimedOut(after) => write!(f, "was given up: it was still running after {after:.1?}"),
+            HandlerErrorKind::NotRun => write!(f, "was not run: there was no time left"),
             HandlerErrorKind::RolledBack => write!(f, "was rolled back: what is around it drained before it was done"),
         }
     }
@@ -287,7 +302,7 @@ impl Error for HandlerError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0.kind {
             HandlerErrorKind::Failed(error) => Some(&**error),
-            HandlerErrorKind::Panicked(_) | HandlerErrorKind::Refused | HandlerErrorKind::RolledBack => None,
+            _ => None,
         }
     }
 }

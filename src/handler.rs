@@ -6,8 +6,9 @@ use std::error::Error;
 use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::error::{Name, Outcome, Site};
+use crate::error::{Label, Outcome, Site};
 use crate::list::HandlerId;
 use crate::raw::{Bound, BoxError, Closure, Task};
 
@@ -152,7 +153,7 @@ pub enum NoKey {}
 /// ```
 pub struct Handler<F, K = NoKey> {
     function: F,
-    name: Option<Name>,
+    label: Label,
     key: Option<Arc<K>>,
     location: Option<&'static Location<'static>>,
 }
@@ -165,7 +166,7 @@ impl<F> Handler<F> {
     /// stack.register(exitstack::Handler::new(|| println!("bye")));
     /// ```
     pub fn new(function: F) -> Self {
-        Self { function, name: None, key: None, location: None }
+        Self { function, label: Label::default(), key: None, location: None }
     }
 }
 
@@ -180,7 +181,7 @@ impl<F, K> Handler<F, K> {
     /// ```
     #[must_use]
     pub fn named(self, name: impl Into<Cow<'static, str>>) -> Self {
-        Self { name: Some(name.into().into()), ..self }
+        Self { label: Label { name: Some(name.into().into()), ..self.label }, ..self }
     }
 
     /// Sets the key, replacing any earlier one.
@@ -196,7 +197,25 @@ impl<F, K> Handler<F, K> {
     /// ```
     #[must_use]
     pub fn keyed<L: PartialEq + 'static>(self, key: L) -> Handler<F, L> {
-        Handler { function: self.function, name: self.name, key: Some(Arc::new(key)), location: self.location }
+        Handler { function: self.function, label: self.label, key: Some(Arc::new(key)), location: self.location }
+    }
+
+    /// Sets how long the handler may run where drains are bounded, replacing any earlier limit.
+    ///
+    /// It counts in a drain that is bounded by [`set_limits`](crate::shutdown::set_limits) or by
+    /// [`finalize_within`](crate::Interpreter::finalize_within), together with the limits given there: the first of them that
+    /// expires. Elsewhere it has no effect.
+    ///
+    /// ```
+    /// use exitstack::Handler;
+    /// use std::time::Duration;
+    ///
+    /// let interpreter = exitstack::Interpreter::new("session");
+    /// interpreter.stack().register(Handler::new(|| println!("log out")).within(Duration::from_secs(1)));
+    /// ```
+    #[must_use]
+    pub fn within(self, limit: Duration) -> Self {
+        Self { label: Label { limit: Some(limit), ..self.label }, ..self }
     }
 
     /// Sets the place that errors and [`pending`](crate::ExitStack::pending) show, instead of where the handler is
@@ -239,7 +258,7 @@ impl<F, K> Handler<F, K> {
 impl<F, K> fmt::Debug for Handler<F, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handler")
-            .field("name", &self.name.as_deref())
+            .field("name", &self.label.name.as_deref())
             .field("keyed", &self.key.is_some())
             .finish_non_exhaustive()
     }
@@ -258,8 +277,8 @@ impl<F: FnOnce() -> R, R: HandlerResult, K: 'static> Task for Handler<F, K> {
         F::function()
     }
 
-    fn name(&self) -> Option<&Name> {
-        self.name.as_ref()
+    fn label(&self) -> Option<&Label> {
+        Some(&self.label)
     }
 
     fn location(&self) -> Option<&'static Location<'static>> {
@@ -286,8 +305,8 @@ impl<T: Task, const SUCCESS: bool> Task for Only<T, SUCCESS> {
         T::function()
     }
 
-    fn name(&self) -> Option<&Name> {
-        self.0.name()
+    fn label(&self) -> Option<&Label> {
+        self.0.label()
     }
 
     fn location(&self) -> Option<&'static Location<'static>> {

@@ -24,6 +24,7 @@ use crate::error::{CloseError, HandlerError, HandlerErrorKind, Outcome, Site, me
 use crate::handler::IntoHandler;
 use crate::list::HandlerId;
 use crate::process::process_stack;
+use crate::shutdown::{self, Closed, Limits};
 use crate::tree::{Node, Parent, Purpose, SharedExitStack, current, enter};
 
 /// A named [`SharedExitStack`] that is nested in its parent and isolated from others.
@@ -312,6 +313,31 @@ impl Interpreter {
     /// ```
     pub fn finalize(&self) -> Result<(), CloseError> {
         self.0.stack.drain(Purpose::Finalize, Outcome::Success)
+    }
+}
+
+impl Interpreter {
+    /// Finalizes the interpreter as [`finalize`](Self::finalize) does, but returns when its time is over.
+    ///
+    /// The handlers run on a thread of the library, and what is not done by then goes on there; see
+    /// [`shutdown`] for what happens to a handler whose time is over. Called in a handler of the interpreter
+    /// itself, it returns at once; in a handler of one nested in it, when the drain comes to that one.
+    ///
+    /// Without [`Limits::within`](crate::shutdown::Limits::within), it returns when the drain is over. If no thread can be
+    /// started, the handlers run on this thread, without limits.
+    ///
+    /// ```
+    /// use exitstack::Interpreter;
+    /// use exitstack::shutdown::Limits;
+    /// use std::time::Duration;
+    ///
+    /// let plugin = Interpreter::new("plugin-a");
+    /// plugin.stack().register(|| println!("unloaded"));
+    /// let closed = plugin.finalize_within(&Limits::new().within(Duration::from_secs(5)));
+    /// assert!(closed.result().is_ok() && closed.is_over());
+    /// ```
+    pub fn finalize_within(&self, limits: &Limits) -> Closed {
+        shutdown::finalize_within(&self.0, *limits)
     }
 }
 

@@ -141,6 +141,7 @@ mod raw;
 pub mod report;
 mod scoped;
 mod shared;
+pub mod shutdown;
 mod stack;
 mod sync;
 mod tree;

@@ -72,6 +72,12 @@ const LOOKS: u32 = 8;
 #[derive(Debug)]
 pub(crate) struct Lock<T>(Mutex<T>);
 
+impl<T: Default> Default for Lock<T> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
 impl<T> Lock<T> {
     const_fn! {
         pub(crate) const fn new(value: T) -> Self {

@@ -13,13 +13,15 @@
 
 use std::cell::Cell;
 use std::panic::catch_unwind;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
-use super::{end, process_stack, unload};
-use crate::error::Outcome;
+use super::{end, flush_stdout, process_stack, unload};
+use crate::error::{CloseError, ExitRequest, Outcome};
 use crate::panics::discard;
 use crate::raw;
-use crate::tree::{Purpose, leave};
+use crate::shutdown::{self, Reason};
+use crate::tree::{Late, Purpose, Spot, leave, request_of};
 
 /// How many times the hook is registered at first, and how many more when the drain begins. Together with the one entry of
 /// the dynamic linker they fill the block of 32 that C's list begins with: glibc before 2.41 frees further blocks under
@@ -59,6 +61,9 @@ fn register_hooks(count: usize) -> usize {
 }
 
 extern "C" fn exit_hook() {
+    if shutdown::is_lost_here() {
+        raw::park() // another thread ends the process
+    }
     IN_C_EXIT.set(true);
     let unloads = raw::unloads_here();
     let called = unload::enter(unloads);
@@ -121,8 +126,62 @@ pub(super) fn is_exiting() -> bool {
 
 fn drain_to_exit(purpose: Purpose, outcome: Outcome) -> Option<i32> {
     note_exiting();
-    end::decide(process_stack().drain_to_leave(purpose, outcome, leave()));
+    let left = leave();
+    let began = end::began();
+    let watching = shutdown::watch_end(Spot::Root(process_stack), Reason::Exit, began, finish, end_now);
+    let drain = || process_stack().drain_to_leave(purpose, outcome, left);
+    let result = match watching.as_ref().map_or_else(drain, |watching| watching.drive(drain)) {
+        Ok(result) => result,
+        Err(Late) => raw::park(), // the thread that has gone on ends the process
+    };
+    if let Some(watching) = &watching {
+        watching.end(&result);
+    }
+    end::decide(request_of(result));
+    if shutdown::gave_up() {
+        end_now()
+    }
     end::decided()
+}
+
+/// Drains the process stack when the body of `run` has returned. Returns the exit status asked for.
+pub(super) fn drain_after_run(outcome: Outcome) -> Option<ExitRequest> {
+    let (root, began) = (Spot::Root(process_stack), Instant::now());
+    let watching = shutdown::watch_end(root, Reason::Close, began, finish, end_now);
+    let drain = || process_stack().drain_watched(Purpose::EndOfRun, outcome);
+    let result = match watching.as_ref().map_or_else(drain, |watching| watching.drive(drain)) {
+        Ok(result) => result,
+        Err(Late) => raw::park(), // the thread that has gone on ends the process
+    };
+    if let Some(watching) = &watching {
+        watching.end(&result);
+    }
+    let request = request_of(result);
+    if shutdown::gave_up() {
+        end::decide(request);
+        end_now()
+    }
+    request
+}
+
+/// Ends the process on a thread that has gone on for one that was given up.
+fn finish(result: Result<(), CloseError>) {
+    end::decide(request_of(result));
+    end_now()
+}
+
+/// Ends the process without C, which cannot be called: a handler that was given up may still be running in it.
+pub(super) fn end_now() -> ! {
+    static ENDS: AtomicBool = AtomicBool::new(false);
+
+    if ENDS.swap(true, Ordering::Relaxed) {
+        raw::park() // another thread ends it
+    }
+    shutdown::settle();
+    if !is_in_exit() {
+        flush_stdout(); // std has done so otherwise, and no thread can be started
+    }
+    raw::end_now(end::decided().unwrap_or_else(shutdown::status))
 }
 
 /// Drains the process stack and ends the process, with this status if no handler asks for another.

@@ -1,6 +1,7 @@
 //! What the end of a process knows: the exit status, which thread leaves, and refusals that are still to be reported.
 
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use super::process_stack;
 use crate::chain::{Chain, Link};
@@ -10,6 +11,8 @@ use crate::tree::{Node, ThreadKey};
 
 #[derive(Default)]
 pub(crate) struct End {
+    /// When it began.
+    began: Option<Instant>,
     /// The exit status that was asked for last, by a handler or by `exit`.
     request: Option<ExitRequest>,
     /// The thread that ends the process, once the last drain is over. The others must not disturb it.
@@ -21,7 +24,7 @@ pub(crate) struct End {
 }
 
 global! {
-    static END: PerProcess<End> = PerProcess::new(End { request: None, leaver: None, refusing: Chain::new(), prune_at: 0 });
+    static END: PerProcess<End> = PerProcess::new(End { began: None, request: None, leaver: None, refusing: Chain::new(), prune_at: 0 });
 }
 
 /// Keeps the exit status that was asked for last.
@@ -33,6 +36,11 @@ pub(super) fn decide(request: Option<ExitRequest>) {
 /// The exit status that was asked for last.
 pub(super) fn decided() -> Option<i32> {
     END.lock().request.map(|request| request.code)
+}
+
+/// When the process began to exit: now, if it has not.
+pub(super) fn began() -> Instant {
+    *END.lock().began.get_or_insert_with(Instant::now)
 }
 
 /// Whether this thread is the one that ends the process: the first to ask.

@@ -17,10 +17,12 @@ pub use self::at_exit::drain_for_good;
 use self::reported::Reported;
 use crate::error::{Exit, ExitRequest, Outcome};
 use crate::panics::discard;
+use crate::raw;
+use crate::shutdown;
 use crate::sync::global;
-use crate::tree::{Purpose, Root, SharedExitStack};
+use crate::tree::{Root, SharedExitStack};
 
-const ROOT: Root = Root { name: "process", arm: at_exit::arm, note_refusals: end::note_refusals };
+const ROOT: Root = Root { name: "process", stack: process_stack, arm: at_exit::arm, note_refusals: end::note_refusals };
 
 global! {
     static PROCESS: SharedExitStack = SharedExitStack::root(ROOT);
@@ -111,15 +113,24 @@ pub fn process_stack() -> &'static SharedExitStack {
 /// ```
 pub fn exit(code: i32) -> ! {
     let request = ExitRequest::now(code);
+    if shutdown::is_lost_here() {
+        leave_handler(code); // the handler was given up, and may not decide the status
+        raw::park()
+    }
     if PROCESS.is_drained_here() {
         PROCESS.request_exit(request);
-        if cfg!(panic = "unwind") && !thread::panicking() {
-            resume_unwind(Box::new(Exit(code)));
-        }
+        leave_handler(code);
     } else {
         end::decide(Some(request));
     }
     at_exit::leave_with(code)
+}
+
+/// Leaves the handler that this thread is in by unwinding, where that is possible.
+fn leave_handler(code: i32) {
+    if cfg!(panic = "unwind") && !thread::panicking() {
+        resume_unwind(Box::new(Exit(code)));
+    }
 }
 
 /// Runs the body of `main`, then the handlers of the process stack, then reports the body's value as `main` would.
@@ -158,8 +169,7 @@ pub fn exit(code: i32) -> ! {
 /// ```
 pub fn run<T: Termination>(body: impl FnOnce() -> T) -> ExitCode {
     let ended = catch_unwind(AssertUnwindSafe(body)).map_err(discard).map(Reported::new);
-    let request =
-        PROCESS.drain_unattended(Purpose::EndOfRun, ended.as_ref().map_or(Outcome::Failure, Reported::outcome));
+    let request = at_exit::drain_after_run(ended.as_ref().map_or(Outcome::Failure, Reported::outcome));
     flush_stdout();
     let status = ended.and_then(Reported::status).unwrap_or(ExitCode::from(PANICKED));
     request.map_or(status, |request| Exit(request.code).report())

@@ -24,7 +24,7 @@ use std::marker::PhantomData;
 use std::mem::{self, MaybeUninit, align_of, needs_drop, size_of};
 use std::panic::Location;
 
-use crate::error::{Name, Outcome};
+use crate::error::{Label, Name, Outcome};
 
 /// The number of words stored in place: enough for a closure over three references, or over a `String` or `Vec`.
 pub(crate) const WORDS: usize = 3;
@@ -34,12 +34,12 @@ type Buffer = MaybeUninit<[usize; WORDS]>;
 /// The type that a handler's error is kept as.
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Something that runs once, and that can be asked for its name, key and function before it does.
+/// Something that runs once, and that can be asked for its label, key and function before it does.
 pub trait Task: Sized {
     /// The only outcome for which it runs, or `None` if it runs for both.
     const ONLY: Option<Outcome> = None;
 
-    /// Whether it may have a name or a key; if not, it is never asked for one.
+    /// Whether it may have a label or a key; if not, it is never asked for one.
     const LABELLED: bool = false;
 
     /// Whether it looks at the outcome that it runs for.
@@ -51,8 +51,8 @@ pub trait Task: Sized {
     /// Returns the type of the function in it, which is the function's identity.
     fn function() -> TypeId;
 
-    /// Returns its name, if it has one.
-    fn name(&self) -> Option<&Name> {
+    /// Returns its label, if it has one.
+    fn label(&self) -> Option<&Label> {
         None
     }
 
@@ -81,7 +81,7 @@ struct VTable {
     /// `None` if `T` needs no drop.
     drop: Option<unsafe fn(*mut Buffer)>,
     function: fn() -> TypeId,
-    name: unsafe fn(*const Buffer) -> Option<*const Name>,
+    label: unsafe fn(*const Buffer) -> Option<*const Label>,
     key: unsafe fn(*const Buffer) -> Option<*const dyn Any>,
 }
 
@@ -96,7 +96,7 @@ impl<T: Task> Of<T> {
         run: Self::run,
         drop: if needs_drop::<T>() { Some(Self::drop) } else { None },
         function: T::function,
-        name: Self::name,
+        label: Self::label,
         key: Self::key,
     };
 
@@ -110,9 +110,9 @@ impl<T: Task> Of<T> {
         unsafe { buffer.cast::<T>().drop_in_place() }
     }
 
-    unsafe fn name(buffer: *const Buffer) -> Option<*const Name> {
+    unsafe fn label(buffer: *const Buffer) -> Option<*const Label> {
         // SAFETY: the buffer holds a valid `T` (the vtable's condition).
-        unsafe { &*buffer.cast::<T>() }.name().map(|name| &raw const *name)
+        unsafe { &*buffer.cast::<T>() }.label().map(|label| &raw const *label)
     }
 
     unsafe fn key(buffer: *const Buffer) -> Option<*const dyn Any> {
@@ -150,8 +150,8 @@ impl<T: Task> Task for Boxed<T> {
         T::function()
     }
 
-    fn name(&self) -> Option<&Name> {
-        self.0.name()
+    fn label(&self) -> Option<&Label> {
+        self.0.label()
     }
 
     fn key(&self) -> Option<&dyn Any> {
@@ -260,7 +260,7 @@ impl<B: ?Sized> Closure<B> {
         self.vtable.only
     }
 
-    /// Returns whether the task can have neither a name nor a key, and runs for any outcome without looking at it.
+    /// Returns whether the task can have neither a label nor a key, and runs for any outcome without looking at it.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
         self.vtable.plain
@@ -271,15 +271,20 @@ impl<B: ?Sized> Closure<B> {
         (self.vtable.function)()
     }
 
-    /// Returns the task's name, if it has one.
-    pub(crate) fn name(&self) -> Option<&Name> {
+    /// Returns the task's label, if it has one.
+    pub(crate) fn label(&self) -> Option<&Label> {
         if !self.vtable.labelled {
             return None;
         }
         // SAFETY: the buffer holds a valid value of the vtable's type (the invariant).
-        let name = unsafe { (self.vtable.name)(&raw const self.buffer) }?;
-        // SAFETY: the name is borrowed from the value in the buffer, which stays borrowed through `self` just as long.
-        Some(unsafe { &*name })
+        let label = unsafe { (self.vtable.label)(&raw const self.buffer) }?;
+        // SAFETY: the label is borrowed from the value in the buffer, which stays borrowed through `self` just as long.
+        Some(unsafe { &*label })
+    }
+
+    /// Returns the task's name, if it has one.
+    pub(crate) fn name(&self) -> Option<&Name> {
+        self.label()?.name.as_ref()
     }
 
     /// Returns the task's key, if it has one, as the `Arc` that keeps it.

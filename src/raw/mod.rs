@@ -50,5 +50,5 @@ pub use closure::Task;
 pub(crate) use closure::{Bound, BoxError, Closure, Packed};
 pub(crate) use fork::{epoch, peek};
 pub(crate) use status::{end_with, exit_inside_exit};
-pub(crate) use system::{EXIT_CALLS_HOOKS, at_exit, write_stderr};
+pub(crate) use system::{EXIT_CALLS_HOOKS, at_exit, end_now, thread_name, write_stderr};
 pub(crate) use unload::{at_unload, begin_list_anew, call_handlers, is_unloading, park, unloads_here};

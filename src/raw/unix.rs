@@ -19,6 +19,34 @@ pub(crate) fn at_exit(hook: extern "C" fn()) -> bool {
     unsafe { libc::atexit(hook) == 0 }
 }
 
+/// Ends the process at once, without calling anything that was registered.
+pub(crate) fn end_now(status: std::ffi::c_int) -> ! {
+    // SAFETY: `_exit` may be called at any time.
+    unsafe { libc::_exit(status) }
+}
+
+/// Returns the name of this thread, if the system knows one. Unlike std's, it exists also when thread-locals are gone.
+pub(crate) fn thread_name() -> Option<String> {
+    #[cfg(any(target_os = "linux", target_vendor = "apple"))]
+    {
+        let mut name = [0_u8; 64];
+        // SAFETY: the call only returns the number of this thread.
+        let me = unsafe { libc::pthread_self() };
+        // SAFETY: the thread is this one, and the buffer is as long as the call is told.
+        let failed = unsafe { libc::pthread_getname_np(me, name.as_mut_ptr().cast(), name.len()) } != 0;
+        #[cfg(target_os = "linux")]
+        // SAFETY: the call only returns the number of this thread.
+        let is_main = u32::try_from(unsafe { libc::gettid() }) == Ok(std::process::id());
+        #[cfg(not(target_os = "linux"))]
+        // SAFETY: the call only returns a number.
+        let is_main = unsafe { libc::pthread_main_np() } == 1;
+        let name = std::ffi::CStr::from_bytes_until_nul(&name).ok()?.to_string_lossy().into_owned();
+        if is_main { Some("main".to_owned()) } else { Some(name).filter(|name| !failed && !name.is_empty()) }
+    }
+    #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+    None
+}
+
 /// Returns whether this code is part of the program itself rather than of a shared library, and true if it is unknown.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))] // there `unload.rs` knows more
 pub(crate) fn in_main_program() -> bool {

@@ -1,6 +1,6 @@
-//! The C boundary on Windows: the C runtime's `atexit`, and `WriteFile` of the system.
+//! The C boundary on Windows: the C runtime's `atexit` and `_exit`, and `WriteFile` of the system.
 //!
-//! The five functions are declared here, with the prototypes of their documentation, rather than taken from a crate.
+//! The six functions are declared here, with the prototypes of their documentation, rather than taken from a crate.
 //! They belong to libraries with which Rust's std is linked in any case, and are called with arguments that are valid
 //! by their types: functions of this program or library, slices, and variables to be filled. What a DLL registers with
 //! its `atexit` is bound to the DLL and runs when that is unloaded.
@@ -17,6 +17,7 @@ use std::ptr;
 type Handle = *mut c_void;
 
 unsafe extern "C" {
+    fn _exit(status: c_int) -> !;
     fn atexit(hook: extern "C" fn()) -> c_int;
 }
 
@@ -70,4 +71,15 @@ pub(crate) fn in_main_program() -> bool {
     // SAFETY: null stands for the program's own module.
     let program = unsafe { GetModuleHandleW(ptr::null()) };
     found == 0 || mine == program
+}
+
+/// Ends the process at once, without calling anything that was registered.
+pub(crate) fn end_now(status: i32) -> ! {
+    // SAFETY: `_exit` may be called at any time.
+    unsafe { _exit(status) }
+}
+
+/// Returns the name of this thread, if the system knows one: it does not.
+pub(crate) fn thread_name() -> Option<String> {
+    None
 }

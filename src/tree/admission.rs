@@ -209,7 +209,8 @@ impl SharedExitStack {
                 if let Some(refused) = &mut self.lock().refused {
                     mem::swap(&mut refused.path, &mut copy);
                 }
-                let site = Site { name: handler.name().cloned(), location };
+                let name = handler.label().and_then(|label| label.name.clone());
+                let site = Site { name, location };
                 report(&HandlerError::new(path, site, HandlerErrorKind::Refused));
             }
             // It may never be dropped: the root reports the count then.

@@ -59,8 +59,10 @@ mod admission;
 mod adoption;
 mod current;
 mod lifecycle;
+mod record;
 mod teardown;
 mod wait_graph;
+mod watch;
 
 use std::borrow::Cow;
 use std::mem;
@@ -71,9 +73,12 @@ use std::sync::{Arc, Weak};
 pub(crate) use self::current::{current, enter};
 use self::lifecycle::Lifecycle;
 pub(crate) use self::lifecycle::Purpose;
+pub use self::record::{Fate, Record, Running};
 use self::teardown::Drain;
+pub(crate) use self::teardown::{Late, request_of};
 use self::wait_graph::Waiters;
-pub(crate) use self::wait_graph::{ThreadKey, leave};
+pub(crate) use self::wait_graph::{Lean, ThreadKey, leave};
+pub(crate) use self::watch::{Blocking, Run, Spot, Tell, Watch, here, is_given_up_here, run_here, running, turn_on};
 use crate::chain::Chain;
 use crate::error::Outcome;
 use crate::handler::SharedEntry;
@@ -105,6 +110,7 @@ enum Place {
 /// What the root of a tree is asked.
 pub(crate) struct Root {
     pub(crate) name: &'static str,
+    pub(crate) stack: fn() -> &'static SharedExitStack,
     /// Sets up what drains the root at the end; says whether that worked.
     pub(crate) arm: fn() -> bool,
     /// Remembers an interpreter that has refused several handlers, to report at the end how many.
@@ -161,12 +167,17 @@ struct Child {
     skipped_by: Option<ThreadKey>,
 }
 
-/// A handler that `run_now` has taken out and that is running: nested in the stack at the position that it had.
+/// A handler that `run_now` has taken out and that is running: nested in the stack at the position that it had. Or one that a
+/// drain went on without.
 struct OutOfTurn {
     id: HandlerId,
     thread: ThreadKey,
     waiters: Waiters,
     skipped_by: Option<ThreadKey>,
+    /// Tells it apart from others, as a teardown's number does.
+    teardown: usize,
+    /// It was given up (see [`watch`]): nobody waits for it any more, but it has not ended.
+    is_given_up: bool,
 }
 
 impl State {
@@ -250,6 +261,12 @@ impl SharedExitStack {
 
     fn note_closed(&self) {
         self.closed_in.store(raw::epoch(), Ordering::Release);
+    }
+
+    /// Whether nothing of it runs or waits, nor of what is nested in it.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let state = self.lock();
+        state.handlers.is_empty() && state.drain.is_none() && state.nothing_nested()
     }
 
     /// How the work ended whose cleanup runs, or ran last.

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::current::{limit_registrations, set_current};
 use super::lifecycle::{Lifecycle, Purpose};
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
-use super::{Node, OutOfTurn, SharedExitStack, State};
+use super::{Node, OutOfTurn, SharedExitStack, State, watch};
 use crate::chain::Link;
 use crate::drain::{HandlerOutcome, Source, Work, drain, run_one};
-use crate::error::{CloseError, ExitRequest, Failures, Outcome, merged};
+use crate::error::{CloseError, ExitRequest, Failures, HandlerError, Outcome, merged};
 use crate::handler::SharedEntry;
 use crate::list::HandlerId;
 use crate::panics::discard;
@@ -40,8 +40,8 @@ enum Claim {
     Mine,
     /// This thread is in the drain, further up the call stack.
     AlreadyMine,
-    /// Another thread runs it; the slot that was given, if any, is set when it ends.
-    HeldBy(ThreadKey),
+    /// Another thread runs it, in this teardown; the slot that was given, if any, is set when it ends.
+    HeldBy(ThreadKey, usize),
     /// Nothing is left to drain.
     Settled,
 }
@@ -79,6 +79,17 @@ struct Finished {
     settled: bool,
 }
 
+impl Drain {
+    /// Lets an owner that has left have the drain, if this thread owns it in this teardown. Returns who waits for it.
+    pub(super) fn disown(&mut self, teardown: usize, thread: ThreadKey, left: ThreadKey) -> Option<Waiters> {
+        if (self.owner, self.teardown) != (thread, teardown) {
+            return None;
+        }
+        self.owner = left;
+        Some(mem::take(&mut self.waiters))
+    }
+}
+
 impl State {
     /// What is nested above the newest handler and not skipped.
     #[cold]
@@ -86,7 +97,9 @@ impl State {
         let me = ThreadKey::current();
         let child = self.children.iter().rev().find(|(_, child)| child.skipped_by != Some(me));
         // What this thread runs out of turn is what drains here.
-        let others = self.out_of_turn.iter().filter(|handler| handler.thread != me && handler.skipped_by != Some(me));
+        let is_awaited =
+            |handler: &&OutOfTurn| handler.thread != me && handler.skipped_by != Some(me) && !handler.is_given_up;
+        let others = self.out_of_turn.iter().filter(is_awaited);
         let handler = others.max_by_key(|handler| handler.id);
         let newest = self.handlers.last_id().max(child.map(|(id, _)| id)).max(handler.map(|handler| handler.id));
         match (child, handler) {
@@ -100,25 +113,39 @@ impl State {
 impl SharedExitStack {
     /// Drains the stack and what is nested in it; returns what failed.
     pub(crate) fn drain(&self, purpose: Purpose, outcome: Outcome) -> Result<(), CloseError> {
+        // A thread that comes back from a handler that was given up is not told: the drain is another's.
+        self.drain_after(purpose, outcome, || ()).unwrap_or(Ok(()))
+    }
+
+    /// [`drain`](Self::drain), by a thread that may be given up.
+    pub(crate) fn drain_watched(&self, purpose: Purpose, outcome: Outcome) -> Result<Result<(), CloseError>, Late> {
         self.drain_after(purpose, outcome, || ())
+    }
+
+    /// [`drain`](Self::drain) by a thread that goes on for another one; it may be given up in turn.
+    pub(super) fn resume(&self, purpose: Purpose) -> Result<Result<(), CloseError>, Late> {
+        self.drain_after(purpose, Outcome::Failure, || ()) // for the outcome that it has begun with
     }
 
     /// [`drain`](Self::drain), with something to do first once the drain is this thread's.
     #[inline]
-    fn drain_after(&self, purpose: Purpose, outcome: Outcome, first: impl FnOnce()) -> Result<(), CloseError> {
+    fn drain_after(
+        &self,
+        purpose: Purpose,
+        outcome: Outcome,
+        first: impl FnOnce(),
+    ) -> Result<Result<(), CloseError>, Late> {
         let mut first = Some(first);
         let _limited = purpose.is_bounded().then(limit_registrations);
         let who = if purpose.exits() { Who::MustWait } else { Who::Closer };
         let mut before = Ok(());
         loop {
             let mut teardown = Teardown::new(self, purpose);
+            if watch::is_on(teardown.epoch) && self.is_refused_here() {
+                return Err(Late);
+            }
             let result = match self.acquire(purpose, outcome, teardown.number, who) {
-                Acquired::Mine => {
-                    if let Some(first) = first.take() {
-                        first();
-                    }
-                    teardown.run()
-                }
+                Acquired::Mine => teardown.run(first.take()),
                 // The other thread may have skipped an interpreter that still has a handler running: look again.
                 Acquired::Ended(ended) if purpose.closes() => {
                     before = merged(before, ended.all);
@@ -134,7 +161,10 @@ impl SharedExitStack {
                 mem::forget(mem::replace(&mut before, result));
                 continue;
             }
-            return merged(before, result);
+            if teardown.is_late {
+                return Err(Late);
+            }
+            return Ok(merged(before, result));
         }
     }
 
@@ -145,32 +175,53 @@ impl SharedExitStack {
 
     /// Drains the root of a tree where this thread leaves, which had the key `left` before: the drains that it was in are
     /// resumed first, the innermost first. They count as part of the root's, so `exit` in one of their handlers leaves just
-    /// that handler. Returns the exit status asked for.
-    pub(crate) fn drain_to_leave(&self, purpose: Purpose, outcome: Outcome, left: ThreadKey) -> Option<ExitRequest> {
+    /// that handler.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if this thread was given up, and another one ends the process.
+    pub(crate) fn drain_to_leave(
+        &self,
+        purpose: Purpose,
+        outcome: Outcome,
+        left: ThreadKey,
+    ) -> Result<Result<(), CloseError>, Late> {
+        watch::forget_frames(left);
         let drains = self.left_by(left);
-        request_of(self.drain_after(purpose, outcome, || {
+        self.drain_after(purpose, outcome, || {
             for node in &drains {
-                // Kept in the drain, not here: another handler may call C's `exit` before this returns.
                 // For the outcome that each has begun with.
-                node.stack
-                    .drain_unattended(Purpose::Exit, Outcome::Failure)
-                    .into_iter()
-                    .for_each(|request| self.request_exit(request));
+                let request = node.stack.drain_unattended(Purpose::Exit, Outcome::Failure);
+                // Kept in the drain, not here: another handler may call C's `exit` before this returns.
+                if let Some(request) = request {
+                    self.request_exit(request);
+                }
             }
-        }))
+        })
+    }
+
+    /// Whether this thread is in a handler that was given up: it runs no further ones of the tree.
+    #[cold]
+    fn is_refused_here(&self) -> bool {
+        self.spot().is_some() && watch::is_given_up_here()
     }
 
     /// Takes a handler out and runs it now; while it runs, it counts as nested in the stack.
     pub(crate) fn run_out_of_turn(&self, id: HandlerId) -> Option<Result<(), CloseError>> {
         let thread = ThreadKey::current();
-        let handler = Link::new(OutOfTurn { id, thread, waiters: Waiters::default(), skipped_by: None });
+        let teardown = next_number();
+        let waiters = Waiters::default();
+        let handler = Link::new(OutOfTurn { id, thread, waiters, skipped_by: None, teardown, is_given_up: false });
         let mut state = self.lock();
         let entry = state.handlers.take_out(id)?;
         state.out_of_turn.push(handler);
         drop(state);
         let result = {
             let _restored = self.make_current();
-            run_one(entry, || self.path())
+            match self.spot().filter(|_| watch::is_on(raw::epoch())) {
+                Some(spot) => watch::run_watched(teardown, entry, spot, |entry| run_one(entry, || self.path())),
+                None => run_one(entry, || self.path()),
+            }
         };
         let mut state = self.lock();
         let ended = state.out_of_turn.take_if(|handler| handler.id == id);
@@ -190,17 +241,17 @@ impl SharedExitStack {
     fn acquire(&self, purpose: Purpose, outcome: Outcome, teardown: usize, who: Who) -> Acquired {
         let (mut slot, mut left) = (None, None);
         loop {
-            let owner = match self.claim(purpose, outcome, teardown, left, slot.as_mut()) {
+            let (owner, theirs) = match self.claim(purpose, outcome, teardown, left, slot.as_mut()) {
                 Claim::Mine => return Acquired::Mine,
                 Claim::AlreadyMine => return Acquired::AlreadyMine,
                 Claim::Settled => return Acquired::Settled,
-                Claim::HeldBy(owner) => owner,
+                Claim::HeldBy(owner, theirs) => (owner, theirs),
             };
             let Some(waiting) = slot.take() else {
                 slot = Some(Slot::new()); // not under the lock
                 continue;
             };
-            let waited = wait(owner, &waiting, who);
+            let waited = wait(owner, theirs, &waiting, who);
             discard(waiting); // it may hold the last of a user's error
             match waited {
                 Waited::Ended(result) => return Acquired::Ended(result),
@@ -251,7 +302,7 @@ impl SharedExitStack {
             Claim::AlreadyMine
         } else {
             abandoned = slot.map(|slot| drain.waiters.add(slot));
-            Claim::HeldBy(drain.owner)
+            Claim::HeldBy(drain.owner, drain.teardown)
         };
         drop(state);
         drop(abandoned);
@@ -264,7 +315,7 @@ impl SharedExitStack {
     /// Reports what the drain that runs has gathered, and lets it report from now on. The process may exit before the caller
     /// of `close()` sees these failures.
     #[cold]
-    fn report_all(&self) {
+    pub(super) fn report_all(&self) {
         let mut errors = Vec::new();
         loop {
             let mut state = self.lock();
@@ -343,6 +394,13 @@ impl SharedExitStack {
         reports
     }
 
+    /// Adds to what the drain of this stack has gathered, and reports it if that drain reports.
+    pub(super) fn gather_and_report(&self, failures: Failures, error: Option<&HandlerError>) {
+        if self.gather(failures) {
+            error.into_iter().for_each(report);
+        }
+    }
+
     /// Records an exit status with the drain that runs.
     pub(crate) fn request_exit(&self, request: ExitRequest) {
         self.gather(Failures::exit(request));
@@ -373,7 +431,7 @@ impl SharedExitStack {
     }
 
     /// Unlinks the interpreter that this settled stack belongs to; and its parent, if that is settled by it; and so on.
-    fn unlink_settled(&self) {
+    pub(super) fn unlink_settled(&self) {
         let mut settled = self.node();
         while let Some(node) = settled.take() {
             let Some((parent, position)) = node.parent_stack().zip(node.position()) else { return };
@@ -385,7 +443,7 @@ impl SharedExitStack {
 }
 
 /// The exit status that a result asks for.
-fn request_of(result: Result<(), CloseError>) -> Option<ExitRequest> {
+pub(crate) fn request_of(result: Result<(), CloseError>) -> Option<ExitRequest> {
     let error = result.err()?;
     let request = error.exit_request();
     discard(error); // a user's error, whose drop may panic
@@ -393,7 +451,7 @@ fn request_of(result: Result<(), CloseError>) -> Option<ExitRequest> {
 }
 
 /// A drain of a stack and of everything nested in it.
-struct Teardown<'s> {
+pub(super) struct Teardown<'s> {
     root: &'s SharedExitStack,
     /// The interpreter that drains now, if it is not the root.
     top: Option<Arc<Node>>,
@@ -405,22 +463,74 @@ struct Teardown<'s> {
     epoch: usize,
     /// What the drain of the root returns; in a process that one of its handlers has forked, what became of that handler.
     result: Result<(), CloseError>,
+    /// Its handler was given up, and another thread has gone on.
+    is_late: bool,
+}
+
+/// A handler of this thread was given up, and another thread has gone on with the drain.
+pub(crate) struct Late;
+
+/// Numbers teardowns, in the order in which they begin.
+fn next_number() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl<'s> Teardown<'s> {
     #[inline]
     fn new(root: &'s SharedExitStack, purpose: Purpose) -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { root, top: None, running: None, purpose, number, epoch: raw::epoch(), result: Ok(()) }
+        let number = next_number();
+        Self { root, top: None, running: None, purpose, number, epoch: raw::epoch(), result: Ok(()), is_late: false }
     }
 
-    /// Drains what was acquired.
+    /// Drains what was acquired, after something else.
     #[inline]
-    fn run(&mut self) -> Result<(), CloseError> {
+    fn run(&mut self, first: Option<impl FnOnce()>) -> Result<(), CloseError> {
         let _restored = self.root.make_current();
-        drain(self);
+        let first = || {
+            if let Some(first) = first {
+                first();
+            }
+        };
+        if watch::is_on(self.epoch) {
+            self.run_watched(first);
+        } else {
+            first();
+            drain(self);
+        }
         mem::replace(&mut self.result, Ok(()))
+    }
+
+    #[cold]
+    fn run_watched(&mut self, first: impl FnOnce()) {
+        if let Some(spot) = self.root.spot() {
+            watch::drain_watched(self, spot, first);
+        } else {
+            first();
+            drain(self); // a value is in no tree
+        }
+    }
+
+    pub(super) fn number(&self) -> usize {
+        self.number
+    }
+
+    pub(super) fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
+    pub(super) fn set_late(&mut self) {
+        self.is_late = true;
+    }
+
+    /// The handler that was lent last, and the stack that it is from.
+    pub(super) fn lent(&mut self) -> Option<(&mut SharedEntry, &SharedExitStack)> {
+        let top = self.top.as_ref().map_or(self.root, |node| &node.stack);
+        self.running.as_mut().map(|entry| (entry, top))
+    }
+
+    pub(super) fn take_lent(&mut self) -> Option<SharedEntry> {
+        self.running.take()
     }
 
     /// Whether one of its handlers has forked this process.
@@ -458,10 +568,11 @@ impl<'s> Teardown<'s> {
         let Some(handler) = state.out_of_turn.iter_mut().find(|handler| handler.id == id) else {
             return; // it has ended
         };
+        let theirs = handler.teardown;
         let abandoned = handler.waiters.add(&mut slot);
         drop(state);
         drop(abandoned);
-        match wait(thread, &slot, Who::MustWait) {
+        match wait(thread, theirs, &slot, Who::MustWait) {
             Waited::Ended(result) => self.merge(result),
             // It waits for this thread.
             Waited::CycleBroken | Waited::TakeOver => {
@@ -506,6 +617,17 @@ impl<'s> Teardown<'s> {
         self.merge(finished.result);
     }
 
+    /// Keeps what a handler has failed with, and reports it if there is nobody to return it to.
+    pub(super) fn keep(&mut self, failures: Failures, error: Option<&HandlerError>) {
+        if !self.is_parents() {
+            return self.top().gather_and_report(failures, error);
+        }
+        self.result = failures.into_result();
+        if self.purpose.reports() {
+            error.into_iter().for_each(report);
+        }
+    }
+
     /// Merges the result of a nested drain into the top's.
     fn merge(&self, nested: DrainResult) {
         if let Err(error) = &nested.unmerged {
@@ -534,10 +656,7 @@ impl Source<dyn Bound + Send> for Teardown<'_> {
             }
             let top = self.top.as_ref().map_or(self.root, |node| &node.stack);
             match top.next(&mut self.running, self.number) {
-                Next::Handler => {
-                    let top = self.top.as_ref().map_or(self.root, |node| &node.stack);
-                    return self.running.as_mut().map(|entry| (entry, top));
-                }
+                Next::Handler => return self.lent(),
                 Next::Child(id, node) => self.descend(id, node),
                 Next::OutOfTurn(id, thread) => self.wait_for_handler(id, thread),
                 Next::Finished(finished) => {
@@ -553,16 +672,7 @@ impl Source<dyn Bound + Send> for Teardown<'_> {
 
     #[cold]
     fn note(&mut self, outcome: HandlerOutcome) {
-        let top = self.top();
-        let (failures, error) = outcome.into_failures(top.path());
-        let reports = if self.is_parents() {
-            self.result = failures.into_result();
-            self.purpose.reports()
-        } else {
-            top.gather(failures)
-        };
-        if reports {
-            error.iter().for_each(report);
-        }
+        let (failures, error) = outcome.into_failures(self.top().path());
+        self.keep(failures, error.as_ref());
     }
 }

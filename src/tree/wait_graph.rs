@@ -39,6 +39,11 @@ impl ThreadKey {
         })
     }
 
+    /// A key that no thread has.
+    pub(super) fn fresh() -> Self {
+        Self(Self::next())
+    }
+
     fn next() -> usize {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
         NEXT.fetch_add(1, Ordering::Relaxed)
@@ -112,6 +117,11 @@ impl Waiters {
         abandoned
     }
 
+    /// Lets the threads look again at what they wait for.
+    pub(super) fn wake(self, waited: &Waited) {
+        self.0.for_each(|latch| latch.set(waited.clone()));
+    }
+
     #[inline]
     pub(super) fn tell(self, result: &DrainResult) {
         if !self.0.is_empty() {
@@ -133,6 +143,8 @@ struct Edge {
     waiter: ThreadKey,
     who: Who,
     owner: ThreadKey,
+    /// The teardown that the waiter waits for.
+    teardown: usize,
     latch: Arc<Latch<Waited>>,
 }
 
@@ -160,11 +172,60 @@ pub(crate) fn leave() -> ThreadKey {
     before
 }
 
-/// Waits at `slot` for what `owner` runs.
-pub(super) fn wait(owner: ThreadKey, slot: &Slot, who: Who) -> Waited {
+/// Says that nobody will come back to the drains that are given this key as their owner.
+pub(super) fn note_left(key: ThreadKey) {
+    let link = Link::new(key);
+    GRAPH.lock().left.push(link);
+}
+
+/// A closer's edge to a thread that drains for it. The closer does not sleep: it looks whether the edge has ended.
+pub(crate) struct Lean {
+    waiter: ThreadKey,
+    latch: Arc<Latch<Waited>>,
+}
+
+impl Lean {
+    pub(crate) fn new(waiter: ThreadKey) -> Self {
+        Self { waiter, latch: Arc::default() }
+    }
+
+    /// The thread with this key drains from now on.
+    pub(crate) fn on(&self, owner: ThreadKey) {
+        let latch = Arc::clone(&self.latch);
+        // No frame has this number: what drains there is bounded by itself.
+        let edge = Link::new(Edge { waiter: self.waiter, who: Who::Closer, owner, teardown: usize::MAX, latch });
+        let mut graph = GRAPH.lock();
+        let before = graph.edges.take_if(|edge| edge.waiter == self.waiter);
+        graph.edges.push(edge);
+        drop(graph);
+        drop(before);
+    }
+
+    /// Whether the drain waits for the closer, or its thread has left.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.latch.is_set()
+    }
+}
+
+impl Drop for Lean {
+    fn drop(&mut self) {
+        let edge = GRAPH.lock().edges.take_if(|edge| edge.waiter == self.waiter);
+        drop(edge);
+    }
+}
+
+/// Returns the thread that this thread waits for, and the teardown.
+pub(super) fn awaited_by(thread: ThreadKey) -> Option<(ThreadKey, usize)> {
+    let graph = GRAPH.lock();
+    let edge = graph.edges.iter().find(|edge| edge.waiter == thread && !edge.latch.is_set())?;
+    Some((edge.owner, edge.teardown))
+}
+
+/// Waits at `slot` for what `owner` runs, in this teardown.
+pub(super) fn wait(owner: ThreadKey, teardown: usize, slot: &Slot, who: Who) -> Waited {
     let waiter = ThreadKey::current();
     let latch = &slot.latch;
-    let edge = Link::new(Edge { waiter, who, owner, latch: Arc::clone(latch) });
+    let edge = Link::new(Edge { waiter, who, owner, teardown, latch: Arc::clone(latch) });
     {
         let mut graph = GRAPH.lock();
         // The drain may have finished since it was looked up, and its owner may now be waiting for this thread: that is not
@@ -212,7 +273,7 @@ mod tests {
     use super::*;
 
     fn edge(waiter: ThreadKey, who: Who, owner: ThreadKey) -> Link<Edge> {
-        Link::new(Edge { waiter, who, owner, latch: Arc::default() })
+        Link::new(Edge { waiter, who, owner, teardown: 0, latch: Arc::default() })
     }
 
     #[test]
@@ -243,7 +304,7 @@ mod tests {
         GRAPH.lock().edges.push(edge(other, Who::MustWait, owner));
         let slot = Slot::new();
         slot.latch.set(Waited::CycleBroken);
-        assert!(matches!(wait(owner, &slot, Who::Closer), Waited::CycleBroken));
+        assert!(matches!(wait(owner, 0, &slot, Who::Closer), Waited::CycleBroken));
         assert!(GRAPH.lock().edges.iter().all(|edge| edge.waiter != ThreadKey::current()));
         assert_eq!(GRAPH.lock().edges.take_if(|edge| edge.waiter == other).len(), 1);
     }

@@ -1,0 +1,192 @@
+//! The thread that enforces limits, and the one that goes on where a handler was given up.
+//!
+//! A thread that exits cannot start others, so both exist before: the keeper waits for drains to watch, and beside it one
+//! thread waits in case that it is needed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use super::limits::{Expiry, Limits};
+use super::observer::{Observer, Told};
+use crate::error::{CloseError, OneLine};
+use crate::raw;
+use crate::tree::{Blocking, Running, Spot, Watch};
+
+/// How often the keeper looks whether a drain now waits for something else.
+const TICK: Duration = Duration::from_millis(10);
+
+/// How long the end of the process waits, when there is no time left, for what is not a handler: a report hook, say.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is called with the result where a drain is over that was continued on another thread.
+pub(super) type Finish = Arc<dyn Fn(Result<(), CloseError>) + Send + Sync>;
+
+/// A drain to be watched.
+#[derive(Clone)]
+pub(super) struct Job {
+    pub(super) began: Instant,
+    pub(super) watch: Arc<Watch>,
+    pub(super) root: Spot,
+    pub(super) limits: Limits,
+    pub(super) observer: Option<Observer>,
+    pub(super) finish: Finish,
+    /// Called on a thread that goes on, before it does.
+    pub(super) relieved: Arc<dyn Fn() + Send + Sync>,
+    /// What ends the process if the drain does not end by itself when its time is over; none if the process goes on.
+    pub(super) force: Option<fn() -> !>,
+}
+
+/// When to look again.
+pub(super) enum Look {
+    Over,
+    At(Instant),
+}
+
+/// A thread that waits for something to do.
+pub(super) struct Spare(Sender<Box<dyn FnOnce() + Send>>);
+
+impl Spare {
+    pub(super) fn new() -> io::Result<Self> {
+        let (sender, receiver) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        thread::Builder::new().name("exitstack-drain".into()).spawn(move || {
+            if let Ok(task) = receiver.recv() {
+                task();
+            }
+        })?;
+        Ok(Self(sender))
+    }
+
+    pub(super) fn run(self, task: impl FnOnce() + Send + 'static) {
+        let _ = self.0.send(Box::new(task));
+    }
+}
+
+/// Starts the keeper.
+pub(super) fn start() -> io::Result<Sender<Job>> {
+    let (sender, receiver) = mpsc::channel();
+    let spare = Spare::new()?;
+    thread::Builder::new().name("exitstack-keeper".into()).spawn(move || keep(&receiver, Some(spare)))?;
+    Ok(sender)
+}
+
+fn keep(receiver: &Receiver<Job>, mut spare: Option<Spare>) {
+    let mut jobs: Vec<Job> = Vec::new();
+    loop {
+        let mut next = None;
+        jobs.retain(|job| match job.look(&mut spare) {
+            Look::Over => false,
+            Look::At(at) => {
+                next = Some(next.map_or(at, |next: Instant| next.min(at)));
+                true
+            }
+        });
+        let job = match next {
+            Some(at) => receiver.recv_timeout(at.saturating_duration_since(Instant::now())),
+            None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match job {
+            Ok(job) => jobs.push(job),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) if jobs.is_empty() => return, // other limits have another keeper
+            Err(RecvTimeoutError::Disconnected) => thread::sleep(TICK),
+        }
+    }
+}
+
+impl Job {
+    /// Looks what the drain waits for, and gives that up if its time is over.
+    pub(super) fn look(&self, spare: &mut Option<Spare>) -> Look {
+        if self.watch.is_over() {
+            return Look::Over;
+        }
+        let now = Instant::now();
+        let mut next = now + TICK;
+        if let Some(force) = self.force {
+            if self.limits.expiry != Expiry::Wait && self.watch.stopped_since().is_some_and(|at| now > at + PATIENCE) {
+                force();
+            }
+        }
+        let Some(blocking) = self.watch.blocking() else { return Look::At(next) };
+        let waiting = self.root.stack().count_all();
+        if let Some(after) = self.limits.warn_after {
+            let at = blocking.since + after;
+            if now < at {
+                next = next.min(at);
+            } else if !blocking.run.is_slow.swap(true, Ordering::Relaxed) {
+                self.tell_slow(&blocking.run.running(waiting));
+            }
+        }
+        if self.limits.expiry != Expiry::Wait {
+            match self.watch.due(&blocking.run, blocking.since) {
+                Some(due) if now >= due => {
+                    self.expire(&blocking, spare);
+                    next = now;
+                }
+                Some(due) => next = next.min(due),
+                None => {}
+            }
+        }
+        Look::At(next)
+    }
+
+    fn tell_slow(&self, running: &Running) {
+        match &self.observer {
+            Some(observer) => observer.tell(Told::Slow(running.clone())),
+            None => raw::write_stderr(line(running, "is still running").as_bytes()),
+        }
+    }
+
+    fn expire(&self, blocking: &Blocking, spare: &mut Option<Spare>) {
+        if self.limits.expiry == Expiry::Leave {
+            self.watch.stop();
+        }
+        let running = blocking.run.running(0);
+        let Some(needs_relief) = self.watch.give_up(blocking) else { return };
+        if self.observer.is_none() && self.force.is_none() {
+            raw::write_stderr(line(&running, "was given up").as_bytes()); // otherwise it is reported as a failure
+        }
+        if !needs_relief {
+            return;
+        }
+        let Some(thread) = spare.take().or_else(|| Spare::new().ok()) else {
+            // There is no thread to go on with.
+            if let Some(force) = self.force {
+                force();
+            }
+            return self.watch.end();
+        };
+        let job = self.clone();
+        thread.run(move || {
+            (job.relieved)();
+            // If not, this thread was given up in turn.
+            if let Ok(result) = job.watch.resume() {
+                (job.finish)(result);
+            }
+        });
+        *spare = Spare::new().ok();
+    }
+}
+
+/// One line about a handler that runs.
+fn line(running: &Running, what: &str) -> String {
+    use std::fmt::Write;
+
+    let mut text = String::new();
+    let mut line = OneLine(&mut text);
+    if let Some(path) = running.path() {
+        let _ = write!(line, "{path}: ");
+    }
+    let _ = write!(line, "exit handler ");
+    if let Some(name) = running.name() {
+        let _ = write!(line, "`{name}` ");
+    }
+    let _ = write!(line, "registered at {} {what} after {:.1?}", running.location(), running.since().elapsed());
+    if let Some(thread) = running.thread() {
+        let _ = write!(line, ", on thread `{thread}`");
+    }
+    text.push('\n');
+    text
+}
