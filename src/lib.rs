@@ -142,6 +142,8 @@ pub mod report;
 mod scoped;
 mod shared;
 pub mod shutdown;
+#[cfg(all(unix, feature = "signals"))]
+pub mod signals;
 mod stack;
 mod sync;
 mod tree;

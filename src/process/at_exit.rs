@@ -86,9 +86,42 @@ extern "C" fn exit_hook() {
     if !leaves {
         raw::park(); // until another thread has ended the process
     }
-    if let Some(status) = status.filter(|status| !unloads && GIVEN.get() != Some(*status)) {
+    if unloads {
+        return;
+    }
+    if status.or_else(end::decided).is_none() {
+        end::signal().into_iter().for_each(die_by); // what was registered with C before ours does not run
+    }
+    if let Some(status) = status.filter(|status| GIVEN.get() != Some(*status)) {
         raw::end_with(status);
     }
+}
+
+/// Ends the process as this signal does by default.
+fn die_by(signal: i32) {
+    #[cfg(all(unix, feature = "signals"))]
+    raw::die_by(signal);
+    #[cfg(not(all(unix, feature = "signals")))]
+    let _ = signal; // there is none
+}
+
+/// Drains the process stack on a thread of this crate, because of a signal, and ends the process by that signal.
+#[cfg(all(unix, feature = "signals"))]
+pub(crate) fn end_by_signal() -> ! {
+    let status = catch_unwind(|| drain_to_exit(Purpose::Exit, Outcome::Failure)).unwrap_or_else(|payload| {
+        discard(payload);
+        None
+    });
+    if !end::leaves_first() {
+        raw::park() // another thread is past the last drain, and ends the process
+    }
+    flush_stdout();
+    if let Some(status) = status {
+        GIVEN.set(Some(status));
+        std::process::exit(status); // what else is registered with C runs
+    }
+    end::signal().into_iter().for_each(die_by);
+    raw::end_now(1)
 }
 
 /// Resumes the drains that this thread is in, the innermost first, and drains the process stack for the last time. Returns
@@ -128,7 +161,8 @@ fn drain_to_exit(purpose: Purpose, outcome: Outcome) -> Option<i32> {
     note_exiting();
     let left = leave();
     let began = end::began();
-    let watching = shutdown::watch_end(Spot::Root(process_stack), Reason::Exit, began, finish, end_now);
+    let reason = end::signal().map_or(Reason::Exit, Reason::Signal);
+    let watching = shutdown::watch_end(Spot::Root(process_stack), reason, began, finish, end_now);
     let drain = || process_stack().drain_to_leave(purpose, outcome, left);
     let result = match watching.as_ref().map_or_else(drain, |watching| watching.drive(drain)) {
         Ok(result) => result,
@@ -181,7 +215,11 @@ pub(super) fn end_now() -> ! {
     if !is_in_exit() {
         flush_stdout(); // std has done so otherwise, and no thread can be started
     }
-    raw::end_now(end::decided().unwrap_or_else(shutdown::status))
+    if let Some(status) = end::decided() {
+        raw::end_now(status);
+    }
+    end::signal().into_iter().for_each(die_by);
+    raw::end_now(shutdown::status())
 }
 
 /// Drains the process stack and ends the process, with this status if no handler asks for another.

@@ -11,6 +11,8 @@ use crate::tree::{Node, ThreadKey};
 
 #[derive(Default)]
 pub(crate) struct End {
+    /// The signal that has asked for the end.
+    signal: Option<i32>,
     /// When it began.
     began: Option<Instant>,
     /// The exit status that was asked for last, by a handler or by `exit`.
@@ -24,7 +26,7 @@ pub(crate) struct End {
 }
 
 global! {
-    static END: PerProcess<End> = PerProcess::new(End { began: None, request: None, leaver: None, refusing: Chain::new(), prune_at: 0 });
+    static END: PerProcess<End> = PerProcess::new(End { signal: None, began: None, request: None, leaver: None, refusing: Chain::new(), prune_at: 0 });
 }
 
 /// Keeps the exit status that was asked for last.
@@ -36,6 +38,17 @@ pub(super) fn decide(request: Option<ExitRequest>) {
 /// The exit status that was asked for last.
 pub(super) fn decided() -> Option<i32> {
     END.lock().request.map(|request| request.code)
+}
+
+/// The signal that has asked for the end.
+pub(crate) fn signal() -> Option<i32> {
+    END.lock().signal
+}
+
+/// Notes that a signal has asked for the end; the first one counts.
+#[cfg(all(unix, feature = "signals"))]
+pub(crate) fn note_signal(signal: i32) {
+    END.lock().signal.get_or_insert(signal);
 }
 
 /// When the process began to exit: now, if it has not.

@@ -179,7 +179,7 @@ pub fn run<T: Termination>(body: impl FnOnce() -> T) -> ExitCode {
 const PANICKED: u8 = 101;
 
 /// How long [`run`] waits for a thread that has locked standard output.
-const LOCKED: Duration = Duration::from_millis(200);
+const LOCKED: Duration = Duration::from_millis(100);
 
 /// Writes what is in the buffer of standard output, which std does not do before it reports an error. On a thread of its
 /// own: another one may hold the lock forever, and there is no `try_lock`.
@@ -213,6 +213,18 @@ fn flush_stdout() {
 /// ```
 pub fn is_exiting() -> bool {
     at_exit::is_exiting()
+}
+
+/// What `signals` needs of the process.
+#[cfg(all(unix, feature = "signals"))]
+pub(crate) mod by_signal {
+    pub(crate) use super::at_exit::end_by_signal;
+    pub(crate) use super::end::{note_signal, signal};
+
+    /// Sees to it that the process stack drains when the process exits, also if nothing is registered with it.
+    pub(crate) fn arm() {
+        super::at_exit::arm();
+    }
 }
 
 /// Lets this forked child take over what its parent registered with the process stack and with every interpreter.

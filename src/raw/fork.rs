@@ -62,6 +62,12 @@ pub(crate) fn epoch() -> usize {
     }
 }
 
+/// Returns whether this is still the process with this epoch. May be called in a signal handler.
+#[cfg(feature = "signals")]
+pub(super) fn is_still(epoch: usize) -> bool {
+    peek() / STEP * STEP == epoch
+}
+
 #[cold]
 fn find_out() -> usize {
     let mut place = PLACE.load(Ordering::Acquire);

@@ -16,6 +16,7 @@
 //! | | `exit_never.rs` | elsewhere | there is no C library |
 //! | `fork` | `fork.rs` | Unix | a child has a copy of its parent's memory |
 //! | | `no_fork.rs` | elsewhere | no process has a copy of another's memory |
+//! | `signals` | `signals.rs` | Unix, with the feature `signals` | signals, as far as signal-hook leaves them to its callers |
 //! | `unload` | `unload.rs` | glibc | a library can be unloaded while other threads are inside it |
 //! | | `no_unload.rs` | elsewhere | it cannot, or there is no known way to wait for them |
 
@@ -38,6 +39,9 @@ mod status;
 #[cfg(unix)]
 mod stderr;
 
+#[cfg(all(unix, feature = "signals"))]
+mod signals;
+
 #[cfg_attr(unix, path = "unix.rs")]
 #[cfg_attr(target_os = "wasi", path = "wasi.rs")]
 #[cfg_attr(windows, path = "windows.rs")]
@@ -49,6 +53,8 @@ pub(crate) use appendable::Appendable;
 pub use closure::Task;
 pub(crate) use closure::{Bound, BoxError, Closure, Packed};
 pub(crate) use fork::{epoch, peek};
+#[cfg(all(unix, feature = "signals"))]
+pub(crate) use signals::{die_by, is_ignored, only_here};
 pub(crate) use status::{end_with, exit_inside_exit};
 pub(crate) use system::{EXIT_CALLS_HOOKS, at_exit, end_now, thread_name, write_stderr};
 pub(crate) use unload::{at_unload, begin_list_anew, call_handlers, is_unloading, park, unloads_here};

@@ -4,7 +4,7 @@
 //! thread waits in case that it is needed.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 use std::{io, thread};
@@ -21,12 +21,17 @@ const TICK: Duration = Duration::from_millis(10);
 /// How long the end of the process waits, when there is no time left, for what is not a handler: a report hook, say.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often what blocks a drain at the end of the process was to be given up at once.
+pub(super) static HURRIED: AtomicUsize = AtomicUsize::new(0);
+
 /// What is called with the result where a drain is over that was continued on another thread.
 pub(super) type Finish = Arc<dyn Fn(Result<(), CloseError>) + Send + Sync>;
 
 /// A drain to be watched.
 #[derive(Clone)]
 pub(super) struct Job {
+    /// How much of [`HURRIED`] has been done.
+    pub(super) hurried: usize,
     pub(super) began: Instant,
     pub(super) watch: Arc<Watch>,
     pub(super) root: Spot,
@@ -76,7 +81,7 @@ fn keep(receiver: &Receiver<Job>, mut spare: Option<Spare>) {
     let mut jobs: Vec<Job> = Vec::new();
     loop {
         let mut next = None;
-        jobs.retain(|job| match job.look(&mut spare) {
+        jobs.retain_mut(|job| match job.look(&mut spare) {
             Look::Over => false,
             Look::At(at) => {
                 next = Some(next.map_or(at, |next: Instant| next.min(at)));
@@ -98,7 +103,7 @@ fn keep(receiver: &Receiver<Job>, mut spare: Option<Spare>) {
 
 impl Job {
     /// Looks what the drain waits for, and gives that up if its time is over.
-    pub(super) fn look(&self, spare: &mut Option<Spare>) -> Look {
+    pub(super) fn look(&mut self, spare: &mut Option<Spare>) -> Look {
         if self.watch.is_over() {
             return Look::Over;
         }
@@ -119,10 +124,18 @@ impl Job {
                 self.tell_slow(&blocking.run.running(waiting));
             }
         }
-        if self.limits.expiry != Expiry::Wait {
+        let hurried = HURRIED.load(Ordering::Relaxed);
+        if self.force.is_some() && hurried > self.hurried {
+            self.hurried += 1;
+            self.give_up(&blocking, spare);
+            next = now;
+        } else if self.limits.expiry != Expiry::Wait {
             match self.watch.due(&blocking.run, blocking.since) {
                 Some(due) if now >= due => {
-                    self.expire(&blocking, spare);
+                    if self.limits.expiry == Expiry::Leave {
+                        self.watch.stop();
+                    }
+                    self.give_up(&blocking, spare);
                     next = now;
                 }
                 Some(due) => next = next.min(due),
@@ -139,10 +152,7 @@ impl Job {
         }
     }
 
-    fn expire(&self, blocking: &Blocking, spare: &mut Option<Spare>) {
-        if self.limits.expiry == Expiry::Leave {
-            self.watch.stop();
-        }
+    fn give_up(&self, blocking: &Blocking, spare: &mut Option<Spare>) {
         let running = blocking.run.running(0);
         let Some(needs_relief) = self.watch.give_up(blocking) else { return };
         if self.observer.is_none() && self.force.is_none() {

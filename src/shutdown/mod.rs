@@ -277,7 +277,17 @@ pub(crate) fn watch_end(
             finish(result);
         };
         let (finish, relieved) = (Arc::new(finish), Arc::new(|| ()));
-        let _ = keeper.send(Job { began, watch, root, limits, observer, finish, relieved, force: Some(force) });
+        let _ = keeper.send(Job {
+            began,
+            hurried: keeper::HURRIED.load(Ordering::Relaxed),
+            watch,
+            root,
+            limits,
+            observer,
+            finish,
+            relieved,
+            force: Some(force),
+        });
     }
     Some(Watching { watch, root, observer })
 }
@@ -299,6 +309,19 @@ impl Watching {
             observer.settle();
         }
     }
+}
+
+/// Sees to it that there is a thread which can give up a handler, also without limits.
+#[cfg(all(unix, feature = "signals"))]
+pub(crate) fn ensure_keeper() -> io::Result<()> {
+    let limits = SETUP.lock().limits;
+    set_limits(limits)
+}
+
+/// Lets what blocks a drain at the end of the process be given up now.
+#[cfg(all(unix, feature = "signals"))]
+pub(crate) fn hurry() {
+    keeper::HURRIED.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Whether an exit of this process has given up a handler, so that the process has to be ended without C.
@@ -345,7 +368,17 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
         let relieved = move || leaning.upgrade().into_iter().for_each(|lean| lean.on(ThreadKey::current()));
         let (root, observer) = (root.clone(), observer.clone());
         let (finish, relieved) = (Arc::new(finish), Arc::new(relieved));
-        Job { began, watch, root, limits, observer, finish, relieved, force: None }
+        Job {
+            began,
+            hurried: keeper::HURRIED.load(Ordering::Relaxed),
+            watch,
+            root,
+            limits,
+            observer,
+            finish,
+            relieved,
+            force: None,
+        }
     };
     let (running, node) = (job.clone(), Arc::clone(node));
     let drain = move || {
@@ -360,7 +393,7 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
     if let Some(thread) = spare.take() {
         thread.run(drain);
         spare = Spare::new().ok();
-        await_end(&job, &mut spare, &lean);
+        await_end(job, &mut spare, &lean);
     } else {
         drain(); // without threads nothing can be bounded, but it can be run
     }
@@ -374,7 +407,7 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
 const GRACE: Duration = Duration::from_millis(50);
 
 /// Watches a drain until it is over, or its time is, or it waits for this thread.
-fn await_end(job: &Job, spare: &mut Option<Spare>, lean: &Lean) {
+fn await_end(mut job: Job, spare: &mut Option<Spare>, lean: &Lean) {
     let returns = job.limits.total.and_then(|total| job.began.checked_add(total + GRACE));
     loop {
         let now = Instant::now();

@@ -1,0 +1,243 @@
+//! Signals that end the process: SIGINT, SIGTERM and SIGHUP.
+//!
+//! By default such a signal ends the process on the spot, and no handler runs. A **program** that
+//! [installs](Signals::install) this runs the handlers of the process stack first, on a thread of this crate, and then dies by
+//! the signal, as a shell expects: a loop that is interrupted with Ctrl-C stops. **Libraries should leave this to the program.**
+//!
+//! ```no_run
+//! use exitstack::shutdown::{Limits, set_limits};
+//! use exitstack::signals::Signals;
+//! use std::time::Duration;
+//!
+//! fn main() -> std::io::Result<()> {
+//!     set_limits(Limits::new().within(Duration::from_secs(10)))?; // a second Ctrl-C does not wait that long
+//!     Signals::new().install()?;
+//!     exitstack::register(|| println!("cleaned up"));
+//!     loop {
+//!         std::thread::park(); // Ctrl-C prints "cleaned up", and `$?` is 130
+//!     }
+//! }
+//! ```
+//!
+//! # What happens
+//!
+//! | signal | without [`grace`](Signals::grace) | with |
+//! | --- | --- | --- |
+//! | the first | the handlers run; the process dies by this signal | `main` is asked to return, with [`requested`] or [`on_request`](Signals::on_request) |
+//! | the second | the handler that runs is given up, and the others run | the handlers run |
+//! | the third | the process dies at once | the handler that runs is given up |
+//! | the fourth | | the process dies at once |
+//!
+//! Signals that follow each other within [`repeat`](Signals::repeat) count once: one Ctrl-C may arrive twice, from the terminal
+//! and from a wrapper.
+//!
+//! - The work has failed: `on_failure` handlers run.
+//! - An [`Exit`](crate::Exit) that a handler returns decides the status. [`exit`](crate::exit) with a code does so too, in
+//!   `main`, after the signal.
+//! - Process 1, as in a container, ends with status 128 + the signal's number: the kernel spares it the signal.
+//! - A signal that was ignored when the process started stays ignored, as with `nohup` and in background jobs. No signal mask is
+//!   changed. SIGPIPE, SIGQUIT and the signals of crashes are left alone.
+//! - What `print!` holds back is flushed, unless another thread keeps standard output locked for more than 100 ms.
+//! - A forked child has the default actions, until it execs or installs its own.
+//!
+//! # Beside others
+//!
+//! `tokio::signal` and everything else that is built on signal-hook receives the signals too. **`ctrlc::set_handler` replaces
+//! this silently if it is called later**, as does any other call of `sigaction`.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals as Incoming;
+
+use crate::process::by_signal as process;
+use crate::{raw, shutdown};
+
+/// Which signals end the process, and how.
+///
+/// ```no_run
+/// use exitstack::signals::Signals;
+/// use std::time::Duration;
+///
+/// let caught = Signals::new()
+///     .grace(Duration::from_secs(5))
+///     .on_request(|signal| eprintln!("signal {signal}: finishing"))
+///     .install()?;
+/// # let _ = caught;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[must_use = "signals do what they did before until they are installed"]
+pub struct Signals {
+    caught: Vec<i32>,
+    grace: Duration,
+    repeat: Duration,
+    on_request: Option<Box<dyn FnMut(i32) + Send>>,
+}
+
+impl Signals {
+    /// Creates a description of SIGINT, SIGTERM and SIGHUP, without grace.
+    pub fn new() -> Self {
+        let caught = vec![SIGINT, SIGTERM, SIGHUP];
+        Self { caught, grace: Duration::ZERO, repeat: Duration::from_millis(500), on_request: None }
+    }
+
+    /// Sets which signals are caught.
+    pub fn only(mut self, signals: &[i32]) -> Self {
+        self.caught = signals.to_vec();
+        self
+    }
+
+    /// Sets how long `main` may go on after the first signal before the handlers run.
+    ///
+    /// If it returns or exits by then, the handlers run there as ever, and the process dies by the signal afterwards.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// Sets within how much time several signals count once. The default is 500 ms.
+    pub fn repeat(mut self, repeat: Duration) -> Self {
+        self.repeat = repeat;
+        self
+    }
+
+    /// Sets what is called at the first signal, before the grace begins, on a thread of this crate.
+    ///
+    /// It is no signal handler, and may do what any function may. What it panics with is dropped.
+    pub fn on_request(mut self, request: impl FnMut(i32) + Send + 'static) -> Self {
+        self.on_request = Some(Box::new(request));
+        self
+    }
+
+    /// Catches the signals from now on, and returns those that are caught: not the ones that are ignored.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if this was called before in this process, if one of the signals cannot be caught, or if no thread can
+    /// be started.
+    pub fn install(self) -> io::Result<Vec<i32>> {
+        static INSTALLED_IN: AtomicUsize = AtomicUsize::new(0);
+
+        let process = raw::epoch();
+        if INSTALLED_IN.swap(process, Ordering::AcqRel) == process {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "signals are installed already"));
+        }
+        let caught: Vec<i32> = self.caught.iter().copied().filter(|&signal| !raw::is_ignored(signal)).collect();
+        shutdown::ensure_keeper()?;
+        process::arm();
+        for &signal in &caught {
+            raw::only_here(signal)?;
+        }
+        let incoming = Incoming::new(&caught)?;
+        let draining = Arc::new(Draining::default());
+        let worker = Arc::clone(&draining);
+        let (grace, repeat) = (self.grace, self.repeat);
+        // Before the one that may need it, and not by a thread that exits.
+        thread::Builder::new().name("exitstack-drain".into()).spawn(move || worker.run(grace, self.on_request))?;
+        thread::Builder::new().name("exitstack-sig".into()).spawn(move || answer(incoming, repeat, &draining))?;
+        Ok(caught)
+    }
+}
+
+impl Default for Signals {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Signals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signals")
+            .field("caught", &self.caught)
+            .field("grace", &self.grace)
+            .field("repeat", &self.repeat)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Returns the signal that has asked this process to end, if one has.
+///
+/// ```
+/// assert_eq!(exitstack::signals::requested(), None);
+/// ```
+pub fn requested() -> Option<i32> {
+    process::signal()
+}
+
+/// What the thread that drains waits for.
+#[derive(Default)]
+struct Draining {
+    step: Mutex<Step>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    #[default]
+    Idle,
+    /// `main` was asked to return.
+    Asked,
+    /// The handlers run.
+    Drains,
+    /// What ran was given up.
+    GaveUp,
+}
+
+impl Draining {
+    fn set(&self, step: Step) {
+        *self.step.lock().unwrap_or_else(PoisonError::into_inner) = step;
+        self.changed.notify_all();
+    }
+
+    fn get(&self) -> Step {
+        *self.step.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the first signal, then for the end of the grace or for the second; then drains and ends the process.
+    fn run(&self, grace: Duration, on_request: Option<Box<dyn FnMut(i32) + Send>>) {
+        let step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_while(step, |step| *step == Step::Idle).unwrap_or_else(PoisonError::into_inner));
+        let Some(signal) = requested() else { return };
+        if let Some(mut request) = on_request {
+            let called = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| request(signal)));
+            let _ = called.map_err(crate::panics::discard);
+        }
+        let step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = |step: &mut Step| *step == Step::Asked;
+        drop(self.changed.wait_timeout_while(step, grace, waits).unwrap_or_else(PoisonError::into_inner));
+        {
+            let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+            *step = (*step).max(Step::Drains);
+        }
+        process::end_by_signal();
+    }
+}
+
+/// Takes the process one step further at each signal.
+fn answer(mut incoming: Incoming, repeat: Duration, draining: &Draining) {
+    let mut last: Option<Instant> = None;
+    for signal in incoming.forever() {
+        let now = Instant::now();
+        let again = last.replace(now).is_some_and(|last| now.duration_since(last) < repeat);
+        if again {
+            continue;
+        }
+        match draining.get() {
+            Step::Idle => {
+                process::note_signal(signal);
+                draining.set(Step::Asked);
+            }
+            Step::Asked => draining.set(Step::Drains),
+            Step::Drains => {
+                draining.set(Step::GaveUp);
+                shutdown::hurry();
+            }
+            Step::GaveUp => raw::die_by(requested().unwrap_or(signal)),
+        }
+    }
+}
