@@ -245,6 +245,8 @@ fn tell(observer: Option<&Observer>, told: impl FnOnce() -> Told) {
 
 /// A drain at the end of the process that is watched.
 pub(crate) struct Watching {
+    /// The process that it belongs to: a child that a handler has forked comes by as well.
+    process: usize,
     watch: Arc<Watch>,
     root: Spot,
     observer: Option<Observer>,
@@ -273,7 +275,7 @@ pub(crate) fn watch_end(
         let ended = (Arc::clone(&watch), root.clone(), observer.clone());
         let finish = move |result: Result<(), CloseError>| {
             let (watch, root, observer) = ended.clone();
-            Watching { watch, root, observer }.end(&result);
+            Watching { process: raw::epoch(), watch, root, observer }.end(&result);
             finish(result);
         };
         let (finish, relieved) = (Arc::new(finish), Arc::new(|| ()));
@@ -289,7 +291,7 @@ pub(crate) fn watch_end(
             force: Some(force),
         });
     }
-    Some(Watching { watch, root, observer })
+    Some(Watching { process: raw::epoch(), watch, root, observer })
 }
 
 impl Watching {
@@ -300,6 +302,9 @@ impl Watching {
 
     /// The drain is over.
     pub(crate) fn end(&self, result: &Result<(), CloseError>) {
+        if self.process != raw::epoch() {
+            return;
+        }
         self.watch.end();
         if self.watch.gave_up() {
             GAVE_UP_IN.store(raw::epoch(), Ordering::Release);
@@ -381,11 +386,13 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
         }
     };
     let (running, node) = (job.clone(), Arc::clone(node));
+    let process = raw::epoch();
     let drain = move || {
         (running.relieved)();
         let drain = || node.stack.drain_watched(Purpose::Finalize, Outcome::Success);
-        // If not, another thread has gone on.
-        if let Ok(result) = running.watch.drive(drain) {
+        // If not, another thread has gone on, or this is a child that a handler has forked.
+        let result = running.watch.drive(drain);
+        if let (Ok(result), true) = (result, process == raw::epoch()) {
             (running.finish)(result);
         }
     };

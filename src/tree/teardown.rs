@@ -380,7 +380,7 @@ impl SharedExitStack {
     }
 
     /// Adds to what the drain of this stack has gathered. Returns whether it reports.
-    fn gather(&self, failures: Failures) -> bool {
+    pub(super) fn gather(&self, failures: Failures) -> bool {
         let mut state = self.lock();
         let Some(drain) = &mut state.drain else {
             drop(state);

@@ -185,19 +185,23 @@ pub(crate) struct Left {
 }
 
 per_thread! {
-    /// The drain that this thread runs.
-    static HERE: Cell<ManuallyDrop<Option<Arc<Watch>>>> = Cell::new(ManuallyDrop::new(None));
+    /// The drain that this thread runs, and the process in which it does. A forked child is in none: the lock of its parent's
+    /// may have been taken at the fork.
+    static HERE: Cell<ManuallyDrop<Here>> = Cell::new(ManuallyDrop::new(None));
 }
 
-fn set_here(watch: Option<Arc<Watch>>) -> Option<Arc<Watch>> {
+type Here = Option<(usize, Arc<Watch>)>;
+
+fn set_here(watch: Here) -> Here {
     HERE.with(|here| ManuallyDrop::into_inner(here.replace(ManuallyDrop::new(watch))))
 }
 
 /// The drain that is watched and that this thread is in.
 pub(crate) fn here() -> Option<Arc<Watch>> {
-    let watch = set_here(None);
-    set_here(watch.clone());
-    watch
+    let here = set_here(None);
+    let watch = here.clone().filter(|(process, _)| *process == raw::epoch());
+    set_here(here);
+    watch.map(|(_, watch)| watch)
 }
 
 impl Watch {
@@ -219,7 +223,8 @@ impl Watch {
     /// Runs `drain` as the drain that is watched.
     pub(crate) fn drive<R>(self: &Arc<Self>, drain: impl FnOnce() -> R) -> R {
         self.progress.lock().driver = ThreadKey::current();
-        let before = scopeguard::guard(set_here(Some(Arc::clone(self))), |before| drop(set_here(before)));
+        let here = Some((raw::epoch(), Arc::clone(self)));
+        let before = scopeguard::guard(set_here(here), |before| drop(set_here(before)));
         let result = drain();
         drop(before);
         result
@@ -401,14 +406,15 @@ impl Watched<'_, '_> {
     /// The handler, if one ran, has ended. Says whether the drain is still this thread's.
     fn end_run(&mut self, failure: Option<&HandlerError>) -> bool {
         let run = self.run.take();
-        if set_run(self.teardown.number(), None).is_err() {
+        let Ok(ended) = set_run(self.teardown.number(), None) else {
             self.teardown.set_late();
             if let Some(run) = run {
                 run.top.stack().come_back(self.teardown.number());
             }
             return false;
-        }
-        if let Some((watch, run)) = self.watch.as_ref().zip(run) {
+        };
+        // In a process that the handler has forked, none has ended.
+        if let Some((watch, run)) = self.watch.as_ref().zip(ended) {
             watch.add(run.record(failure.map_or(Fate::Done, |error| Fate::Failed(error.clone()))));
         }
         true
@@ -495,6 +501,14 @@ pub(crate) struct Blocking {
     pub(crate) since: Instant,
 }
 
+/// What is left to do where a handler was given up, on another thread than the one that watches: a report hook may hang.
+pub(crate) struct GivenUp {
+    /// A failure that nobody is returned.
+    pub(crate) to_report: Option<HandlerError>,
+    /// The drain has to be [resumed](Watch::resume).
+    pub(crate) needs_relief: bool,
+}
+
 impl Watch {
     /// Finds the handler that this drain cannot go on without: the innermost that its thread is in, or, if that waits for
     /// another thread's drain, the innermost of that one.
@@ -520,16 +534,16 @@ impl Watch {
         Some(Blocking { run, thread, from, is_driver: thread == driver, since })
     }
 
-    /// Gives up a handler that blocks this drain, unless it has returned by now. Returns whether it did, and whether another
-    /// thread has to [resume](Self::resume) the drain.
-    pub(crate) fn give_up(self: &Arc<Self>, blocking: &Blocking) -> Option<bool> {
+    /// Gives up a handler that blocks this drain, unless it has returned by now.
+    pub(crate) fn give_up(self: &Arc<Self>, blocking: &Blocking) -> Option<GivenUp> {
+        let given_up = give_up_frames(blocking)?;
         let left = ThreadKey::fresh();
         note_left(left);
-        let given_up = give_up_frames(blocking)?;
         let run = &blocking.run;
         let error = run.error(HandlerErrorKind::TimedOut(run.since.elapsed()));
         // Before the drains are resumed, so that it is among the failures of the one that it was in.
-        run.top.stack().gather_and_report(Failures::failure(error.clone()), Some(&error));
+        let reports = run.top.stack().gather(Failures::failure(error.clone()));
+        let to_report = Some(error).filter(|_| reports);
         {
             let mut progress = self.progress.lock();
             progress.gave_up = true;
@@ -539,7 +553,8 @@ impl Watch {
             left_here.root.stack().disown(*teardown, blocking.thread, left);
         }
         if !blocking.is_driver {
-            return Some(false); // the thread that waits for it was woken, and resumes it
+            // The thread that waits for it was woken, and resumes it.
+            return Some(GivenUp { to_report, needs_relief: false });
         }
         let mut more: Vec<Left> = given_up.into_iter().rev().map(|(left, _)| left).collect();
         let mut progress = self.progress.lock();
@@ -548,7 +563,7 @@ impl Watch {
         let mut all = before;
         all.append(&mut more);
         self.progress.lock().left = all;
-        Some(true)
+        Some(GivenUp { to_report, needs_relief: true })
     }
 
     /// Resumes the drains whose thread was given up, the innermost first, on this thread. Returns the result of the outermost,
