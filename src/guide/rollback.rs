@@ -49,8 +49,10 @@
 //! ```
 //!
 //! **Register the handler that undoes a step before the step.** If another thread exits between the two, a handler that
-//! comes too late is refused, and the step stays. So the handler has to cope with a step that was not made, or was half
-//! made. Look first whether there is something that it must not remove.
+//! comes too late is refused, and the step stays.
+//!
+//! **Such a handler also runs if the step was not made**, and must leave alone what was there before. Here a directory
+//! that exists already ends the work before there is a handler that would remove it.
 //!
 //! | | [`scope`](crate::scope) | [`Interpreter::scope`](crate::Interpreter::scope) |
 //! | --- | --- | --- |
