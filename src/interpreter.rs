@@ -146,8 +146,9 @@ impl Interpreter {
     /// So either all `on_success` handlers run, or all `on_failure` handlers, whatever threads exit at the same time.
     ///
     /// **Register the handler that undoes a step before the step**: if another thread exits between the two, what is
-    /// registered too late is [refused](SharedExitStack::register), and the step stays. The handler has to cope with a step
-    /// that was not made, as `remove_dir_all` does by returning an error to be ignored.
+    /// registered too late is [refused](SharedExitStack::register), and the step stays. **The handler must leave alone what
+    /// was there before**, as it also runs if the step was not made: `remove_dir_all` after a `create_dir` that failed
+    /// would remove a directory that was there. See [`guide::rollback`](crate::guide::rollback).
     ///
     /// In a transaction nested in another one, `Ok` commits at once: a later failure of the outer one does not undo it.
     ///
@@ -165,16 +166,19 @@ impl Interpreter {
     /// use std::error::Error;
     /// use std::fs;
     ///
-    /// # let dir = std::env::temp_dir().join(format!("exitstack-scope-{}", std::process::id()));
-    /// let installed = Interpreter::scope("install", |install| {
-    ///     let undo = dir.clone();
-    ///     install.stack().on_failure(move || drop(fs::remove_dir_all(undo)));
-    ///     fs::create_dir(&dir)?;
-    ///     fs::write(dir.join("data"), "half of it")?;
+    /// # let config = std::env::temp_dir().join(format!("exitstack-scope-{}", std::process::id()));
+    /// # fs::write(&config, "before")?;
+    /// let before = fs::read(&config)?;
+    /// let updated = Interpreter::scope("update", |update| {
+    ///     let undone = config.clone();
+    ///     update.stack().on_failure(|| fs::write(undone, before));
+    ///     fs::write(&config, "half of it")?;
     ///     Err::<(), Box<dyn Error>>("no more".into()) // or `std::process::exit(1)`
     /// });
-    /// assert_eq!(installed.unwrap_err().to_string(), "no more");
-    /// assert!(!dir.exists());
+    /// assert_eq!(updated.unwrap_err().to_string(), "no more");
+    /// assert_eq!(fs::read(&config)?, b"before");
+    /// # fs::remove_file(&config)?;
+    /// # Ok::<(), std::io::Error>(())
     /// ```
     #[doc(alias = "transaction")]
     #[track_caller]

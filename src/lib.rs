@@ -20,7 +20,8 @@
 //!
 //! **An [`ExitStack`] is a local variable**: it does not run on `std::process::exit` or Ctrl-C.
 //!
-//! The [guide] has recipes: for terminals, temporary files, guards, exit statuses, tests, threads, C, plugins and daemons.
+//! The [guide] has recipes: for terminals, temporary files, rollback, guards, error types, exit statuses, tests, threads,
+//! async programs, C, plugins and daemons.
 //!
 //! # What runs, and when
 //!
@@ -43,11 +44,14 @@
 //!
 //! - **A function**: [`ExitStack`] is a value, and its handlers may borrow. [`enter`](ExitStack::enter) lends out a
 //!   resource that the stack disposes of. Steps can be undone unless the work succeeds, which means that
-//!   [`close()`](ExitStack::close) is reached or that the body of a [`scope`] returns `Ok`.
+//!   [`close()`](ExitStack::close) is reached or that the body of a [`scope`] returns `Ok`. [`try_scope`] takes any error
+//!   type, and returns both errors if the work and its cleanup fail.
 //! - **Several threads**: [`SharedExitStack`] is the same behind `&self`, for handlers that are `Send + 'static`. It
 //!   can be a `static`.
 //! - **An interpreter, a plugin, a subsystem, a test**: [`Interpreter`] is a named shared stack, nested in its parent
 //!   and torn down at its place there. [`register`] uses the one that is current on the thread.
+//! - **A transaction**: [`Interpreter::scope`] is a `scope` whose rollback also runs if the process exits before the body
+//!   has returned.
 //! - **The process**: [`process_stack`] is the root, which [`register`] uses where no interpreter is current. [`exit`]
 //!   drains it and then ends the process. [`run`], as the body of `main`, drains it while thread-locals are alive, and
 //!   then reports what the body returned.

@@ -310,6 +310,33 @@ one ends
 }
 
 #[test]
+fn a_transaction_is_undone_on_every_way_out() {
+    let ways = [
+        (vec![], 0, ""),
+        (vec!["error"], 1, "Error: \"the work failed\"\n"),
+        (vec!["panic"], 101, "the work panicked"),
+        (vec!["exit"], 3, ""),
+        (vec!["thread"], 4, ""),
+    ];
+    for (args, status, stderr) in ways {
+        in_directory("transaction", |directory| {
+            let users = directory.join("users");
+            fs::write(&users, "before").unwrap();
+            let ended = run("transaction", &args, directory);
+            assert_eq!((ended.status, &*ended.stdout), (Some(status), ""), "{args:?}: {}", ended.stderr);
+            assert!(ended.stderr.contains(stderr) && ended.stderr.is_empty() == stderr.is_empty(), "{}", ended.stderr);
+            if args.is_empty() {
+                assert_eq!(fs::read_to_string(&users).unwrap(), "ada\n");
+                assert_eq!(names(directory), [Path::new("groups"), Path::new("users")]);
+            } else {
+                assert_eq!(fs::read_to_string(&users).unwrap(), "before", "{args:?}");
+                assert_eq!(names(directory), [Path::new("users")], "{args:?}");
+            }
+        });
+    }
+}
+
+#[test]
 fn a_temporary_directory_is_removed_on_every_way_out() {
     let ways = [
         (vec![], 0, "there: true\nthere: false\n", ""),

@@ -1,56 +1,14 @@
 //! For work in several steps that is done completely or not at all, even if the process exits in the middle of it.
 //!
-//! ```
-//! use std::error::Error;
-//! use std::path::Path;
-//! use std::{fs, io};
-//!
-//! use exitstack::Interpreter;
-//!
-//! /// What has not been made need not be removed.
-//! fn unless_missing(result: io::Result<()>) -> io::Result<()> {
-//!     result.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
-//! }
-//!
-//! fn install(directory: &Path, listing: &Path, version: &str) -> Result<(), Box<dyn Error>> {
-//!     let before = fs::read(listing)?;
-//!     if directory.exists() {
-//!         return Err("it is installed already".into()); // before a handler would remove it
-//!     }
-//!     Interpreter::scope("install", |install| {
-//!         let undo = directory.to_owned();
-//!         install.stack().on_failure(move || unless_missing(fs::remove_dir_all(undo)));
-//!         fs::create_dir(directory)?;
-//!         fs::write(directory.join("version"), version)?; // needs no handler: the directory's removes it
-//!
-//!         let undo = listing.to_owned();
-//!         install.stack().on_failure(move || fs::write(undo, before));
-//!         fs::write(listing, version)?;
-//!
-//!         check(directory)?; // on an error, a panic, or an `exit` on any thread, the handlers run
-//!         Ok(())
-//!     })
-//! }
-//! # fn check(directory: &Path) -> io::Result<()> {
-//! #     if fs::read(directory.join("version"))?.is_empty() { Err(io::Error::other("no version")) } else { Ok(()) }
-//! # }
-//! # let root = std::env::temp_dir().join(format!("exitstack-rollback-guide-{}", std::process::id()));
-//! # fs::create_dir(&root)?;
-//! # let (directory, listing) = (root.join("program"), root.join("listing"));
-//! # fs::write(&listing, "nothing")?;
-//! # assert_eq!(install(&directory, &listing, "").unwrap_err().to_string(), "no version");
-//! # assert!(!directory.exists());
-//! # assert_eq!(fs::read_to_string(&listing)?, "nothing");
-//! # install(&directory, &listing, "1.0")?;
-//! # assert_eq!(fs::read_to_string(&listing)?, "1.0");
-//! # assert!(install(&directory, &listing, "1.1").is_err() && directory.exists());
-//! # fs::remove_dir_all(&root)?;
-//! # Ok::<(), Box<dyn Error>>(())
-//! ```
+#![doc = "```no_run"]
+#![doc = include_str!("../../examples/transaction.rs")]
+#![doc = "```"]
 //!
 //! **Register the handler that undoes a step before the step.** If another thread exits between the two, a handler that
-//! comes too late is refused, and the step stays. So the handler has to cope with a step that was not made, or was half
-//! made. Look first whether there is something that it must not remove.
+//! comes too late is refused, and the step stays.
+//!
+//! **Such a handler also runs if the step was not made**, and must leave alone what was there before: where a step makes
+//! a directory, look whether there is one *before* you register its removal.
 //!
 //! | | [`scope`](crate::scope) | [`Interpreter::scope`](crate::Interpreter::scope) |
 //! | --- | --- | --- |

@@ -92,7 +92,7 @@
 //!
 //! - Inside `pool.install(..)` of a shared pool no interpreter is current; and `pool.broadcast(..)` reaches each thread
 //!   once, but does not enter for what these do next.
-//! - A rayon thread that waits inside `enter` may run another job's closure in the meantime, which then registers here.
+//! - A rayon thread that waits inside `enter` may run another job's closure while it waits, which then registers here.
 //!   Enter in the innermost closure, or use a pool for each job.
 //! - A handle that is carried keeps the interpreter open: it drains when its *last* handle is dropped, and so on the
 //!   thread that drops it. [`finalize`](crate::Interpreter::finalize) drains it no matter who else has a handle, and
