@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::FromRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::ptr;
 
 use exitstack::ExitStack;
@@ -412,15 +412,8 @@ fn what_a_killed_run_leaves_is_swept_by_the_next_one() {
 fn a_sweep_leaves_alone_what_belongs_to_a_running_process() {
     in_directory("sweep-running", |directory| {
         let jobs = directory.join("jobs");
-        let mut waits = command("sweep", &["wait"], directory);
-        let mut waits = waits.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         // It has begun its job when it says so, and waits until its standard input is closed.
-        let mut said = String::new();
-        let mut stdout = BufReader::new(waits.stdout.take().unwrap());
-        while said != "begun\n" {
-            said.clear();
-            assert_ne!(stdout.read_line(&mut said).unwrap(), 0, "it ended early");
-        }
+        let mut waits = run_until(command("sweep", &["wait"], directory), "begun");
         let before = names(&jobs);
         assert_eq!(before.len(), 2);
         assert_eq!(run("sweep", &[], directory).stdout, "swept: 0\nbegun\n");
@@ -428,6 +421,89 @@ fn a_sweep_leaves_alone_what_belongs_to_a_running_process() {
         drop(waits.stdin.take());
         assert!(waits.wait().unwrap().success());
         assert!(names(&jobs).is_empty(), "{:?}", names(&jobs));
+    });
+}
+
+/// Runs `until` it has said this, with its standard input open.
+fn run_until(mut command: Command, until: &str) -> Child {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut said, mut stdout) = (String::new(), BufReader::new(child.stdout.take().unwrap()));
+    while said.trim_end() != until {
+        said.clear();
+        assert_ne!(stdout.read_line(&mut said).unwrap(), 0, "it ended early");
+    }
+    child.stdout = Some(stdout.into_inner()); // nothing was said after that
+    child
+}
+
+/// Everything in a directory, at any depth.
+fn tree(directory: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    let mut next = vec![directory.to_owned()];
+    while let Some(directory) = next.pop() {
+        for name in names(&directory) {
+            let path = directory.join(name);
+            next.extend(path.is_dir().then(|| path.clone()));
+            all.push(path);
+        }
+    }
+    all.sort();
+    all.iter().map(|path| path.strip_prefix(directory).unwrap().to_owned()).collect()
+}
+
+const INSTALLED: [&str; 6] = ["app", "app/bin", "app/lib", "app/lib/plugins", "app/share", "jobs"];
+
+#[test]
+fn an_installation_is_whole_or_not_there() {
+    let undone = "swept: 0\nmade bin\nmade lib\nundo lib/plugins\nundo lib\nundo bin\n";
+    let ways = [
+        (vec!["fail"], 1, "Error: \"no plugins\"\n"),
+        (vec!["panic"], 101, "no plugins"),
+        (vec!["exit"], 3, ""),
+        (vec!["thread"], 4, ""),
+    ];
+    in_directory("install", |directory| {
+        for (args, status, stderr) in ways {
+            let ended = run("install", &args, directory);
+            assert_eq!((ended.status, &*ended.stdout), (Some(status), undone), "{args:?}: {}", ended.stderr);
+            assert!(ended.stderr.contains(stderr), "{args:?}: {}", ended.stderr);
+            assert_eq!(tree(directory), [PathBuf::from("jobs")], "{args:?}");
+        }
+        let ended = run("install", &[], directory);
+        let made = "swept: 0\nmade bin\nmade lib\nmade lib/plugins\nmade share\n";
+        assert_eq!((ended.status, &*ended.stdout, &*ended.stderr), (Some(0), made, ""));
+        assert_eq!(tree(directory), INSTALLED.map(PathBuf::from));
+        // A commit that fails leaves what was there before, and nothing else.
+        let ended = run("install", &[], directory);
+        assert_eq!(ended.status, Some(1));
+        assert!(ended.stderr.contains("process > install"), "{}", ended.stderr);
+        assert_eq!(tree(directory), INSTALLED.map(PathBuf::from));
+    });
+}
+
+#[test]
+fn a_killed_installation_is_swept_by_the_next() {
+    use std::os::unix::process::ExitStatusExt;
+    in_directory("install-killed", |directory| {
+        let mut waits = run_until(command("install", &["wait"], directory), "waits");
+        waits.kill().unwrap();
+        assert_eq!(waits.wait().unwrap().signal(), Some(libc::SIGKILL));
+        assert_eq!(names(&directory.join("jobs")).len(), 2, "a journal and a directory");
+        let ended = run("install", &["fail"], directory);
+        assert!(ended.stdout.starts_with("swept: 1\nmade bin\n"), "{}", ended.stdout);
+        assert_eq!(tree(directory), [PathBuf::from("jobs")]);
+    });
+}
+
+#[test]
+fn a_running_installation_is_not_swept() {
+    in_directory("install-runs", |directory| {
+        let mut waits = run_until(command("install", &["wait"], directory), "waits");
+        let ended = run("install", &["exit"], directory);
+        assert!(ended.stdout.starts_with("swept: 0\nmade bin\n"), "{}", ended.stdout);
+        drop(waits.stdin.take());
+        assert!(waits.wait_with_output().unwrap().status.success());
+        assert_eq!(tree(directory), INSTALLED.map(PathBuf::from));
     });
 }
 

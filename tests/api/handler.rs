@@ -280,17 +280,20 @@ fn every_way_to_register_notes_its_callers_location() {
     stack.on_success(|| ());
     stack.on_failure(|| ());
     stack.enter((), |()| ());
+    stack.enter_with((), |(), _| ());
     shared.register(|| ());
     shared.try_register(|| ()).unwrap();
+    shared.on_success(|| ());
+    shared.on_failure(|| ());
     let interpreter = exitstack::Interpreter::new("here");
     let in_interpreter = interpreter.enter(|| {
         exitstack::register(|| ());
         Location::caller()
     });
     let lines: Vec<u32> = stack.pending().iter().rev().map(|pending| line(pending.location()) - here.line()).collect();
-    assert_eq!(lines, [1, 2, 3, 4]);
+    assert_eq!(lines, [1, 2, 3, 4, 5]);
     let lines: Vec<u32> = shared.pending().iter().rev().map(|pending| line(pending.location()) - here.line()).collect();
-    assert_eq!(lines, [5, 6]);
+    assert_eq!(lines, [6, 7, 8, 9]);
     assert_eq!(interpreter.stack().pending()[0].location().file(), in_interpreter.file());
 }
 

@@ -13,6 +13,7 @@ mod list;
 mod log;
 #[path = "../model/mod.rs"]
 mod model;
+mod outcomes;
 mod positions;
 mod properties;
 mod report;

@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 
 use exitstack::{
-    CloseError, Exit, ExitStack, Handler, HandlerError, HandlerErrorKind, HandlerId, HandlerList, Interpreter, Outcome,
-    PendingHandler, Refused, SharedExitStack,
+    CloseError, Exit, ExitStack, Handler, HandlerError, HandlerErrorKind, HandlerId, HandlerList, Instrumented,
+    Interpreter, Outcome, PendingHandler, Refused, ScopeError, ScopeFailure, SharedExitStack,
 };
 
 /// Whether `$type` implements `$bound`: an inherent constant hides the trait's where the bound holds.
@@ -51,6 +51,15 @@ facts! {
     exit_is_a_value_of_main: implements!(Exit: std::process::Termination);
     refused_is_an_error: implements!(Refused<fn()>: std::error::Error + Send + Sync);
     refused_of_a_handler_without_debug_is_debug: implements!(Refused<Box<dyn Fn()>>: Debug);
+    scope_error_is_an_error_as_the_works_is: implements!(ScopeError<Exit>: std::error::Error + Send + Sync + Clone)
+        && !implements!(ScopeError<&'static str>: std::error::Error)
+        && implements!(ScopeError<&'static str>: Send + Sync + Debug)
+        && !implements!(ScopeError<std::rc::Rc<u8>>: Send);
+    scope_failure_is_an_error_that_may_be_sent: implements!(ScopeFailure: std::error::Error + Send + Sync + 'static);
+    instrumented_may_be_sent_as_its_future_may: implements!(Instrumented<std::future::Ready<u8>>: Send + Sync + Unpin)
+        && !implements!(Instrumented<std::rc::Rc<u8>>: Send)
+        && !implements!(Instrumented<std::marker::PhantomPinned>: Unpin);
+    instrumented_is_no_larger_than_both: size_of::<Instrumented<usize>>() == 2 * size_of::<usize>();
     outcome_is_copy: implements!(Outcome: Copy + Eq);
     handler_id_is_a_plain_key: implements!(HandlerId: Copy + Ord + std::hash::Hash + Send + Sync + Debug);
     pending_handler_may_be_sent: implements!(PendingHandler: Send + Sync + Clone + 'static);
