@@ -116,8 +116,12 @@ pub enum HandlerErrorKind {
     Refused,
     /// The handler was still running after this time, and the drain went on without it: see [`shutdown`](crate::shutdown).
     TimedOut(Duration),
-    /// There was no time left for the handler. It was neither run nor dropped: see [`shutdown`](crate::shutdown).
+    /// The handler was not run: there was no time left, and it was not dropped either (see [`shutdown`](crate::shutdown)); or
+    /// it is async, and its stack was dropped without `close().await`.
     NotRun,
+    /// The handler is async, and its future was dropped before it finished: by `cancel_in_flight`, or because the stack was
+    /// dropped.
+    Cancelled,
     /// What drained was a transaction, before its work was done: it was rolled back, although its body returned `Ok`.
     ///
     /// Only [`Interpreter::scope`](crate::Interpreter::scope) returns this. The name is the transaction's, and the location is
@@ -281,7 +285,10 @@ impl Display for HandlerError {
             HandlerErrorKind::Panicked(message) => write!(f, "panicked: {message}"),
             HandlerErrorKind::Refused => write!(f, "was refused: the stack no longer accepts handlers"),
             HandlerErrorKind::TimedOut(after) => write!(f, "was given up: it was still running after {after:.1?}"),
-            HandlerErrorKind::NotRun => write!(f, "was not run: there was no time left"),
+            // Only what is in a tree is bounded, and no async stack is.
+            HandlerErrorKind::NotRun if path.is_some() => write!(f, "was not run: there was no time left"),
+            HandlerErrorKind::NotRun => write!(f, "was not run: the stack was dropped without `close().await`"),
+            HandlerErrorKind::Cancelled => write!(f, "was cancelled before it finished"),
             HandlerErrorKind::RolledBack => write!(f, "was rolled back: what is around it drained before it was done"),
         }
     }

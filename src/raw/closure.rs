@@ -15,7 +15,7 @@
 //! value, as Rust moves any value.
 //!
 //! **What a caller cannot do.** No pointer and no `unsafe fn` can be reached from outside. A task's lifetime and `Send`
-//! are kept in the type parameter: `Closure<dyn Bound + 'a>`, `Closure<dyn Bound + Send>`. The compiler derives the
+//! are kept in the type parameter: `Closure<dyn Bound + 'a>`, `Closure<dyn Bound + Send + 'a>`. The compiler derives the
 //! auto traits from it, and the only constructors require of the task what it says.
 
 use std::any::{Any, TypeId};
@@ -201,10 +201,10 @@ impl<'a> Closure<dyn Bound + 'a> {
     }
 }
 
-impl Closure<dyn Bound + Send> {
+impl<'a> Closure<dyn Bound + Send + 'a> {
     /// Stores a task that any thread may run.
     #[inline]
-    pub(crate) fn new_send<T: Task + Send + 'static>(task: Packed<T>) -> Self {
+    pub(crate) fn new_send<T: Task + Send + 'a>(task: Packed<T>) -> Self {
         Self::erase(task)
     }
 }
