@@ -47,6 +47,10 @@ impl HandlerOutcome {
         if let Some(exit) = downcast::<Exit>(&error) {
             return Self { site, failure: None, exit_code: Some(exit.0) };
         }
+        #[cfg(feature = "async")]
+        if error.is::<NotRun>() {
+            return Self { site, failure: Some(HandlerErrorKind::NotRun), exit_code: None };
+        }
         // What another stack's `close()` returned may be an exit request rather than a failure.
         let close = downcast::<CloseError>(&error);
         let exit_code = close.and_then(CloseError::exit_code);
@@ -63,6 +67,12 @@ impl HandlerOutcome {
         Self { site, failure, exit_code }
     }
 
+    /// Attributes the outcome to another place, for a future that was polled on behalf of the handler that returned it.
+    #[cfg(feature = "async")]
+    pub(crate) fn at(self, site: Site) -> Self {
+        Self { site, ..self }
+    }
+
     /// Returns what the drain gathers, and the failure itself, for the report.
     pub(crate) fn into_failures(self, path: Option<String>) -> (Failures, Option<HandlerError>) {
         let mut failures = self.exit_code.map_or_else(Failures::default, |code| Failures::exit(ExitRequest::now(code)));
@@ -73,6 +83,12 @@ impl HandlerOutcome {
         (failures, error)
     }
 }
+
+/// What an async handler returns to the drain if it was dropped instead of being run.
+#[cfg(feature = "async")]
+#[derive(Debug, thiserror::Error)]
+#[error("not run")]
+pub(crate) struct NotRun;
 
 /// Returns the error as an `E`, whether it is one or a box of one.
 fn downcast<E: std::error::Error + 'static>(error: &BoxError) -> Option<&E> {

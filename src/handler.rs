@@ -12,6 +12,14 @@ use crate::error::{Label, Outcome, Site};
 use crate::list::HandlerId;
 use crate::raw::{Bound, BoxError, Closure, Task};
 
+#[cfg(feature = "async")]
+mod async_handler;
+
+#[cfg(feature = "async")]
+pub use async_handler::IntoAsyncHandler;
+#[cfg(feature = "async")]
+pub(crate) use async_handler::sealed::AsyncTask;
+
 /// A closure or function without arguments that can be registered, or a [`Handler`] that wraps one.
 ///
 /// It is called once, and returns `()`, `Result<(), E>` or `!`. A closure captures its arguments, where Python's
@@ -327,6 +335,10 @@ pub(crate) struct Entry<B: ?Sized> {
 /// An entry of a local stack, which stays on one thread.
 pub(crate) type LocalEntry<'a> = Entry<dyn Bound + 'a>;
 
+/// An entry of an async stack, which may borrow and may be sent to another thread.
+#[cfg(feature = "async")]
+pub(crate) type SendEntry<'a> = Entry<dyn Bound + Send + 'a>;
+
 /// An entry of a shared stack.
 pub(crate) type SharedEntry = Entry<dyn Bound + Send>;
 
@@ -380,6 +392,11 @@ impl PendingHandler {
     /// Returns where the handler was registered.
     pub fn location(&self) -> &'static Location<'static> {
         self.site.location
+    }
+
+    #[cfg(feature = "async")]
+    pub(crate) fn site(&self) -> &Site {
+        &self.site
     }
 }
 

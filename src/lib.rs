@@ -131,6 +131,8 @@
 //!   its `defer` is `register`, `adopt` is `enter`, `move` is `pop_all`, `dispose` is `close`.
 //! - [exit-stack](https://docs.rs/exit-stack) is an unrelated crate, which pins values to the stack.
 
+#[cfg(feature = "async")]
+mod async_stack;
 mod chain;
 mod drain;
 mod error;
@@ -152,7 +154,11 @@ mod stack;
 mod sync;
 mod tree;
 
+#[cfg(feature = "async")]
+pub use async_stack::{AsyncExitStack, AsyncScope, scope_async};
 pub use error::{CloseError, Exit, HandlerError, HandlerErrorKind, Outcome, Refused, ScopeError, ScopeFailure};
+#[cfg(feature = "async")]
+pub use handler::IntoAsyncHandler;
 pub use handler::{Handler, HandlerResult, IntoHandler, NoKey, PendingHandler};
 pub use interpreter::{Instrumented, Interpreter, register, unregister, unregister_fn, unregister_key};
 pub use list::{HandlerId, HandlerList, Iter};

@@ -516,8 +516,9 @@ impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
     }
 }
 
+/// Adds the outcome of a handler of a value to `failures`, or reports it if that is `None`.
 #[cold]
-fn keep_or_report(outcome: HandlerOutcome, failures: Option<&mut Failures>) {
+pub(crate) fn keep_or_report(outcome: HandlerOutcome, failures: Option<&mut Failures>) {
     let (new, error) = outcome.into_failures(None);
     if let Some(failures) = failures {
         drop(failures.merge(new));

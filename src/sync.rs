@@ -120,7 +120,7 @@ impl<T> Lock<T> {
         }
     }
 
-    fn get_mut(&mut self) -> &mut T {
+    pub(crate) fn get_mut(&mut self) -> &mut T {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 }

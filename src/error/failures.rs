@@ -45,6 +45,16 @@ impl ExitRequest {
 }
 
 impl Failures {
+    #[cfg(feature = "async")]
+    pub(crate) const fn none() -> Self {
+        Self(None)
+    }
+
+    #[cfg(feature = "async")]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
     pub(crate) fn failure(error: HandlerError) -> Self {
         let mut errors = Chain::new();
         errors.push(Link::new(error));

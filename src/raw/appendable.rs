@@ -76,8 +76,8 @@ impl<'a> Appendable<'a> {
         exit: impl FnOnce(T, Outcome) -> R + 'a,
         location: &'static Location<'static>,
     ) -> &'s mut T {
-        let mut value = NonNull::from(Box::leak(Box::new(value)));
-        self.push(Entered { value, exit: Some(exit) }, location);
+        let (entered, mut value) = Entered::new(value, exit);
+        self.push(entered, location);
         // SAFETY: the pointer is to a live `T`, created just above; the list keeps it until `'s` has ended (see the
         // argument of this module), and nothing else has access to it.
         unsafe { value.as_mut() }
@@ -101,13 +101,19 @@ impl<'a> Appendable<'a> {
 /// A value that is lent out, and the function that gets it at the end.
 ///
 /// Invariant: `value` came from `Box::leak` and belongs to this `Entered` while `exit` is `Some`. Whether the pointer
-/// and the function are `Send` does not matter: an `Entered` never leaves the `ExitStack`, which is not.
-struct Entered<T, F> {
+/// and the function are `Send` does not matter in an `ExitStack`, which is not; `lending.rs` says why it is sound where it does.
+pub(super) struct Entered<T, F> {
     value: NonNull<T>,
     exit: Option<F>,
 }
 
 impl<T, F> Entered<T, F> {
+    /// Moves the value to the heap, and returns a pointer to it as well.
+    pub(super) fn new(value: T, exit: F) -> (Self, NonNull<T>) {
+        let value = NonNull::from(Box::leak(Box::new(value)));
+        (Self { value, exit: Some(exit) }, value)
+    }
+
     fn take(&mut self) -> Option<(Box<T>, F)> {
         let exit = self.exit.take()?;
         // SAFETY: the pointer came from `Box::leak` (the invariant); `exit` was `Some`, so this is the first and only

@@ -56,6 +56,11 @@ pub trait Task: Sized {
         None
     }
 
+    /// Returns its name, if it has one.
+    fn name(&self) -> Option<&Name> {
+        self.label()?.name.as_ref()
+    }
+
     /// Returns the place to register it at, if that is not where it is registered.
     #[inline]
     fn location(&self) -> Option<&'static Location<'static>> {

@@ -22,6 +22,8 @@
 
 mod appendable;
 mod closure;
+#[cfg(feature = "async")]
+mod lending;
 
 #[cfg_attr(unix, path = "fork.rs")]
 #[cfg_attr(not(unix), path = "no_fork.rs")]
@@ -53,6 +55,8 @@ pub(crate) use appendable::Appendable;
 pub use closure::Task;
 pub(crate) use closure::{Bound, BoxError, Closure, Packed};
 pub(crate) use fork::{epoch, peek};
+#[cfg(feature = "async")]
+pub(crate) use lending::Lending;
 #[cfg(all(unix, feature = "signals"))]
 pub(crate) use signals::{die_by, is_ignored, only_here};
 pub(crate) use status::{end_with, exit_inside_exit};

@@ -209,8 +209,7 @@ impl SharedExitStack {
                 if let Some(refused) = &mut self.lock().refused {
                     mem::swap(&mut refused.path, &mut copy);
                 }
-                let name = handler.label().and_then(|label| label.name.clone());
-                let site = Site { name, location };
+                let site = Site { name: handler.name().cloned(), location };
                 report(&HandlerError::new(path, site, HandlerErrorKind::Refused));
             }
             // It may never be dropped: the root reports the count then.
