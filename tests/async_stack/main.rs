@@ -1,0 +1,20 @@
+//! The promises of the stacks whose handlers may be async, a test each.
+#![allow(missing_docs, reason = "tests")]
+#![allow(unreachable_pub, reason = "what the tests share")]
+
+#[path = "../compat/async_stacks.rs"]
+mod async_stacks;
+mod cancelled;
+mod draining;
+mod dropped;
+mod lending;
+#[path = "../support/log.rs"]
+mod log;
+mod model;
+mod panics;
+mod runtimes;
+mod scope;
+mod support;
+mod wakers;
+
+type Log = log::Log<&'static str>;

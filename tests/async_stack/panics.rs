@@ -1,0 +1,108 @@
+//! Panics at every position: in the function, in each poll, in the drop of a future, of a capture and of an output.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use exitstack::{AsyncExitStack, Handler};
+
+use crate::Log;
+use crate::support::{Yields, failures, finished, quiet_panic};
+
+/// Panics when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        quiet_panic("drop");
+    }
+}
+
+/// A future that panics in its nth poll, or is ready in its third, and may panic again when it is dropped.
+struct Panics {
+    at: usize,
+    polls: usize,
+    _bomb: Option<Bomb>,
+}
+
+impl Future for Panics {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.polls += 1;
+        if self.polls == self.at {
+            quiet_panic("poll");
+        }
+        if self.polls == 3 {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// One of three handlers panics, at each position, in each way; the other two run.
+#[test]
+fn a_panic_at_any_position_stops_nothing() {
+    for position in 0..3 {
+        for at in 0..=4 {
+            for twice in [false, true] {
+                let log = Log::default();
+                let mut stack = AsyncExitStack::new();
+                for (n, name) in ["third", "second", "first"].into_iter().enumerate() {
+                    let log = &log;
+                    if n == position {
+                        let handler = move || {
+                            if at == 0 {
+                                quiet_panic("function");
+                            }
+                            Panics { at, polls: 0, _bomb: twice.then(|| Bomb) }
+                        };
+                        stack.register_async(Handler::new(handler).named(name));
+                    } else {
+                        stack.register_async(async move || {
+                            Yields(1).await;
+                            log.push(name);
+                        });
+                    }
+                }
+                let (result, _) = finished(stack.close());
+                let name = ["third", "second", "first"][position];
+                let expected = match at {
+                    0 => vec![format!("{name} panicked: function")],
+                    1..=3 => vec![format!("{name} panicked: poll")],
+                    _ if twice => vec![format!("{name} panicked: drop")],
+                    _ => vec![],
+                };
+                assert_eq!(failures(&result), expected, "position {position}, at {at}, twice {twice}");
+                drop(stack);
+                let rest: Vec<_> = ["first", "second", "third"].into_iter().filter(|n| *n != name).collect();
+                assert_eq!(log.take(), rest);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_drop_of_a_capture_and_of_a_payload_may_panic() {
+    let mut stack = AsyncExitStack::new();
+    stack.register_async(Handler::new(|| async { std::panic::resume_unwind(Box::new(Bomb)) }).named("payload"));
+    let bomb = Bomb;
+    stack.on_failure_async(Handler::new(async move || drop(bomb)).named("not for this outcome"));
+    let bomb = Bomb;
+    stack.register_async(Handler::new(async move || drop(bomb)).named("capture"));
+    let (result, _) = finished(stack.close());
+    let expected = [
+        "capture panicked: drop",
+        "not for this outcome panicked: drop",
+        "payload panicked: (non-string panic payload)",
+    ];
+    assert_eq!(failures(&result), expected);
+}
+
+#[test]
+fn exit_in_an_async_handler_is_a_request() {
+    let mut stack = AsyncExitStack::new();
+    stack.register_async(|| async { std::panic::resume_unwind(Box::new(exitstack::Exit(3))) });
+    let error = finished(stack.close()).0.unwrap_err();
+    assert_eq!((error.exit_code(), error.errors().len()), (Some(3), 0));
+}

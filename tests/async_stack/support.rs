@@ -1,0 +1,91 @@
+//! What the tests share: futures that are pending for a while, polls by hand, and what is reported.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::{Pin, pin};
+use std::sync::Once;
+use std::task::{Context, Poll, Waker};
+
+use exitstack::{AsyncExitStack, CloseError, HandlerError, Outcome};
+
+/// A future that is pending for this many polls, and asks to be polled again in each.
+pub struct Yields(pub usize);
+
+impl Future for Yields {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.0 == 0 {
+            return Poll::Ready(());
+        }
+        self.0 -= 1;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// A context whose waker does nothing.
+pub fn idle() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
+
+/// Polls a `close()` this many times, or until it is ready, and drops it.
+pub fn polled(stack: &mut AsyncExitStack<'_>, outcome: Outcome, polls: usize) -> Poll<Result<(), CloseError>> {
+    let mut close = pin!(stack.close_with(outcome));
+    for _ in 0..polls {
+        if let Poll::Ready(result) = close.as_mut().poll(&mut idle()) {
+            return Poll::Ready(result);
+        }
+    }
+    Poll::Pending
+}
+
+/// Polls until the future is ready, and returns the number of polls as well.
+pub fn finished<F: Future>(future: F) -> (F::Output, usize) {
+    let mut future = pin!(future);
+    for polls in 1.. {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut idle()) {
+            return (output, polls);
+        }
+    }
+    unreachable!("polled without end")
+}
+
+thread_local!(static REPORTED: RefCell<Vec<HandlerError>> = const { RefCell::new(Vec::new()) });
+
+/// Returns what `action` reports on this thread.
+pub fn reported(action: impl FnOnce()) -> Vec<HandlerError> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        exitstack::report::set_hook(Box::new(|error| REPORTED.with_borrow_mut(|all| all.push(error.clone()))));
+    });
+    REPORTED.take();
+    action();
+    REPORTED.take()
+}
+
+/// The text of each failure from the handler's name on.
+pub fn texts<'e>(errors: impl IntoIterator<Item = &'e HandlerError>) -> Vec<String> {
+    let text = |error: &HandlerError| {
+        let full = format!("{error:#}");
+        let (_, after) = full.split_once(error.location().to_string().as_str()).expect("the location is in it");
+        format!("{}{after}", error.name().unwrap_or("?"))
+    };
+    errors.into_iter().map(text).collect()
+}
+
+/// The texts of what `close()` returned.
+pub fn failures(result: &Result<(), CloseError>) -> Vec<String> {
+    texts(result.as_ref().err().into_iter().flatten())
+}
+
+/// A panic without the panic hook's noise.
+pub fn quiet_panic(message: &'static str) -> ! {
+    resume_unwind(Box::new(message))
+}
+
+/// The message of the panic that `action` must end with.
+pub fn panic_of<R>(action: impl FnOnce() -> R) -> &'static str {
+    let Err(payload) = catch_unwind(AssertUnwindSafe(action)) else { panic!("no panic") };
+    *payload.downcast().expect("a panic with a text")
+}

@@ -1,0 +1,185 @@
+//! What CPython's `contextlib.AsyncExitStack` and JavaScript's `AsyncDisposableStack` do, and what is done here: the same, or
+//! another thing on purpose. The rows are those of `test_contextlib_async.py` (3.13) and of test262's
+//! `built-ins/AsyncDisposableStack`.
+//!
+//! `TestAsyncExitStack` also runs every row of `TestBaseExitStack`, which `cpython.rs` has for `ExitStack`. These rows ask for
+//! what has no counterpart here:
+//!
+//! - `test_async_push`, `test_enter_async_context_errors`, `test_instance_bypass_async`, and in test262 all of `use`: what an
+//!   object's `__aexit__` or `Symbol.asyncDispose` is, and what happens where it is missing. A handler is a function.
+//! - `test_async_callback`, so far as it is about arguments: a closure captures them.
+//! - In test262 `not-a-constructor`, `length`, `name`, `prop-desc`, `proto`, `is-a-constructor`, `constructor`, and what each method
+//!   does for a `this` of another type.
+//! - In test262 `*-on-disposed-stack`, `throws-if-disposed` and `disposed`: a closed stack is an empty one, and takes handlers.
+
+use exitstack::{AsyncExitStack, AsyncScope, Handler, Outcome, scope_async};
+use pollster::block_on;
+
+use crate::Log;
+use crate::support::{Yields, failures, finished, polled, reported, texts};
+
+// ---- contextlib.AsyncExitStack --------------------------------------------------------------------------------------
+
+/// `test_async_callback`: callbacks run newest first, at the end of the block.
+#[test]
+fn callbacks_run_at_the_end_of_the_block_newest_first() {
+    let log = Log::default();
+    block_on(scope_async(|stack| {
+        let log = log.clone();
+        async move {
+            for name in ["c", "b", "a"] {
+                let log = log.clone();
+                stack.register_async(async move || log.push(name));
+            }
+            log.push("block");
+            Ok::<_, exitstack::CloseError>(())
+        }
+    }))
+    .unwrap();
+    assert_eq!(log.take(), ["block", "a", "b", "c"]);
+}
+
+/// `test_enter_async_context`: enter, body, exit, earlier callback.
+#[test]
+fn what_is_entered_is_left_before_what_was_there() {
+    let log = Log::default();
+    let mut stack = AsyncExitStack::new();
+    stack.register_async(async || log.push("4"));
+    log.push("1");
+    let value = stack.enter_async("2", async |_| log.push("3"));
+    log.push(*value);
+    block_on(stack.close()).unwrap();
+    drop(stack);
+    assert_eq!(log.take(), ["1", "2", "3", "4"]);
+}
+
+/// `test_async_exit_exception_chaining`: three callbacks fail below one that suppresses what came before. Nothing is
+/// suppressed here, and all of them are kept, in order; the error of the body is the result.
+#[test]
+fn failures_are_a_list_and_none_is_suppressed() {
+    let mut result = Ok(());
+    let reports = reported(|| {
+        result = block_on(scope_async(async |stack: AsyncScope<'_>| {
+            for name in ["IndexError", "KeyError", "AttributeError", "ValueError"] {
+                stack.register_async(Handler::new(async || Err("raised")).named(name));
+            }
+            Err::<(), Box<dyn std::error::Error + Send + Sync>>("ZeroDivisionError".into())
+        }));
+    });
+    assert_eq!(result.unwrap_err().to_string(), "ZeroDivisionError");
+    let expected =
+        ["ValueError", "AttributeError", "KeyError", "IndexError"].map(|name| format!("{name} failed: raised"));
+    assert_eq!(texts(&reports), expected);
+}
+
+/// Where the task of an `aclose()` is cancelled, Python cancels the callback in flight and runs the others. Here it stays.
+#[test]
+fn a_close_that_is_cancelled_cancels_no_handler() {
+    let log = Log::default();
+    let mut stack = AsyncExitStack::new();
+    stack.register_async(async || log.push("below"));
+    stack.register_async(async || {
+        Yields(1).await;
+        log.push("in flight");
+    });
+    assert!(polled(&mut stack, Outcome::Success, 1).is_pending());
+    assert!(log.take().is_empty());
+    block_on(stack.close()).unwrap();
+    drop(stack);
+    assert_eq!(log.take(), ["in flight", "below"]);
+}
+
+/// `test_close` and `test_pop_all` of the base suite, awaited.
+#[test]
+fn aclose_and_pop_all_are_awaited_where_the_handlers_are() {
+    let log = Log::default();
+    let mut stack = AsyncExitStack::new();
+    stack.register_async(async || log.push("moved"));
+    let mut moved = stack.pop_all();
+    block_on(stack.close()).unwrap();
+    assert!(log.take().is_empty());
+    block_on(moved.close()).unwrap();
+    drop((stack, moved));
+    assert_eq!(log.take(), ["moved"]);
+}
+
+// ---- AsyncDisposableStack -------------------------------------------------------------------------------------------
+
+/// `disposeAsync/disposes-resources-in-reverse-order`, `defer/puts-onDisposeAsync-on-top-of-stack`,
+/// `adopt/puts-value-onDisposeAsync-on-top-of-stack`: what is deferred and what is adopted are in one order.
+#[test]
+fn what_is_deferred_and_what_is_adopted_are_disposed_of_in_reverse_order() {
+    let log = Log::default();
+    let mut stack = AsyncExitStack::new();
+    stack.register_async(async || log.push("defer, async"));
+    stack.enter_async("adopt, async", async |value| log.push(value));
+    stack.enter("adopt", |value| log.push(value));
+    stack.register(|| log.push("defer"));
+    block_on(stack.close()).unwrap();
+    drop(stack);
+    assert_eq!(log.take(), ["defer", "adopt", "adopt, async", "defer, async"]);
+}
+
+/// `adopt/allows-any-value`: also one that is nothing.
+#[test]
+fn any_value_can_be_adopted() {
+    let mut stack = AsyncExitStack::new();
+    stack.enter_async((), async |()| ());
+    stack.enter_async(None::<String>, async |none| assert!(none.is_none()));
+    block_on(stack.close()).unwrap();
+}
+
+/// `disposeAsync/does-not-reinvoke-disposers-if-already-disposed`, `does-not-reject-if-already-disposed`,
+/// `resolves-to-undefined`.
+#[test]
+fn a_second_disposal_runs_nothing_and_succeeds() {
+    let log = Log::default();
+    let mut stack = AsyncExitStack::new();
+    stack.register_async(async || {
+        log.push("once");
+        Err("fails")
+    });
+    assert!(block_on(stack.close()).is_err());
+    block_on(stack.close()).unwrap();
+    drop(stack);
+    assert_eq!(log.take(), ["once"]);
+}
+
+/// `disposeAsync/rejects-with-suppressederror-if-multiple-errors-during-disposal`: the last is outermost and the first
+/// innermost there; here they are a list.
+#[test]
+fn three_errors_are_three_errors() {
+    let mut stack = AsyncExitStack::new();
+    stack.register(Handler::new(|| Err("thrown")).named("error1"));
+    stack.register_async(Handler::new(async || Err("thrown")).named("error2"));
+    stack.register(Handler::new(|| Err("thrown")).named("error3"));
+    let result = block_on(stack.close());
+    assert_eq!(failures(&result), ["error3 failed: thrown", "error2 failed: thrown", "error1 failed: thrown"]);
+    assert_eq!(result.unwrap_err().last().unwrap().name(), Some("error1"));
+}
+
+/// `move/returns-new-asyncdisposablestack-that-contains-moved-resources`, `async-disposable-stack-move-not-same-objects`. The
+/// old stack is disposed of there; here it is empty, and takes handlers.
+#[test]
+fn a_move_takes_the_resources_along() {
+    let log = Log::default();
+    let mut old = AsyncExitStack::new();
+    old.register_async(async || log.push("1"));
+    old.register(|| log.push("2"));
+    let mut new = old.pop_all();
+    assert!(log.take().is_empty() && old.is_empty());
+    old.register(|| log.push("the old one"));
+    block_on(new.close()).unwrap();
+    assert_eq!(log.take(), ["2", "1"]);
+    block_on(old.close()).unwrap();
+    assert_eq!(log.take(), ["the old one"]);
+}
+
+/// `disposeAsync/returns-promise`: of a stack without async handlers, too. JavaScript waits for a turn of the event loop; here
+/// what is ready does not.
+#[test]
+fn a_disposal_without_async_handlers_is_ready_at_once() {
+    let mut stack = AsyncExitStack::new();
+    stack.register(|| ());
+    assert_eq!(finished(stack.close()).1, 1);
+}
