@@ -1,4 +1,101 @@
-//! For programs on an async runtime. Handlers are not async: where the cleanup is, a handler keeps the runtime and blocks
+//! For programs on an async runtime whose cleanup is async too: a stack of async handlers, closed with `.await`; and, for the
+//! end of the process, handlers that block on the runtime.
+//!
+//! # A stack that is closed with `.await`
+//!
+//! **Async handlers run only in `close().await`.** If the stack is dropped without it, they are reported and dropped, because a
+//! drop cannot wait. [`AsyncExitStack`] is available with the feature `async`, on any runtime:
+//!
+//! ```toml
+//! [dependencies]
+//! exitstack = { version = "0.1", features = ["async"] }
+//! ```
+//!
+//! A service closes in reverse what it has opened: the queue is drained into the database, then the pool of connections is
+//! closed, then the log is flushed. The stack has no timer of its own. Put the runtime's around `close()`, which loses nothing
+//! when it is dropped: `in_flight()` says which handler is stuck, and the next `close()` goes on where the last one was.
+//!
+#![cfg_attr(feature = "async", doc = "```")]
+#![cfg_attr(not(feature = "async"), doc = "```ignore")]
+//! use std::io;
+//! use std::time::Duration;
+//!
+//! use exitstack::{AsyncExitStack, CloseError, Handler};
+//! use tokio::time::timeout;
+//! # use std::sync::Mutex;
+//! # static SEEN: Mutex<Vec<&str>> = Mutex::new(Vec::new());
+//! # fn saw(what: &'static str) { SEEN.lock().unwrap().push(what) }
+//! #
+//! # struct Log;
+//! # impl Log {
+//! #     async fn open() -> io::Result<Self> { Ok(Self) }
+//! #     async fn flush(self) -> io::Result<()> { saw("log"); Ok(()) }
+//! # }
+//! # #[derive(Clone)]
+//! # struct Pool;
+//! # impl Pool {
+//! #     async fn connect() -> io::Result<Self> { Ok(Self) }
+//! #     async fn close(self) { tokio::time::sleep(Duration::from_secs(60)).await }
+//! # }
+//! # struct Queue;
+//! # impl Queue {
+//! #     fn of(_: Pool) -> Self { Self }
+//! #     async fn drain(self) -> io::Result<()> { saw("queue"); Ok(()) }
+//! # }
+//! # async fn serve(_: &Pool) -> io::Result<()> { Ok(()) }
+//!
+//! async fn run(stack: &AsyncExitStack<'_>) -> io::Result<()> {
+//!     let log = Log::open().await?;
+//!     stack.register_async(Handler::new(async || log.flush().await).named("flush log"));
+//!
+//!     let pool = Pool::connect().await?;
+//!     let closing = pool.clone();
+//!     stack.register_async(Handler::new(async || closing.close().await).named("close pool"));
+//!
+//!     let queue = Queue::of(pool.clone());
+//!     stack.register_async(Handler::new(async || queue.drain().await).named("drain queue"));
+//!
+//!     serve(&pool).await
+//! }
+//!
+//! /// Gives each handler that is stuck this long, and goes on with the rest.
+//! async fn close_within(limit: Duration, stack: &mut AsyncExitStack<'_>) -> Result<(), CloseError> {
+//!     loop {
+//!         if let Ok(closed) = timeout(limit, stack.close()).await {
+//!             return closed; // with the handlers that were cancelled among the failures
+//!         }
+//!         if let Some(stuck) = stack.in_flight() {
+//!             eprintln!("gave up on {}, registered at {}", stuck.name().unwrap_or("a handler"), stuck.location());
+//! #           assert_eq!(stuck.name(), Some("close pool"));
+//!             stack.cancel_in_flight();
+//!         }
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() {
+//! # let failed = program().await.unwrap_err();
+//! # assert!(failed.to_string().ends_with("was cancelled before it finished"));
+//! # assert_eq!(*SEEN.lock().unwrap(), ["queue", "log"]);
+//! # }
+//! # async fn program() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut stack = AsyncExitStack::new();
+//! let served = run(&stack).await; // no `?` yet: the stack has to be closed first
+//! close_within(Duration::from_secs(10), &mut stack).await?;
+//! served?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The limit is for each handler that is stuck. For one limit for all of them, compute a deadline before the loop and use the
+//! runtime's `timeout_at`. A timeout ends a future that is pending, not one that blocks its thread.
+//!
+//! Where the outcome decides between commit and rollback, [`scope_async`] closes the stack with that of its body. **It cannot do
+//! so if its future is dropped**, so put the timeout inside the body, not around the scope.
+//!
+//! # Handlers of the process that block on the runtime
+//!
+//! The process stack drains when the process ends, where nothing can be awaited. A handler there keeps the runtime and blocks
 //! on it.
 //!
 //! ```
@@ -129,3 +226,14 @@
 //! - An [`ExitStack`](crate::ExitStack) is not `Send`: a future that keeps one across an `.await` cannot be spawned on a
 //!   runtime of several threads. Close it before, or use a [`SharedExitStack`](crate::SharedExitStack).
 //! - Without `run`, the handlers of a `main` that returns run after its thread-locals are gone, which tokio needs.
+//!
+#![cfg_attr(feature = "async", doc = "[`AsyncExitStack`]: crate::AsyncExitStack")]
+#![cfg_attr(feature = "async", doc = "[`scope_async`]: crate::scope_async")]
+#![cfg_attr(
+    not(feature = "async"),
+    doc = "[`AsyncExitStack`]: https://docs.rs/exitstack/latest/exitstack/struct.AsyncExitStack.html"
+)]
+#![cfg_attr(
+    not(feature = "async"),
+    doc = "[`scope_async`]: https://docs.rs/exitstack/latest/exitstack/fn.scope_async.html"
+)]

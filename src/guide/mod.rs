@@ -11,7 +11,7 @@
 //! | an exit status that tells whether the cleanup failed | [`exit_status`] |
 //! | tests that do not leave handlers to one another | [`tests`] |
 //! | threads, rayon and spawned tasks that register where their caller does | [`threads`] |
-//! | async programs: handlers that block, run slowly, or belong to a task | [`async_programs`] |
+//! | async cleanup, with a limit in time; handlers that block on a runtime, run slowly, or belong to a task | [`async_programs`] |
 //! | a library that is called from C | [`c_callers`] |
 //! | a host that loads and unloads shared libraries | [`plugins`] |
 //! | a daemon that takes over what its parent registered | [`daemons`] |
