@@ -45,7 +45,8 @@
 //! - **A function**: [`ExitStack`] is a value, and its handlers may borrow. [`enter`](ExitStack::enter) lends out a
 //!   resource that the stack disposes of. Steps can be undone unless the work succeeds, which means that
 //!   [`close()`](ExitStack::close) is reached or that the body of a [`scope`] returns `Ok`. [`try_scope`] takes any error
-//!   type, and returns both errors if the work and its cleanup fail.
+//!   type, and returns both errors if the work and its cleanup fail. With the feature `async`, [`AsyncExitStack`] and
+//!   [`scope_async`] are the same for async functions, whose handlers may be async too.
 //! - **Several threads**: [`SharedExitStack`] is the same behind `&self`, for handlers that are `Send + 'static`. It
 //!   can be a `static`.
 //! - **An interpreter, a plugin, a subsystem, a test**: [`Interpreter`] is a named shared stack, nested in its parent
@@ -117,7 +118,8 @@
 //!
 //! # Features and Rust version
 //!
-//! The only feature, `loom`, is for the crate's own tests. The minimum supported Rust version is 1.85.
+//! No feature is on by default. `async` adds [`AsyncExitStack`] and [`scope_async`], for handlers that are awaited, on any runtime
+//! and without a further dependency. `loom` is for the crate's own tests. The minimum supported Rust version is 1.85.
 //!
 //! # Neighbours
 //!
@@ -128,8 +130,18 @@
 //!   Where this crate differs on purpose, the item says so.
 //! - JavaScript's
 //!   [`DisposableStack`](https://developer.mozilla.org/docs/Web/JavaScript/Reference/Global_Objects/DisposableStack):
-//!   its `defer` is `register`, `adopt` is `enter`, `move` is `pop_all`, `dispose` is `close`.
+//!   its `defer` is `register`, `adopt` is `enter`, `move` is `pop_all`, `dispose` is `close`. [`AsyncExitStack`] says how it
+//!   differs from Python's `AsyncExitStack` and JavaScript's `AsyncDisposableStack`.
 //! - [exit-stack](https://docs.rs/exit-stack) is an unrelated crate, which pins values to the stack.
+//!
+#![cfg_attr(
+    not(feature = "async"),
+    doc = "[`AsyncExitStack`]: https://docs.rs/exitstack/latest/exitstack/struct.AsyncExitStack.html"
+)]
+#![cfg_attr(
+    not(feature = "async"),
+    doc = "[`scope_async`]: https://docs.rs/exitstack/latest/exitstack/fn.scope_async.html"
+)]
 
 #[cfg(feature = "async")]
 mod async_stack;

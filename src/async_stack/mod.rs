@@ -27,6 +27,8 @@ use teardown::{Failing, Teardown};
 
 /// A stack of handlers, some of them async, that run when it is closed, the last registered first.
 ///
+/// Available with the feature `async`.
+///
 /// **An async handler runs only in [`close().await`](Self::close).** When a stack is dropped without it, there is nothing that
 /// could wait: its other handlers run, and each async one is dropped and reported to the [report hook](crate::report) as
 /// [not run](crate::HandlerErrorKind::NotRun).

@@ -18,6 +18,8 @@ use crate::raw::Task;
 
 /// Runs an async `body` with a new stack, then drains the stack with the outcome of the body.
 ///
+/// Available with the feature `async`.
+///
 /// This is Python's `async with AsyncExitStack() as stack:`, and [`scope`](crate::scope) for async handlers. The outcome is
 /// success if the body returns `Ok`, and failure if it returns `Err` or panics. The stack is closed, and its async handlers are
 /// awaited, in all three cases.
@@ -125,6 +127,8 @@ impl Drop for ScopeStack<'_> {
 }
 
 /// A handle to the stack of a [`scope_async`], which registers handlers.
+///
+/// Available with the feature `async`.
 ///
 /// Clones are handles to the same stack. **A handle that is kept until the scope has ended refuses handlers**:
 /// [`register`](Self::register) and the like report that and drop the handler without running it,

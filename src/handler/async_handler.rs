@@ -8,6 +8,8 @@ use crate::error::Label;
 
 /// A closure or function without arguments that returns a future, or a [`Handler`] that wraps one.
 ///
+/// Available with the feature `async`.
+///
 /// It is called when its turn comes, and the future that it returns is polled until it is ready. The future returns `()`,
 /// `Result<(), E>` or `!`, like any [handler](HandlerResult). Both the function and the future must be `Send`, so that the
 /// stack can be closed in a spawned task; so must the key of a `Handler`, which must be `Sync` as well.
