@@ -15,6 +15,7 @@ mod panics;
 mod runtimes;
 mod scope;
 mod support;
+mod ui;
 mod wakers;
 
 type Log = log::Log<&'static str>;

@@ -1,0 +1,4 @@
+fn main() {
+    let stack = exitstack::AsyncExitStack::new();
+    stack.register_async(async { println!("bye") });
+}

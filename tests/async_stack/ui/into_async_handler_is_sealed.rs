@@ -1,0 +1,5 @@
+struct Mine;
+
+impl exitstack::IntoAsyncHandler for Mine {}
+
+fn main() {}
