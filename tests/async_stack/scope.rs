@@ -2,7 +2,8 @@
 
 use std::error::Error;
 use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
 
 use exitstack::{AsyncScope, CloseError, Exit, Handler, HandlerErrorKind, scope_async};
 use pollster::block_on;
@@ -231,6 +232,43 @@ fn refusals_are_reported_once_and_counted() {
     let last = reported(|| drop(handle));
     assert_eq!(last.len(), 1);
     assert!(last[0].to_string().starts_with("5 more exit handlers were refused after the one registered at "));
+}
+
+/// Threads register while the scope ends: each handler runs or is refused, and none is lost in between.
+#[test]
+fn what_races_with_the_end_runs_or_is_refused() {
+    for _ in 0..200 {
+        let (ran, refused) = (Arc::new(AtomicUsize::new(0)), AtomicUsize::new(0));
+        let kept = Mutex::new(Vec::new());
+        let start = Barrier::new(3);
+        let mut scope = pin!(scope_async(|stack| {
+            stack.register_async(|| Yields(1));
+            *kept.lock().unwrap() = vec![stack.clone(), stack];
+            async { Ok::<_, CloseError>(()) }
+        }));
+        assert!(scope.as_mut().poll(&mut idle()).is_pending());
+        std::thread::scope(|threads| {
+            for handle in kept.lock().unwrap().drain(..) {
+                let (ran, refused, start) = (&ran, &refused, &start);
+                threads.spawn(move || {
+                    start.wait();
+                    for n in 0..20 {
+                        let ran = Arc::clone(ran);
+                        let count = move || _ = ran.fetch_add(1, Ordering::Relaxed);
+                        let taken = if n % 2 == 0 {
+                            handle.try_register(count).is_ok()
+                        } else {
+                            handle.try_register_async(async move || count()).is_ok()
+                        };
+                        refused.fetch_add(usize::from(!taken), Ordering::Relaxed);
+                    }
+                });
+            }
+            start.wait();
+            assert!(scope.as_mut().poll(&mut idle()).is_ready());
+        });
+        assert_eq!(ran.load(Ordering::Relaxed) + refused.into_inner(), 40);
+    }
 }
 
 /// A handler that holds a handle, which holds the handler.
