@@ -173,7 +173,6 @@ struct Facts {
 
 /// The name of a handler; cloning it does not allocate.
 #[derive(Clone, Debug)]
-#[expect(unreachable_pub, reason = "a sealed supertrait names it")]
 pub enum Name {
     Static(&'static str),
     Shared(Arc<str>),
