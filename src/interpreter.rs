@@ -143,7 +143,8 @@ impl Interpreter {
     /// | panics | all for failure | the panic propagates; failures of handlers go to the report hook |
     /// | exits the process | all for failure, at their place among those of the process | |
     ///
-    /// So either all `on_success` handlers run, or all `on_failure` handlers, whatever threads exit at the same time.
+    /// So either all `on_success` handlers run, or all `on_failure` handlers, whatever threads exit at the same time. (A body
+    /// that closes the transaction's own stack decides about what was registered so far, and begins anew.)
     ///
     /// **Register the handler that undoes a step before the step**: if another thread exits between the two, what is
     /// registered too late is [refused](SharedExitStack::register), and the step stays. **The handler must leave alone what
@@ -151,6 +152,7 @@ impl Interpreter {
     /// would remove a directory that was there. See [`guide::rollback`](crate::guide::rollback).
     ///
     /// In a transaction nested in another one, `Ok` commits at once: a later failure of the outer one does not undo it.
+    /// **In a [detached](Self::detached) interpreter the end of the process rolls nothing back.**
     ///
     /// # Errors
     ///

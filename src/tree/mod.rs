@@ -250,6 +250,7 @@ impl SharedExitStack {
         fresh.handlers = HandlerList::after_fork();
         if matches!(self.place, Place::Nested(_)) && self.closed_in.load(Ordering::Acquire) != 0 {
             fresh.lifecycle = Lifecycle::Closed;
+            fresh.outcome = Outcome::Failure; // nothing that this process does can still succeed
         }
         fresh
     }

@@ -284,7 +284,6 @@ impl SharedExitStack {
             let (failures, merged) = (Failures::default(), Failures::default());
             let (reports, waiters) = (purpose.reports(), Waiters::default());
             // What has closed it as failed has failed, though a handler that it skipped is still to be waited for.
-            // What has closed it as failed has failed, though a handler that it skipped is still to be waited for.
             if !matches!(state.lifecycle, Lifecycle::Closed) {
                 state.outcome = outcome;
             }
