@@ -84,6 +84,11 @@ pub fn quiet_panic(message: &'static str) -> ! {
     resume_unwind(Box::new(message))
 }
 
+/// A panic in a drop, whose payload is leaked where it is the second one; so it carries nothing.
+pub fn panic_with_nothing() -> ! {
+    resume_unwind(Box::new(()))
+}
+
 /// The message of the panic that `action` must end with.
 pub fn panic_of<R>(action: impl FnOnce() -> R) -> &'static str {
     let Err(payload) = catch_unwind(AssertUnwindSafe(action)) else { panic!("no panic") };
