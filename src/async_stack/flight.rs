@@ -45,8 +45,7 @@ impl<'a> Slot<'a> {
         handler: impl FnOnce() -> F,
     ) -> Result<(), BoxError> {
         if self.abandoned.load(Ordering::Relaxed) {
-            drop(handler);
-            return Err(Box::new(NotRun));
+            return Err(Box::new(NotRun)); // and drop the handler, at its turn
         }
         self.put(Box::pin(Attempt { future: handler() }));
         Ok(())
