@@ -64,7 +64,7 @@ pub trait IntoHandler: Task {}
     message = "an exit handler cannot return `{Self}`",
     label = "a handler returns `()` or `Result<(), E>`",
     note = "to ignore a value, end the handler with `;`, or the `Result` with `.map(drop)`",
-    note = "a handler is not async: it has to block on a future, as in `|| runtime.block_on(close())`"
+    note = "a handler blocks on a future, as in `|| runtime.block_on(close())`; async ones are for `AsyncExitStack::register_async`"
 )]
 pub trait HandlerResult: sealed::HandlerResult {}
 

@@ -37,10 +37,10 @@ use crate::error::Label;
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an async exit handler",
-    label = "not an async exit handler",
-    note = "an async handler is a closure or function without arguments that returns a future, such as `async move || {{ }}` or \
-            `|| async {{ }}`; the closure and the future must be `Send`, and the future returns `()` or `Result<(), E>`, where `E` \
-            converts into `Box<dyn Error + Send + Sync>`"
+    label = "not a closure or function without arguments that returns a future",
+    note = "an async handler is a closure or function that returns a future, such as `async move || {{ }}` or `|| async {{ }}`; \
+            an `async` block needs `||` in front of it",
+    note = "the closure and the future must be `Send`, and the future must return `()` or `Result<(), E>`"
 )]
 pub trait IntoAsyncHandler: sealed::AsyncTask {}
 
