@@ -209,3 +209,18 @@ fn a_stack_and_its_futures_cross_threads() {
     crosses(&stack.close_with(Outcome::Failure));
     block_on(stack.close()).unwrap();
 }
+
+#[test]
+fn room_that_was_reserved_is_there() {
+    let mut stack = AsyncExitStack::new();
+    stack.reserve(100);
+    let asked = allocation_counter::measure(|| {
+        for _ in 0..100 {
+            stack.register(|| ());
+        }
+        finished(stack.close()).0.unwrap();
+    });
+    assert_eq!(asked.count_total, 0);
+    let asked = allocation_counter::measure(|| (0..5).for_each(|_| _ = stack.register(|| ())));
+    assert_eq!(asked.count_total, 1, "the first four are stored in the stack");
+}
