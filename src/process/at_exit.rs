@@ -138,7 +138,7 @@ fn drain_to_exit(purpose: Purpose, outcome: Outcome) -> Option<i32> {
         watching.end(&result);
     }
     end::decide(request_of(result));
-    if shutdown::gave_up() {
+    if shutdown::end_gave_up() {
         end_now()
     }
     end::decided()
@@ -157,7 +157,7 @@ pub(super) fn drain_after_run(outcome: Outcome) -> Option<ExitRequest> {
         watching.end(&result);
     }
     let request = request_of(result);
-    if shutdown::gave_up() {
+    if shutdown::end_gave_up() {
         end::decide(request);
         end_now()
     }
@@ -181,7 +181,8 @@ pub(super) fn end_now() -> ! {
     if !is_in_exit() {
         flush_stdout(); // std has done so otherwise, and no thread can be started
     }
-    raw::end_now(end::decided().unwrap_or_else(shutdown::status))
+    // `exit` was given the status of a process whose handlers have all ended.
+    raw::end_now(end::decided_by_handlers().unwrap_or_else(shutdown::status))
 }
 
 /// Drains the process stack and ends the process, with this status if no handler asks for another.

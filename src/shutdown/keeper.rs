@@ -156,7 +156,7 @@ impl Job {
             if let Some(force) = self.force {
                 force();
             }
-            return self.watch.end();
+            return self.watch.abandon();
         };
         let job = self.clone();
         thread.run(move || {
