@@ -25,7 +25,7 @@ use crate::handler::IntoHandler;
 use crate::list::HandlerId;
 use crate::process::process_stack;
 use crate::shutdown::{self, Closed, Limits};
-use crate::tree::{Node, Parent, Purpose, SharedExitStack, current, enter};
+use crate::tree::{Late, Node, Parent, Purpose, SharedExitStack, current, enter};
 
 /// A named [`SharedExitStack`] that is nested in its parent and isolated from others.
 ///
@@ -203,11 +203,16 @@ impl Interpreter {
         });
         let value = transaction.enter(|| body(&transaction))?;
         ScopeGuard::into_inner(unless_done);
-        let result = transaction.finalize();
-        match transaction.0.stack.outcome() {
-            Outcome::Success => result?,
+        // A thread that was given up does not finalize it: what is around it does, as failed.
+        let (result, is_done) = match transaction.0.stack.drain_watched(Purpose::Finalize, Outcome::Success) {
+            Ok(result) => (result, transaction.0.stack.outcome() == Outcome::Success),
+            Err(Late) => (Ok(()), false),
+        };
+        if is_done {
+            result?;
+        } else {
             // Another drain was faster than this one.
-            Outcome::Failure => merged(result, Err(transaction.error(location, HandlerErrorKind::RolledBack)))?,
+            merged(result, Err(transaction.error(location, HandlerErrorKind::RolledBack)))?;
         }
         Ok(value)
     }

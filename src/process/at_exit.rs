@@ -172,7 +172,7 @@ fn drain_to_exit(purpose: Purpose, outcome: Outcome) -> Option<i32> {
         watching.end(&result);
     }
     end::decide(request_of(result));
-    if shutdown::gave_up() {
+    if shutdown::end_gave_up() {
         end_now()
     }
     end::decided()
@@ -191,7 +191,7 @@ pub(super) fn drain_after_run(outcome: Outcome) -> Option<ExitRequest> {
         watching.end(&result);
     }
     let request = request_of(result);
-    if shutdown::gave_up() {
+    if shutdown::end_gave_up() {
         end::decide(request);
         end_now()
     }
@@ -215,7 +215,8 @@ pub(super) fn end_now() -> ! {
     if !is_in_exit() {
         flush_stdout(); // std has done so otherwise, and no thread can be started
     }
-    if let Some(status) = end::decided() {
+    // `exit` was given the status of a process whose handlers have all ended.
+    if let Some(status) = end::decided_by_handlers() {
         raw::end_now(status);
     }
     end::signal().into_iter().for_each(die_by);

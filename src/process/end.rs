@@ -15,8 +15,10 @@ pub(crate) struct End {
     signal: Option<i32>,
     /// When it began.
     began: Option<Instant>,
-    /// The exit status that was asked for last, by a handler or by `exit`.
+    /// The exit status that a handler asked for last.
     request: Option<ExitRequest>,
+    /// The exit status that `exit` was given last.
+    given: Option<ExitRequest>,
     /// The thread that ends the process, once the last drain is over. The others must not disturb it.
     leaver: Option<ThreadKey>,
     /// Interpreters that have refused more than one handler.
@@ -26,17 +28,37 @@ pub(crate) struct End {
 }
 
 global! {
-    static END: PerProcess<End> = PerProcess::new(End { signal: None, began: None, request: None, leaver: None, refusing: Chain::new(), prune_at: 0 });
+    static END: PerProcess<End> = PerProcess::new(End {
+        signal: None,
+        began: None,
+        request: None,
+        given: None,
+        leaver: None,
+        refusing: Chain::new(),
+        prune_at: 0,
+    });
 }
 
-/// Keeps the exit status that was asked for last.
+/// Keeps the exit status that a handler asked for last.
 pub(super) fn decide(request: Option<ExitRequest>) {
     let mut end = END.lock();
     end.request = end.request.max(request);
 }
 
-/// The exit status that was asked for last.
+/// Keeps the exit status that `exit` was given.
+pub(super) fn give(request: ExitRequest) {
+    let mut end = END.lock();
+    end.given = end.given.max(Some(request));
+}
+
+/// The exit status that was asked for last, by a handler or by `exit`.
 pub(super) fn decided() -> Option<i32> {
+    let end = END.lock();
+    end.request.max(end.given).map(|request| request.code)
+}
+
+/// The exit status that a handler asked for last.
+pub(super) fn decided_by_handlers() -> Option<i32> {
     END.lock().request.map(|request| request.code)
 }
 

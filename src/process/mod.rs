@@ -121,7 +121,7 @@ pub fn exit(code: i32) -> ! {
         PROCESS.request_exit(request);
         leave_handler(code);
     } else {
-        end::decide(Some(request));
+        end::give(request);
     }
     at_exit::leave_with(code)
 }

@@ -13,7 +13,6 @@ use super::limits::{Expiry, Limits};
 use super::observer::{Observer, Told};
 use crate::error::{CloseError, OneLine};
 use crate::raw;
-use crate::report::report;
 use crate::tree::{Blocking, Running, Spot, Watch};
 
 /// How often the keeper looks whether a drain now waits for something else.
@@ -155,28 +154,22 @@ impl Job {
 
     fn give_up(&self, blocking: &Blocking, spare: &mut Option<Spare>) {
         let running = blocking.run.running(0);
-        let Some(given_up) = self.watch.give_up(blocking) else { return };
+        let Some(needs_relief) = self.watch.give_up(blocking) else { return };
         if self.observer.is_none() && self.force.is_none() {
             raw::write_stderr(line(&running, "was given up").as_bytes()); // otherwise it is reported as a failure
         }
-        if !given_up.needs_relief && given_up.to_report.is_none() {
+        if !needs_relief {
             return;
         }
         let Some(thread) = spare.take().or_else(|| Spare::new().ok()) else {
             // There is no thread to go on with.
-            match self.force {
-                Some(force) if given_up.needs_relief => force(),
-                _ if given_up.needs_relief => self.watch.end(),
-                _ => {}
+            if let Some(force) = self.force {
+                force();
             }
-            return;
+            return self.watch.abandon();
         };
         let job = self.clone();
         thread.run(move || {
-            given_up.to_report.iter().for_each(report);
-            if !given_up.needs_relief {
-                return;
-            }
             (job.relieved)();
             // If not, this thread was given up in turn.
             if let Ok(result) = job.watch.resume() {

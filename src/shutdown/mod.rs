@@ -45,7 +45,7 @@ mod observer;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -53,10 +53,10 @@ use self::keeper::{Job, Look, Spare};
 pub use self::limits::{Expiry, Limits};
 use self::observer::{Observer, Told};
 use crate::error::{CloseError, Failures, HandlerErrorKind, Outcome};
-use crate::raw;
 use crate::sync::{Lock, PerProcess, global};
 pub use crate::tree::{Fate, Record, Running};
-use crate::tree::{Lean, Node, Purpose, Run, Spot, Tell, ThreadKey, Watch, here, is_given_up_here, run_here, turn_on};
+use crate::tree::{Lean, Node, Purpose, Run, Spot, Tell, ThreadKey, Watch, here, run_here, turn_on};
+pub(crate) use crate::tree::{end_gave_up, is_lost_here};
 
 /// Why a drain that is watched began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,9 +154,6 @@ global! {
     static SETUP: PerProcess<Setup> = PerProcess::new(Setup { limits: Limits::new(), keeper: None, observer: None });
 }
 
-/// The epoch of the process in which an exit has given up a handler.
-static GAVE_UP_IN: AtomicUsize = AtomicUsize::new(0);
-
 /// Sets how much time every way out of the process has, replacing any earlier limits.
 ///
 /// See the [module](self) for what happens when it is over. **Call it before other threads drain anything**: a drain that has
@@ -223,7 +220,7 @@ pub fn set_observer(observer: Box<dyn Fn(&Event<'_>) + Send + Sync>) {
 }
 
 /// Begins to watch a drain.
-fn begin(root: &Spot, limits: Limits, began: Instant, observer: Option<&Observer>) -> Arc<Watch> {
+fn begin(root: &Spot, limits: Limits, began: Instant, ends_process: bool, observer: Option<&Observer>) -> Arc<Watch> {
     let ends = limits.total.and_then(|total| began.checked_add(total));
     let of = root.clone();
     let due = move |run: &Run, since| match limits.expiry {
@@ -234,7 +231,7 @@ fn begin(root: &Spot, limits: Limits, began: Instant, observer: Option<&Observer
         .cloned()
         .map(|observer| -> Tell { Box::new(move |record| observer.tell(Told::Ended(record.clone()))) });
     let stops = if limits.expiry == Expiry::Wait { None } else { ends };
-    Watch::begin(began, stops, Box::new(due), told)
+    Watch::begin(began, stops, ends_process, Box::new(due), told)
 }
 
 fn tell(observer: Option<&Observer>, told: impl FnOnce() -> Told) {
@@ -245,8 +242,6 @@ fn tell(observer: Option<&Observer>, told: impl FnOnce() -> Told) {
 
 /// A drain at the end of the process that is watched.
 pub(crate) struct Watching {
-    /// The process that it belongs to: a child that a handler has forked comes by as well.
-    process: usize,
     watch: Arc<Watch>,
     root: Spot,
     observer: Option<Observer>,
@@ -268,14 +263,14 @@ pub(crate) fn watch_end(
     if keeper.is_none() && observer.is_none() {
         return None;
     }
-    let watch = begin(&root, limits, began, observer.as_ref());
+    let watch = begin(&root, limits, began, true, observer.as_ref());
     tell(observer.as_ref(), || Told::Began(reason));
     if let Some(keeper) = keeper {
         let (watch, root, observer) = (Arc::clone(&watch), root.clone(), observer.clone());
         let ended = (Arc::clone(&watch), root.clone(), observer.clone());
         let finish = move |result: Result<(), CloseError>| {
             let (watch, root, observer) = ended.clone();
-            Watching { process: raw::epoch(), watch, root, observer }.end(&result);
+            Watching { watch, root, observer }.end(&result);
             finish(result);
         };
         let (finish, relieved) = (Arc::new(finish), Arc::new(|| ()));
@@ -291,7 +286,7 @@ pub(crate) fn watch_end(
             force: Some(force),
         });
     }
-    Some(Watching { process: raw::epoch(), watch, root, observer })
+    Some(Watching { watch, root, observer })
 }
 
 impl Watching {
@@ -302,13 +297,10 @@ impl Watching {
 
     /// The drain is over.
     pub(crate) fn end(&self, result: &Result<(), CloseError>) {
-        if self.process != raw::epoch() {
-            return;
+        if !self.watch.is_ours() {
+            return; // this process was forked in it
         }
         self.watch.end();
-        if self.watch.gave_up() {
-            GAVE_UP_IN.store(raw::epoch(), Ordering::Release);
-        }
         if let Some(observer) = &self.observer {
             observer.tell(Told::Closed(Closed::new(&self.watch, &self.root, Some(result.clone()))));
             observer.settle();
@@ -329,16 +321,6 @@ pub(crate) fn hurry() {
     keeper::HURRIED.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Whether an exit of this process has given up a handler, so that the process has to be ended without C.
-pub(crate) fn gave_up() -> bool {
-    GAVE_UP_IN.load(Ordering::Acquire) == raw::epoch()
-}
-
-/// Whether this thread is in a handler that an exit has given up: it may not end the process.
-pub(crate) fn is_lost_here() -> bool {
-    gave_up() && is_given_up_here()
-}
-
 /// The exit status of a process that has given up a handler, if no handler has asked for one.
 pub(crate) fn status() -> i32 {
     SETUP.lock().limits.status
@@ -355,7 +337,7 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
     let root = Spot::Node(Arc::clone(node));
     let observer = SETUP.lock().observer.clone();
     let began = Instant::now();
-    let watch = begin(&root, limits, began, observer.as_ref());
+    let watch = begin(&root, limits, began, false, observer.as_ref());
     if node.stack.is_drained_here() {
         return Closed::new(&watch, &root, Some(Ok(()))); // it goes on further up the call stack
     }
@@ -386,13 +368,12 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
         }
     };
     let (running, node) = (job.clone(), Arc::clone(node));
-    let process = raw::epoch();
     let drain = move || {
         (running.relieved)();
         let drain = || node.stack.drain_watched(Purpose::Finalize, Outcome::Success);
         // If not, another thread has gone on, or this is a child that a handler has forked.
         let result = running.watch.drive(drain);
-        if let (Ok(result), true) = (result, process == raw::epoch()) {
+        if let (Ok(result), true) = (result, running.watch.is_ours()) {
             (running.finish)(result);
         }
     };

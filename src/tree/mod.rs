@@ -78,7 +78,9 @@ use self::teardown::Drain;
 pub(crate) use self::teardown::{Late, request_of};
 use self::wait_graph::Waiters;
 pub(crate) use self::wait_graph::{Lean, ThreadKey, leave};
-pub(crate) use self::watch::{Blocking, Run, Spot, Tell, Watch, here, is_given_up_here, run_here, running, turn_on};
+pub(crate) use self::watch::{
+    Blocking, Run, Spot, Tell, Watch, end_gave_up, here, is_lost_here, run_here, running, turn_on,
+};
 use crate::chain::Chain;
 use crate::error::Outcome;
 use crate::handler::SharedEntry;

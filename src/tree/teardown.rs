@@ -58,6 +58,8 @@ enum Acquired {
     CycleBroken,
     /// Nothing is left to drain.
     Settled,
+    /// This thread was given up.
+    Late,
 }
 
 /// What [`SharedExitStack::next`] answers.
@@ -80,13 +82,16 @@ struct Finished {
 }
 
 impl Drain {
-    /// Lets an owner that has left have the drain, if this thread owns it in this teardown. Returns who waits for it.
-    pub(super) fn disown(&mut self, teardown: usize, thread: ThreadKey, left: ThreadKey) -> Option<Waiters> {
-        if (self.owner, self.teardown) != (thread, teardown) {
-            return None;
+    /// Lets another owner have the drain, if this thread owns it in this teardown.
+    pub(super) fn disown(&mut self, teardown: usize, thread: ThreadKey, key: ThreadKey) {
+        if (self.owner, self.teardown) == (thread, teardown) {
+            self.owner = key;
         }
-        self.owner = left;
-        Some(mem::take(&mut self.waiters))
+    }
+
+    /// Takes out who waits for it, if that is the owner.
+    pub(super) fn waiters_of(&mut self, owner: ThreadKey) -> Option<Waiters> {
+        (self.owner == owner).then(|| mem::take(&mut self.waiters))
     }
 }
 
@@ -154,6 +159,7 @@ impl SharedExitStack {
                 Acquired::Ended(ended) => ended.all,
                 // The drain goes on further up the call stack, or on the thread that waits for this one; or it is over.
                 Acquired::AlreadyMine | Acquired::CycleBroken | Acquired::Settled => Ok(()),
+                Acquired::Late => return Err(Late),
             };
             if teardown.is_parents() {
                 // A handler has forked, and this is the child. It goes on with what it has registered itself; what came
@@ -208,6 +214,9 @@ impl SharedExitStack {
 
     /// Takes a handler out and runs it now; while it runs, it counts as nested in the stack.
     pub(crate) fn run_out_of_turn(&self, id: HandlerId) -> Option<Result<(), CloseError>> {
+        if watch::is_on(raw::epoch()) && self.is_refused_here() {
+            return None; // it stays for the thread that goes on
+        }
         let thread = ThreadKey::current();
         let teardown = next_number();
         let waiters = Waiters::default();
@@ -258,7 +267,12 @@ impl SharedExitStack {
                 Waited::CycleBroken => return Acquired::CycleBroken,
                 // The other thread stays the owner; this one runs what there is.
                 Waited::TakeOver => return Acquired::Mine,
-                Waited::OwnerLeft(owner) => left = Some(owner),
+                Waited::OwnerLeft(owner) => {
+                    if watch::go_on_for(owner).is_err() {
+                        return Acquired::Late;
+                    }
+                    left = Some(owner);
+                }
             }
         }
     }
@@ -293,9 +307,10 @@ impl SharedExitStack {
             state.out_of_turn.iter_mut().for_each(|handler| handler.skipped_by = None);
             return Claim::Mine;
         };
-        let mut abandoned = None;
+        let (mut abandoned, mut waiters) = (None, None);
         let claim = if left == Some(drain.owner) {
             (drain.owner, drain.teardown) = (me, teardown);
+            waiters = Some(mem::take(&mut drain.waiters));
             Claim::Mine
         } else if drain.owner == me {
             Claim::AlreadyMine
@@ -305,6 +320,9 @@ impl SharedExitStack {
         };
         drop(state);
         drop(abandoned);
+        if let Some((waiters, left)) = waiters.zip(left) {
+            waiters.wake(&Waited::OwnerLeft(left)); // so that each waits for this thread, and sees a cycle with it
+        }
         if purpose.exits() {
             self.report_all();
         }
@@ -553,6 +571,7 @@ impl<'s> Teardown<'s> {
             }
             Acquired::Ended(result) => self.merge(result),
             Acquired::CycleBroken => {} // not where one must wait
+            Acquired::Late => self.is_late = true,
             Acquired::Settled => {
                 self.top().unlink(id);
             }
@@ -580,9 +599,10 @@ impl<'s> Teardown<'s> {
                     handler.skipped_by = Some(ThreadKey::current());
                 }
             }
-            // It never returns.
-            Waited::OwnerLeft(_) => {
-                let left = self.top().lock().out_of_turn.take_if(|handler| handler.id == id);
+            // It never returns, or it was given up.
+            Waited::OwnerLeft(owner) => {
+                self.is_late = watch::go_on_for(owner).is_err();
+                let left = self.top().lock().out_of_turn.take_if(|handler| handler.id == id && !handler.is_given_up);
                 drop(left);
             }
         }
@@ -650,7 +670,7 @@ impl Source<dyn Bound + Send> for Teardown<'_> {
     #[inline]
     fn next(&mut self) -> Option<(&mut SharedEntry, &SharedExitStack)> {
         loop {
-            if self.is_parents() {
+            if self.is_parents() || self.is_late {
                 return None;
             }
             let top = self.top.as_ref().map_or(self.root, |node| &node.stack);

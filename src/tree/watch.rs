@@ -11,7 +11,10 @@
 //!    up is *late*: it takes no further handler, tells the report hook of a failure, and ends nothing.
 //! 4. A handler that was given up counts as nested in its stack until it returns, so the stack is not settled, but nobody
 //!    waits for it.
-//! 5. Lock order: the list of frames, then a stack's lock or the wait graph's. A [`Watch`]'s lock is taken alone.
+//! 5. The innermost of the drains that were given up is resumed first. So those further out are not let go before, or what is
+//!    further in is left [`Behind`] for whichever thread comes first to one that is.
+//! 6. The thread that watches calls no foreign code, not even the report hook: that is left for the thread that goes on.
+//! 7. Lock order: the list of frames, then a stack's lock or the wait graph's. A [`Watch`]'s lock is taken alone.
 
 use std::cell::Cell;
 use std::mem::{self, ManuallyDrop};
@@ -40,6 +43,14 @@ static ON_IN: AtomicUsize = AtomicUsize::new(0);
 /// Watches all drains of the tree that begin from now on in this process.
 pub(crate) fn turn_on() {
     ON_IN.store(raw::epoch(), Ordering::Release);
+}
+
+/// The epoch of the process in which its end has given up a handler.
+static END_GAVE_UP_IN: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether the end of this process has given up a handler, so that the process has to be ended without C.
+pub(crate) fn end_gave_up() -> bool {
+    END_GAVE_UP_IN.load(Ordering::Acquire) == raw::epoch()
 }
 
 #[inline]
@@ -132,14 +143,17 @@ impl Run {
     }
 }
 
-struct Frame {
+pub(crate) struct Frame {
     teardown: usize,
     thread: ThreadKey,
     root: Spot,
-    purpose: Purpose,
+    /// Why it drains; none if a handler just runs out of turn.
+    purpose: Option<Purpose>,
     watch: Option<Arc<Watch>>,
     run: Option<Arc<Run>>,
     is_given_up: bool,
+    /// It was given up by the end of the process, which is no longer this thread's affair.
+    is_lost: bool,
 }
 
 global! {
@@ -155,6 +169,10 @@ pub(crate) type Tell = Box<dyn Fn(&Record) + Send + Sync>;
 
 /// A drain that is watched, by whichever threads it is continued.
 pub(crate) struct Watch {
+    /// The process that it belongs to.
+    epoch: usize,
+    /// Whether the process ends with it.
+    ends_process: bool,
     /// When its time is over: no further handler begins then.
     pub(crate) ends: Option<Instant>,
     /// When a handler is to be given up that the drain has waited for since then.
@@ -170,7 +188,6 @@ struct Progress {
     records: Chain<Record>,
     /// When the last handler began or ended.
     moved: Instant,
-    gave_up: bool,
     /// No further handler begins.
     is_stopped: bool,
     is_over: bool,
@@ -182,49 +199,90 @@ struct Progress {
 pub(crate) struct Left {
     root: Spot,
     purpose: Purpose,
+    teardown: usize,
+    /// The owner that it has until it is resumed.
+    key: ThreadKey,
+}
+
+/// What has to be done first by the thread that goes on with a drain whose owner has left.
+pub(crate) struct Behind {
+    key: ThreadKey,
+    /// A failure that is still to be reported.
+    error: Option<HandlerError>,
+    /// The drains further in, the innermost last.
+    inner: Vec<Left>,
+}
+
+global! {
+    static BEHIND: PerProcess<Chain<Behind>> = PerProcess::new(Chain::new());
+}
+
+/// Does what was left behind by the thread that had this key.
+#[cold]
+pub(super) fn go_on_for(key: ThreadKey) -> Result<(), Late> {
+    loop {
+        let mut all = BEHIND.lock();
+        let Some(behind) = all.iter_mut().find(|behind| behind.key == key) else { return Ok(()) };
+        if let Some(error) = behind.error.take() {
+            drop(all);
+            report(&error);
+            continue;
+        }
+        // One at a time: if this thread is given up in turn, the next one finds the others.
+        let Some(left) = behind.inner.pop() else {
+            let done = all.take_if(|behind| behind.key == key);
+            drop(all);
+            drop(done);
+            return Ok(());
+        };
+        drop(all);
+        left.root.stack().report_all(); // nobody will be told what this drain comes to
+        discard(left.root.stack().resume(left.purpose)?);
+    }
 }
 
 per_thread! {
-    /// The drain that this thread runs, and the process in which it does. A forked child is in none: the lock of its parent's
-    /// may have been taken at the fork.
-    static HERE: Cell<ManuallyDrop<Here>> = Cell::new(ManuallyDrop::new(None));
+    /// The drain that this thread runs.
+    static HERE: Cell<ManuallyDrop<Option<Arc<Watch>>>> = Cell::new(ManuallyDrop::new(None));
 }
 
-type Here = Option<(usize, Arc<Watch>)>;
-
-fn set_here(watch: Here) -> Here {
+fn set_here(watch: Option<Arc<Watch>>) -> Option<Arc<Watch>> {
     HERE.with(|here| ManuallyDrop::into_inner(here.replace(ManuallyDrop::new(watch))))
 }
 
-/// The drain that is watched and that this thread is in.
+/// The drain that is watched and that this thread is in; none in a child that was forked in it.
 pub(crate) fn here() -> Option<Arc<Watch>> {
-    let here = set_here(None);
-    let watch = here.clone().filter(|(process, _)| *process == raw::epoch());
-    set_here(here);
-    watch.map(|(_, watch)| watch)
+    let watch = set_here(None);
+    set_here(watch.clone());
+    watch.filter(|watch| watch.is_ours())
 }
 
 impl Watch {
     /// Begins to watch a drain, which this thread is about to run. `told` is told of each handler that has ended.
-    pub(crate) fn begin(began: Instant, ends: Option<Instant>, due: Due, told: Option<Tell>) -> Arc<Self> {
+    pub(crate) fn begin(
+        began: Instant,
+        ends: Option<Instant>,
+        ends_process: bool,
+        due: Due,
+        told: Option<Tell>,
+    ) -> Arc<Self> {
         turn_on();
         let progress = Progress {
             driver: ThreadKey::current(),
             records: Chain::new(),
             moved: began,
-            gave_up: false,
             is_stopped: false,
             is_over: false,
             left: Vec::new(),
         };
-        Arc::new(Self { ends, due, told, progress: Lock::new(progress), changed: Condvar::new() })
+        let (progress, changed) = (Lock::new(progress), Condvar::new());
+        Arc::new(Self { epoch: raw::epoch(), ends_process, ends, due, told, progress, changed })
     }
 
     /// Runs `drain` as the drain that is watched.
     pub(crate) fn drive<R>(self: &Arc<Self>, drain: impl FnOnce() -> R) -> R {
         self.progress.lock().driver = ThreadKey::current();
-        let here = Some((raw::epoch(), Arc::clone(self)));
-        let before = scopeguard::guard(set_here(here), |before| drop(set_here(before)));
+        let before = scopeguard::guard(set_here(Some(Arc::clone(self))), |before| drop(set_here(before)));
         let result = drain();
         drop(before);
         result
@@ -240,9 +298,9 @@ impl Watch {
         self.progress.lock().is_over
     }
 
-    /// Whether a handler of it was given up.
-    pub(crate) fn gave_up(&self) -> bool {
-        self.progress.lock().gave_up
+    /// Whether it belongs to this process, and not to one that was forked since: a lock of it may be held there for ever.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.epoch == raw::epoch()
     }
 
     /// Lets no further handler begin.
@@ -343,12 +401,18 @@ pub(crate) fn is_given_up_here() -> bool {
     FRAMES.lock().iter().any(|frame| frame.thread == me && frame.is_given_up)
 }
 
+/// Whether this thread is in a handler that the end of the process has given up: it may not end the process.
+pub(crate) fn is_lost_here() -> bool {
+    let me = ThreadKey::current();
+    end_gave_up() && FRAMES.lock().iter().any(|frame| frame.thread == me && frame.is_lost)
+}
+
 /// Runs a drain that was acquired, and notes what it runs.
 #[cold]
 #[inline(never)]
 pub(super) fn drain_watched(teardown: &mut Teardown<'_>, root: Spot, first: impl FnOnce()) {
     let number = teardown.number();
-    push_frame(number, root, teardown.purpose());
+    push_frame(number, root, Some(teardown.purpose()));
     first();
     drain(&mut Watched { teardown, watch: here(), run: None });
     drop_frame(number);
@@ -358,16 +422,17 @@ pub(super) fn drain_watched(teardown: &mut Teardown<'_>, root: Spot, first: impl
 #[cold]
 #[inline(never)]
 pub(super) fn run_watched<R>(number: usize, entry: SharedEntry, root: Spot, run: impl FnOnce(SharedEntry) -> R) -> R {
-    push_frame(number, root.clone(), Purpose::Close);
+    push_frame(number, root.clone(), None);
     let _ = set_run(number, Some(Arc::new(Run::new(&entry, root))));
     let result = run(entry);
     drop_frame(number);
     result
 }
 
-fn push_frame(teardown: usize, root: Spot, purpose: Purpose) {
+fn push_frame(teardown: usize, root: Spot, purpose: Option<Purpose>) {
     let thread = ThreadKey::current();
-    let frame = Frame { teardown, thread, root, purpose, watch: here(), run: None, is_given_up: false };
+    let (is_given_up, is_lost) = (false, false);
+    let frame = Frame { teardown, thread, root, purpose, watch: here(), run: None, is_given_up, is_lost };
     let link = Link::new(frame);
     FRAMES.lock().push(link);
 }
@@ -403,18 +468,21 @@ struct Watched<'t, 's> {
 }
 
 impl Watched<'_, '_> {
+    fn watch(&self) -> Option<&Arc<Watch>> {
+        self.watch.as_ref().filter(|watch| watch.is_ours())
+    }
+
     /// The handler, if one ran, has ended. Says whether the drain is still this thread's.
     fn end_run(&mut self, failure: Option<&HandlerError>) -> bool {
         let run = self.run.take();
-        let Ok(ended) = set_run(self.teardown.number(), None) else {
+        if set_run(self.teardown.number(), None).is_err() {
             self.teardown.set_late();
             if let Some(run) = run {
                 run.top.stack().come_back(self.teardown.number());
             }
             return false;
-        };
-        // In a process that the handler has forked, none has ended.
-        if let Some((watch, run)) = self.watch.as_ref().zip(ended) {
+        }
+        if let Some((watch, run)) = self.watch().zip(run) {
             watch.add(run.record(failure.map_or(Fate::Done, |error| Fate::Failed(error.clone()))));
         }
         true
@@ -429,20 +497,20 @@ impl Source<dyn Bound + Send> for Watched<'_, '_> {
             return None;
         }
         loop {
-            self.teardown.next()?;
+            self.teardown.next()?; // none as well if this thread was given up where it waited
             let (entry, top) = self.teardown.lent()?;
             let run = Arc::new(Run::new(entry, top.spot()?));
-            if self.watch.as_ref().is_some_and(|watch| watch.stopped_since().is_some()) {
+            if self.watch().is_some_and(|watch| watch.stopped_since().is_some()) {
                 // Neither run nor dropped: its drop may take as long.
                 mem::forget(self.teardown.take_lent());
                 let error = run.error(HandlerErrorKind::NotRun);
                 self.teardown.keep(Failures::failure(error.clone()), Some(&error));
-                self.watch.iter().for_each(|watch| watch.add(run.record(Fate::NotRun)));
+                self.watch().into_iter().for_each(|watch| watch.add(run.record(Fate::NotRun)));
                 continue;
             }
             self.run = Some(Arc::clone(&run));
             let _ = set_run(self.teardown.number(), Some(run));
-            if let Some(watch) = &self.watch {
+            if let Some(watch) = self.watch() {
                 watch.progress.lock().moved = Instant::now();
                 watch.changed.notify_all();
             }
@@ -476,16 +544,27 @@ impl SharedExitStack {
         }
     }
 
-    /// Lets the drains of this stack and of those nested in it that a teardown has begun have an owner that has left.
-    fn disown(&self, teardown: usize, thread: ThreadKey, left: ThreadKey) {
+    /// Lets the drains of this stack and of those nested in it that a teardown has begun have an owner that no thread is.
+    fn disown(&self, teardown: usize, thread: ThreadKey, key: ThreadKey) {
         let disown = |stack: &Self| {
-            let waiters = stack.lock().drain.as_mut().and_then(|drain| drain.disown(teardown, thread, left));
-            if let Some(waiters) = waiters {
-                waiters.wake(&Waited::OwnerLeft(left));
+            if let Some(drain) = &mut stack.lock().drain {
+                drain.disown(teardown, thread, key);
             }
         };
         disown(self);
         self.visit_descendants(|node| disown(&node.stack));
+    }
+
+    /// Wakes the threads that wait for drains of this stack and of those nested in it which have that owner.
+    fn wake_waiters(&self, key: ThreadKey) {
+        let wake = |stack: &Self| {
+            let waiters = stack.lock().drain.as_mut().and_then(|drain| drain.waiters_of(key));
+            if let Some(waiters) = waiters {
+                waiters.wake(&Waited::OwnerLeft(key));
+            }
+        };
+        wake(self);
+        self.visit_descendants(|node| wake(&node.stack));
     }
 }
 
@@ -501,14 +580,6 @@ pub(crate) struct Blocking {
     pub(crate) since: Instant,
 }
 
-/// What is left to do where a handler was given up, on another thread than the one that watches: a report hook may hang.
-pub(crate) struct GivenUp {
-    /// A failure that nobody is returned.
-    pub(crate) to_report: Option<HandlerError>,
-    /// The drain has to be [resumed](Watch::resume).
-    pub(crate) needs_relief: bool,
-}
-
 impl Watch {
     /// Finds the handler that this drain cannot go on without: the innermost that its thread is in, or, if that waits for
     /// another thread's drain, the innermost of that one.
@@ -518,52 +589,74 @@ impl Watch {
             (progress.driver, progress.moved)
         };
         let frames = FRAMES.lock();
+        // None if it waits for a thread that has begun to drain the stack before.
         let own = frames.iter().filter(|frame| frame.thread == driver && frame.is_of(self));
-        let (mut thread, mut from) = (driver, own.map(|frame| frame.teardown).min()?);
+        let (mut thread, mut from) = (driver, own.map(|frame| frame.teardown).min());
         let mut steps = 0..=frames.len(); // an end, whatever happens to the graph in between
         while steps.next().is_some() {
             let Some((owner, teardown)) = awaited_by(thread) else { break };
             if !frames.iter().any(|frame| frame.teardown == teardown && frame.thread == owner && !frame.is_given_up) {
                 break;
             }
-            (thread, from) = (owner, teardown);
+            (thread, from) = (owner, Some(teardown));
         }
+        let from = from?;
         let innermost = frames.iter().find(|frame| frame.thread == thread && !frame.is_given_up)?;
         let run = Arc::clone(innermost.run.as_ref()?);
         let since = run.since.max(moved);
         Some(Blocking { run, thread, from, is_driver: thread == driver, since })
     }
 
-    /// Gives up a handler that blocks this drain, unless it has returned by now.
-    pub(crate) fn give_up(self: &Arc<Self>, blocking: &Blocking) -> Option<GivenUp> {
-        let given_up = give_up_frames(blocking)?;
-        let left = ThreadKey::fresh();
-        note_left(left);
+    /// Gives up a handler that blocks this drain, unless it has returned by now. Returns whether it did, and whether another
+    /// thread has to [resume](Self::resume) the drain.
+    pub(crate) fn give_up(self: &Arc<Self>, blocking: &Blocking) -> Option<bool> {
+        let GivenUp { mut left, waiting, key } = self.give_up_frames(blocking)?;
         let run = &blocking.run;
         let error = run.error(HandlerErrorKind::TimedOut(run.since.elapsed()));
         // Before the drains are resumed, so that it is among the failures of the one that it was in.
         let reports = run.top.stack().gather(Failures::failure(error.clone()));
-        let to_report = Some(error).filter(|_| reports);
-        {
-            let mut progress = self.progress.lock();
-            progress.gave_up = true;
-        }
         self.add(run.record(Fate::GivenUp));
-        for (left_here, teardown) in given_up.iter().rev() {
-            left_here.root.stack().disown(*teardown, blocking.thread, left);
+        for drain in &left {
+            drain.root.stack().disown(drain.teardown, blocking.thread, drain.key);
         }
-        if !blocking.is_driver {
-            // The thread that waits for it was woken, and resumes it.
-            return Some(GivenUp { to_report, needs_relief: false });
+        let mut behind = Link::new(Behind { key, error: reports.then_some(error), inner: Vec::new() });
+        if blocking.is_driver {
+            BEHIND.lock().push(behind);
+            self.let_go(left);
+            return Some(true);
         }
-        let mut more: Vec<Left> = given_up.into_iter().rev().map(|(left, _)| left).collect();
-        let mut progress = self.progress.lock();
-        let before = mem::take(&mut progress.left);
-        drop(progress);
-        let mut all = before;
-        all.append(&mut more);
-        self.progress.lock().left = all;
-        Some(GivenUp { to_report, needs_relief: true })
+        // A thread that waits for the outermost is woken. That one resumes what is further in, and then this.
+        let is_awaited = left.first().is_some_and(|drain| drain.teardown == blocking.from); // else a handler out of turn is
+        let outermost = is_awaited.then(|| left.remove(0));
+        let inner: Vec<Spot> = left.iter().map(|drain| drain.root.clone()).collect();
+        behind.value_mut().inner = left;
+        BEHIND.lock().push(behind);
+        note_left(key);
+        for root in outermost.iter().map(|drain| &drain.root).chain(&inner) {
+            root.stack().wake_waiters(key);
+        }
+        for waiters in waiting {
+            Waiters::wake(waiters, &Waited::OwnerLeft(key));
+        }
+        Some(false)
+    }
+
+    /// Nobody drives it until it is [resumed](Self::resume). `left` is what that begins with, the innermost last.
+    fn let_go(&self, left: Vec<Left>) {
+        let mut all = Vec::new();
+        loop {
+            let mut progress = self.progress.lock();
+            let count = progress.left.len() + left.len();
+            if count <= all.capacity() {
+                all.append(&mut progress.left);
+                all.extend(left);
+                mem::swap(&mut progress.left, &mut all);
+                progress.driver = ThreadKey::fresh();
+                return drop(progress); // before what held the others
+            }
+            drop(progress);
+            all.reserve(count);
+        }
     }
 
     /// Resumes the drains whose thread was given up, the innermost first, on this thread. Returns the result of the outermost,
@@ -579,7 +672,9 @@ impl Watch {
                     }
                     progress.left.pop().map(|left| (left, progress.left.is_empty()))
                 };
-                let Some((Left { root, purpose }, is_outermost)) = next else { return Ok(result) };
+                let Some((Left { root, purpose, key, .. }, is_outermost)) = next else { return Ok(result) };
+                note_left(key);
+                go_on_for(key)?;
                 if !is_outermost {
                     root.stack().report_all(); // nobody will be told what this drain comes to
                 }
@@ -592,45 +687,72 @@ impl Watch {
             }
         })
     }
+
+    /// There is no thread to resume it: whichever thread comes to one of its drains does that.
+    pub(crate) fn abandon(&self) {
+        let left = mem::take(&mut self.progress.lock().left);
+        for drain in &left {
+            note_left(drain.key);
+        }
+        for drain in &left {
+            drain.root.stack().wake_waiters(drain.key);
+        }
+        self.end();
+    }
+
+    /// Gives up the frames of a handler, unless it has returned.
+    fn give_up_frames(&self, blocking: &Blocking) -> Option<GivenUp> {
+        let (mut left, mut waiting) = (Vec::new(), Vec::new());
+        let mut links = Vec::new();
+        let key = ThreadKey::fresh();
+        loop {
+            let mut frames = FRAMES.lock();
+            let own = |frame: &Frame| frame.thread == blocking.thread && !frame.is_given_up;
+            let innermost = frames.iter().find(|frame| own(frame))?;
+            if !innermost.run.as_ref().is_some_and(|run| Arc::ptr_eq(run, &blocking.run)) {
+                return None; // it has returned
+            }
+            let count = frames.iter().filter(|frame| own(frame) && frame.teardown >= blocking.from).count();
+            if count > left.capacity() || count > links.len() {
+                drop(frames);
+                left.reserve(count);
+                waiting.reserve(count);
+                while links.len() < count {
+                    links.push(Link::new(OutOfTurn::given_up(blocking.thread)));
+                }
+                continue;
+            }
+            for frame in frames.iter_mut().filter(|frame| own(frame) && frame.teardown >= blocking.from) {
+                (frame.is_given_up, frame.is_lost) = (true, self.ends_process);
+                if let Some(run) = &frame.run {
+                    let mut link = links.pop();
+                    waiting.extend(run.top.stack().lock().note_given_up(frame.teardown, &mut link));
+                    links.extend(link); // freed where no lock is held
+                }
+                if let Some(purpose) = frame.purpose {
+                    // What another thread waits for has one key, and what is resumed one by one has one each.
+                    let own = if blocking.is_driver && !left.is_empty() { ThreadKey::fresh() } else { key };
+                    left.push(Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key: own });
+                }
+            }
+            if self.ends_process {
+                END_GAVE_UP_IN.store(self.epoch, Ordering::Release);
+            }
+            drop(frames);
+            left.reverse();
+            return Some(GivenUp { left, waiting, key });
+        }
+    }
 }
 
-/// Gives up the frames of a handler, unless it has returned. Returns them, the innermost first, with their teardowns.
-fn give_up_frames(blocking: &Blocking) -> Option<Vec<(Left, usize)>> {
-    let mut given_up = Vec::new();
-    let (mut links, mut woken) = (Vec::new(), Vec::new());
-    loop {
-        let mut frames = FRAMES.lock();
-        let own = |frame: &Frame| frame.thread == blocking.thread && !frame.is_given_up;
-        let innermost = frames.iter().find(|frame| own(frame))?;
-        if !innermost.run.as_ref().is_some_and(|run| Arc::ptr_eq(run, &blocking.run)) {
-            return None; // it has returned
-        }
-        let count = frames.iter().filter(|frame| own(frame) && frame.teardown >= blocking.from).count();
-        if count > given_up.capacity() || count > links.len() {
-            drop(frames);
-            given_up.reserve(count);
-            woken.reserve(count);
-            while links.len() < count {
-                links.push(Link::new(OutOfTurn::given_up(blocking.thread)));
-            }
-            continue;
-        }
-        for frame in frames.iter_mut().filter(|frame| own(frame) && frame.teardown >= blocking.from) {
-            frame.is_given_up = true;
-            if let Some(run) = &frame.run {
-                let mut link = links.pop();
-                woken.extend(run.top.stack().lock().note_given_up(frame.teardown, &mut link));
-                links.extend(link); // freed where no lock is held
-            }
-            given_up.push((Left { root: frame.root.clone(), purpose: frame.purpose }, frame.teardown));
-        }
-        drop(frames);
-        drop(links);
-        for waiters in woken {
-            Waiters::wake(waiters, &Waited::CycleBroken);
-        }
-        return Some(given_up);
-    }
+/// What became of the frames of a handler that was given up.
+struct GivenUp {
+    /// Their drains, the innermost last.
+    left: Vec<Left>,
+    /// Who waits for handlers that ran out of turn.
+    waiting: Vec<Waiters>,
+    /// The owner of the innermost drain.
+    key: ThreadKey,
 }
 
 impl OutOfTurn {

@@ -13,6 +13,7 @@
 mod child;
 mod fork;
 mod hooks;
+mod limits;
 mod loaded;
 mod race;
 mod report;
@@ -130,8 +131,11 @@ fn minutes() -> u32 {
 }
 
 fn main() -> Ended {
-    let cases = [ways::cases(), report::cases(), resume::cases(), fork::cases(), hooks::cases(), transaction::cases()];
-    let mut cases: Vec<Case> = cases.into_iter().flatten().collect();
+    let mut cases = ways::cases();
+    for more in [report::cases(), resume::cases(), fork::cases(), hooks::cases(), transaction::cases(), limits::cases()]
+    {
+        cases.extend(more);
+    }
     if cfg!(exitstack_no_wipe) {
         cases.retain(|case| !case.name.starts_with("a_raw_clone")); // the hooks of `pthread_atfork` do not see it
     }
@@ -140,6 +144,8 @@ fn main() -> Ended {
             "race" => return race::child(),
             "first" => return race::child_of_the_first_registration(),
             "transaction" => return transaction::child(),
+            "limits" => return limits::child(),
+            "slow" => return limits::child_that_is_slow(),
             _ => {}
         }
         let case = cases.iter().find(|case| case.name == name).ok_or("no such case")?;
@@ -148,6 +154,7 @@ fn main() -> Ended {
     let mut trials: Vec<Trial> = cases.into_iter().map(|case| Trial::test(case.name, move || case.check())).collect();
     trials.extend(race::trials());
     trials.extend(transaction::trials());
+    trials.extend(limits::trials());
     trials.extend(loaded::trials());
     Ok(libtest_mimic::run(&Arguments::from_args(), trials).exit_code())
 }

@@ -1,0 +1,1007 @@
+//! Ways out with limits: handlers that do not return, or that return too late.
+//!
+//! A handler that is to be given up blocks for ever and has a limit of its own, so that a slow machine gives up no others.
+
+use std::process::{ExitCode, Output};
+use std::sync::mpsc::{self, Receiver, Sender, channel};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use exitstack::shutdown::{Event, Expiry, Fate, Limits, Reason, Record, set_limits, set_observer, time_left};
+use exitstack::{
+    Exit, Handler, HandlerError, HandlerErrorKind, HandlerId, HandlerResult, Interpreter, exit, process_stack,
+    register, report, run,
+};
+use libtest_mimic::{Failed, Trial};
+
+use crate::Status::Code;
+use crate::child::{c_exit, say, says};
+use crate::fork::{after, fork};
+use crate::watched::Watched;
+use crate::{Case, Ended, Status, case, minutes, run_child, status_of};
+
+const OK: Ended = Ok(ExitCode::SUCCESS);
+
+/// What a handler has that is to be given up.
+const SHORT: Duration = Duration::from_millis(100);
+
+/// What the process ends with once it has given up a handler.
+const GAVE_UP: Status = Code(7);
+
+/// How long something may take that comes without fail.
+fn long() -> Duration {
+    Duration::from_secs(20) * minutes()
+}
+
+fn forever() -> ! {
+    loop {
+        thread::park();
+    }
+}
+
+/// No limits but those of single handlers.
+fn limits() -> Limits {
+    Limits::new().status(7)
+}
+
+fn limit(limits: Limits) {
+    set_limits(limits).expect("there are threads");
+}
+
+/// Registers a handler that never returns and is given up.
+fn stuck(name: &'static str) {
+    register(Handler::new(|| forever()).named(name).within(SHORT));
+}
+
+fn says_in(plugin: &Interpreter, line: &'static str) {
+    plugin.stack().register(Handler::new(move || say(line)).named(line));
+}
+
+fn stuck_in(plugin: &Interpreter) {
+    plugin.stack().register(Handler::new(|| forever()).named("stuck in a plugin").within(SHORT));
+}
+
+/// An interpreter that is alive until the process ends.
+fn plugin(name: &'static str) -> Interpreter {
+    let plugin = Interpreter::new(name);
+    std::mem::forget(plugin.clone());
+    plugin
+}
+
+/// Runs on another thread, which is waited for until it is inside the handler that was given the sender.
+fn until_inside<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static, inside: &Receiver<()>) {
+    thread::spawn(body);
+    inside.recv_timeout(long()).expect("the handler has begun");
+}
+
+/// A handler that says that it has begun, and never returns.
+fn begins_and_sticks(inside: Sender<()>) -> Handler<impl FnOnce() + Send + 'static> {
+    Handler::new(move || {
+        let _ = inside.send(());
+        forever()
+    })
+    .named("stuck on another thread")
+    .within(SHORT)
+}
+
+/// The thread that this was called on first.
+fn main_thread() -> libc::pthread_t {
+    static MAIN: OnceLock<libc::pthread_t> = OnceLock::new();
+    *MAIN.get_or_init(this_thread)
+}
+
+fn this_thread() -> libc::pthread_t {
+    // SAFETY: the call only returns which thread this is.
+    unsafe { libc::pthread_self() }
+}
+
+/// Says a line, and on which thread.
+fn says_thread(line: &'static str) -> HandlerId {
+    let main = main_thread();
+    register(move || say(&format!("{line} on {}", if this_thread() == main { "main" } else { "another thread" })))
+}
+
+/// What comes to light only if it is dropped.
+struct Drops;
+
+impl Drop for Drops {
+    fn drop(&mut self) {
+        say("dropped");
+    }
+}
+
+/// A handler that is given up and comes back when the handler below it says so; that one waits until this thread has nothing
+/// more to do.
+fn late<R>(then: fn() -> R)
+where
+    R: HandlerResult + 'static,
+{
+    let (release, released) = channel::<()>();
+    let (itself, late) = mpsc::sync_channel(1);
+    register(move || {
+        release.send(()).expect("it waits");
+        let late: Watched = late.recv_timeout(long()).expect("it has begun");
+        late.until_it_sleeps();
+        say("below");
+    });
+    let handler = move || {
+        let _ = itself.send(Watched::this());
+        let _ = released.recv();
+        then()
+    };
+    register(Handler::new(handler).named("late").within(SHORT));
+}
+
+/// Waits as long as that takes, however little time there is.
+fn takes(time: Duration) {
+    let (_never, waits) = channel::<()>();
+    let _ = waits.recv_timeout(time);
+}
+
+static BEFORE: Mutex<Option<(Instant, Duration)>> = Mutex::new(None);
+
+/// Notes how much time is left, and uses some of it.
+fn notes_time_left() {
+    let left = time_left().expect("there is a total");
+    *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), left));
+    takes(Duration::from_millis(500));
+}
+
+/// Says whether the time that is left now is what was left of that.
+fn says_whether_it_went_on() {
+    let (at, before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take().expect("noted");
+    let left = time_left().expect("there is a total");
+    say(if left <= before.saturating_sub(at.elapsed()) + Duration::from_millis(1) {
+        "one total"
+    } else {
+        "two totals"
+    });
+}
+
+/// A thread-local whose drop registers a handler.
+struct Registers;
+
+impl Drop for Registers {
+    fn drop(&mut self) {
+        register(says_whether_it_went_on);
+    }
+}
+
+thread_local! {
+    static REGISTERS: std::cell::Cell<Option<Registers>> = const { std::cell::Cell::new(None) };
+}
+
+/// From now on a report hook says what it is told, and then does something.
+fn reports(then: fn()) {
+    report::set_hook(Box::new(move |error: &HandlerError| {
+        say(&format!("reported {}", error.name().unwrap_or("?")));
+        then();
+    }));
+}
+
+/// What the handlers of some cases need to know, which cannot capture anything.
+static ID: OnceLock<HandlerId> = OnceLock::new();
+static PLUGIN: OnceLock<Interpreter> = OnceLock::new();
+static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// No thread can be started any more: there is no room for its call stack.
+fn exhaust_threads() {
+    // SAFETY: a `rlimit` is two numbers.
+    let mut limit: libc::rlimit = unsafe { std::mem::zeroed() };
+    // SAFETY: `limit` is live.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) }, 0);
+    let mapped = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    let pages: libc::rlim_t = mapped.split(' ').next().and_then(|pages| pages.parse().ok()).expect("a number");
+    limit.rlim_cur = pages * 4096 + (1 << 20);
+    // SAFETY: `limit` is live.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) }, 0);
+}
+
+fn fate(record: &Record) -> &'static str {
+    match record.fate() {
+        Fate::Done => "done",
+        Fate::Failed(_) => "failed",
+        Fate::GivenUp => "given up",
+        Fate::NotRun => "not run",
+        _ => "something else",
+    }
+}
+
+fn shown(record: &Record) -> String {
+    format!("{} {}", record.name().unwrap_or("?"), fate(record))
+}
+
+fn says_events() {
+    set_observer(Box::new(|event| match event {
+        Event::Began(reason) => say(&format!("began {reason:?}")),
+        Event::Slow(running) => say(&format!("slow {}", running.name().unwrap_or("?"))),
+        Event::Finished(record) => say(&format!("finished {}", shown(record))),
+        Event::GivenUp(record) => say(&format!("given up {}", shown(record))),
+        Event::Ended(closed) => {
+            let records: Vec<_> = closed.records().iter().map(shown).collect();
+            let errors = closed.result().err().map_or(0, |error| error.errors().len());
+            say(&format!("ended {}; {errors} failed", records.join(", ")));
+        }
+        _ => say("something else"),
+    }));
+}
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = given_up();
+    cases.extend(elsewhere());
+    cases.extend(come_back());
+    cases.extend(totals());
+    cases.extend(watched());
+    cases.extend(others());
+    if !cfg!(target_os = "linux") {
+        cases.retain(|case| !case.name.contains("without_threads") || case.name.contains("threads_cannot")); // elsewhere it is not known how to run out of them
+    }
+    cases
+}
+
+/// Handlers of the thread that leaves.
+#[expect(clippy::too_many_lines, reason = "a table")]
+fn given_up() -> Vec<Case> {
+    vec![
+        case("three_given_up_in_a_row", GAVE_UP, &["D", "C", "B", "A"], || {
+            limit(limits());
+            for (line, name) in [("A", "third"), ("B", "second"), ("C", "first")] {
+                says(line);
+                stuck(name);
+            }
+            says("D");
+            OK
+        })
+        .err("`first` registered at tests/exit/limits.rs")
+        .err("`second` registered at tests/exit/limits.rs")
+        .err("`third` registered at tests/exit/limits.rs"),
+        case("two_given_up_with_nothing_between", GAVE_UP, &["A on another thread"], || {
+            limit(limits());
+            says_thread("A");
+            stuck("second");
+            stuck("first");
+            OK
+        }),
+        case("what_is_above_runs_on_the_thread_that_leaves", GAVE_UP, &["B on main", "A on another thread"], || {
+            limit(limits());
+            says_thread("A");
+            stuck("stuck");
+            says_thread("B");
+            OK
+        }),
+        case("limits_that_do_not_expire_change_nothing", Code(4), &["B on main", "A on main"], || {
+            limit(limits().within(long()).each(long()));
+            says_thread("A");
+            says_thread("B");
+            std::process::exit(4)
+        }),
+        case("a_plugin_that_hangs_at_its_place", GAVE_UP, &["C", "p2", "p1", "A"], || {
+            limit(limits());
+            says("A");
+            let plugin = plugin("plugin");
+            says_in(&plugin, "p1");
+            stuck_in(&plugin);
+            says_in(&plugin, "p2");
+            says("C");
+            OK
+        })
+        .err("process > plugin: exit handler `stuck in a plugin`"),
+        case("a_plugin_in_a_plugin_that_hangs", GAVE_UP, &["q1", "p1", "A"], || {
+            limit(limits());
+            says("A");
+            let outer = plugin("outer");
+            says_in(&outer, "p1");
+            let inner = outer.subinterpreter("inner");
+            std::mem::forget(inner.clone());
+            says_in(&inner, "q1");
+            stuck_in(&inner);
+            OK
+        })
+        .err("process > outer > inner: exit handler"),
+        // The plugin is the oldest, so it would come last if the outermost drain went on first.
+        case("a_handler_finalizes_a_plugin_that_hangs", GAVE_UP, &["p2", "p1", "A"], || {
+            limit(limits());
+            let plugin = plugin("plugin");
+            says_in(&plugin, "p1");
+            stuck_in(&plugin);
+            says_in(&plugin, "p2");
+            says("A");
+            register(move || {
+                let _ = plugin.finalize();
+                say("back");
+            });
+            OK
+        }),
+        case("the_innermost_of_three_drains_goes_on_first", GAVE_UP, &["q1", "p1", "A"], || {
+            limit(limits());
+            let (inner, outer) = (plugin("inner"), plugin("outer"));
+            says_in(&inner, "q1");
+            stuck_in(&inner);
+            says_in(&outer, "p1");
+            outer.stack().register(move || drop(inner.finalize()));
+            says("A");
+            register(move || drop(outer.finalize()));
+            OK
+        }),
+        case("the_rest_of_an_inner_drain_is_given_up_too", GAVE_UP, &["p1", "A"], || {
+            limit(limits());
+            let plugin = plugin("plugin");
+            says_in(&plugin, "p1");
+            stuck_in(&plugin);
+            stuck_in(&plugin);
+            says("A");
+            stuck("below");
+            register(move || drop(plugin.finalize()));
+            OK
+        }),
+        case("a_detached_interpreter_goes_on_first", GAVE_UP, &["d1", "A"], || {
+            limit(limits());
+            says("A");
+            let detached = Interpreter::detached("detached");
+            says_in(&detached, "d1");
+            stuck_in(&detached);
+            register(move || drop(detached.finalize()));
+            OK
+        }),
+        case(
+            "failures_of_an_inner_close_are_reported",
+            GAVE_UP,
+            &["reported fails", "reported stuck in a plugin"],
+            || {
+                limit(limits());
+                let plugin = plugin("plugin");
+                stuck_in(&plugin);
+                plugin.stack().register(Handler::new(|| Err("disk full")).named("fails"));
+                register(move || drop(plugin.finalize()));
+                // In whichever order: one of them is reported by the thread that watches.
+                report::set_hook(Box::new(|error| {
+                    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+                    seen.push(error.name().unwrap_or("?").to_owned());
+                    if seen.len() == 2 {
+                        seen.sort();
+                        seen.iter().for_each(|name| say(&format!("reported {name}")));
+                    }
+                }));
+                OK
+            },
+        ),
+        // Neither of the two is the process's, so nobody may drain them.
+        case("a_run_now_in_a_handler_that_hangs", GAVE_UP, &["A"], || {
+            limit(limits());
+            says("A");
+            let detached = Interpreter::detached("detached");
+            std::mem::forget(detached.clone());
+            says_in(&detached, "d1");
+            let id = detached.stack().register(Handler::new(|| forever()).within(SHORT));
+            register(move || drop(detached.stack().run_now(id)));
+            OK
+        }),
+        case("a_status_asked_for_above_is_kept", Code(5), &["A"], || {
+            limit(limits());
+            says("A");
+            stuck("stuck");
+            register(|| Err(Exit(5)));
+            OK
+        }),
+        case("a_status_asked_for_below_counts", Code(5), &["A"], || {
+            limit(limits());
+            says("A");
+            register(|| Err(Exit(5)));
+            stuck("stuck");
+            OK
+        }),
+        case("the_last_status_asked_for_wins", Code(6), &[], || {
+            limit(limits());
+            register(|| exit(6));
+            stuck("stuck");
+            register(|| Err(Exit(5)));
+            OK
+        }),
+        case("the_status_is_1_if_nothing_says_otherwise", Code(1), &["A"], || {
+            limit(Limits::new());
+            says("A");
+            stuck("stuck");
+            std::process::exit(4)
+        }),
+        case("exits_status_does_not_outlive_giving_up", GAVE_UP, &["A"], || {
+            limit(limits());
+            says("A");
+            stuck("stuck");
+            c_exit(0)
+        }),
+        case("other_libraries_handlers_are_not_called", GAVE_UP, &["A"], || {
+            crate::child::another_librarys_handler();
+            limit(limits());
+            says("A");
+            stuck("stuck");
+            OK
+        }),
+        case("what_print_holds_back_is_written", GAVE_UP, &["no newline"], || {
+            limit(limits());
+            register(|| {
+                print!("no newline");
+                forever()
+            });
+            limit(limits().each(SHORT));
+            run(|| ());
+            OK
+        }),
+    ]
+}
+
+/// Drains that wait for other threads.
+#[expect(clippy::too_many_lines, reason = "a table")]
+fn elsewhere() -> Vec<Case> {
+    vec![
+        case("a_plugin_that_hangs_on_another_thread", GAVE_UP, &["C", "p1", "A"], || {
+            limit(limits());
+            says("A");
+            let plugin = plugin("plugin");
+            says_in(&plugin, "p1");
+            let (begins, inside) = channel();
+            plugin.stack().register(begins_and_sticks(begins));
+            says("C");
+            until_inside(move || plugin.finalize(), &inside);
+            OK
+        })
+        .err("process > plugin: exit handler `stuck on another thread`"),
+        case("a_close_that_hangs_on_another_thread", GAVE_UP, &["B", "A"], || {
+            limit(limits());
+            says("A");
+            says("B");
+            let (begins, inside) = channel();
+            register(begins_and_sticks(begins));
+            until_inside(|| process_stack().close(), &inside);
+            OK
+        }),
+        case("a_run_now_that_hangs_on_another_thread", GAVE_UP, &["C", "A"], || {
+            limit(limits());
+            says("A");
+            let (begins, inside) = channel();
+            let id = register(begins_and_sticks(begins));
+            says("C");
+            until_inside(move || process_stack().run_now(id), &inside);
+            OK
+        }),
+        // `inner` is the oldest, so it would come last if the drain that was waited for went on first.
+        case("the_innermost_on_another_thread_goes_first", GAVE_UP, &["q1", "p1", "A"], || {
+            limit(limits());
+            let inner = plugin("inner");
+            says_in(&inner, "q1");
+            let (begins, inside) = channel();
+            inner.stack().register(begins_and_sticks(begins));
+            says("A");
+            let outer = plugin("outer");
+            says_in(&outer, "p1");
+            outer.stack().register(move || drop(inner.finalize()));
+            until_inside(move || outer.finalize(), &inside);
+            OK
+        }),
+        case("what_a_run_now_drains_goes_on_too", GAVE_UP, &["d1", "A"], || {
+            limit(limits());
+            says("A");
+            let detached = Interpreter::detached("detached");
+            says_in(&detached, "d1");
+            let (begins, inside) = channel();
+            detached.stack().register(begins_and_sticks(begins));
+            let id = register(move || drop(detached.finalize()));
+            until_inside(move || process_stack().run_now(id), &inside);
+            OK
+        }),
+        // The thread in `finalize` is not the one that leaves, and goes on with its own affairs.
+        case("a_chain_of_two_waits", GAVE_UP, &["q1", "p1", "A"], || {
+            limit(limits());
+            says("A");
+            let outer = plugin("outer");
+            says_in(&outer, "p1");
+            let inner = plugin("inner");
+            says_in(&inner, "q1");
+            let (begins, inside) = channel();
+            inner.stack().register(begins_and_sticks(begins));
+            let (waits, waiting) = mpsc::sync_channel(1);
+            let waited = inner.clone();
+            outer.stack().register(move || {
+                let _ = waits.send(Watched::this());
+                drop(waited.finalize());
+            });
+            until_inside(move || inner.finalize(), &inside);
+            thread::spawn(move || outer.finalize());
+            waiting.recv_timeout(long()).expect("it begins").until_it_sleeps();
+            OK
+        }),
+        case("two_threads_leave_and_one_is_given_up", GAVE_UP, &["B", "A"], || {
+            limit(limits());
+            says("A");
+            says("B");
+            let (begins, inside) = channel();
+            register(begins_and_sticks(begins));
+            until_inside(|| c_exit(3), &inside);
+            c_exit(4)
+        }),
+        // The second one waits for the outer drain, and must not go on with that before the inner one is done.
+        case("two_threads_leave_and_the_innermost_goes_first", GAVE_UP, &["p2", "p1", "A"], || {
+            limit(limits());
+            let plugin = plugin("plugin");
+            says_in(&plugin, "p1");
+            plugin.stack().register(|| {
+                takes(2 * SHORT); // so that the other thread could be faster
+                say("p2");
+            });
+            let (begins, inside) = channel();
+            plugin.stack().register(begins_and_sticks(begins));
+            says("A");
+            register(move || drop(plugin.finalize()));
+            until_inside(|| c_exit(3), &inside);
+            c_exit(4)
+        }),
+        case("two_threads_leave_and_both_are_given_up", GAVE_UP, &["B", "A"], || {
+            limit(limits());
+            says("A");
+            stuck("second");
+            says("B");
+            let (begins, inside) = channel();
+            register(begins_and_sticks(begins));
+            until_inside(|| c_exit(3), &inside);
+            c_exit(4)
+        }),
+    ]
+}
+
+/// Handlers that were given up and come back.
+fn come_back() -> Vec<Case> {
+    vec![
+        case("a_late_thread_runs_no_further_handler", GAVE_UP, &["below", "A on another thread"], || {
+            limit(limits());
+            says_thread("A");
+            late(|| ());
+            OK
+        }),
+        case("a_late_failure_is_reported", GAVE_UP, &["reported late", "reported late", "below"], || {
+            limit(limits());
+            reports(|| ());
+            late(|| Err("too late"));
+            OK
+        }),
+        case("a_late_panic_is_reported", GAVE_UP, &["reported late", "reported late", "below"], || {
+            limit(limits());
+            reports(|| ());
+            late(|| -> () { panic!("too late") });
+            OK
+        }),
+        case("a_late_exit_that_is_returned_is_ignored", GAVE_UP, &["below", "A"], || {
+            limit(limits());
+            says("A");
+            late(|| Err::<(), _>(Exit(9)));
+            OK
+        }),
+        case("a_late_exit_is_ignored", GAVE_UP, &["below", "A"], || {
+            limit(limits());
+            says("A");
+            late(|| exit(9));
+            OK
+        }),
+        case("a_late_c_exit_is_ignored", GAVE_UP, &["below", "A"], || {
+            limit(limits());
+            says("A");
+            late(|| c_exit(9));
+            OK
+        }),
+        case("a_late_std_exit_at_the_end_of_run_is_ignored", GAVE_UP, &["below", "A"], || {
+            limit(limits());
+            says("A");
+            late(|| std::process::exit(9));
+            Ok(run(|| ()))
+        }),
+        case("a_late_exit_at_the_end_of_run_is_ignored", GAVE_UP, &["below", "A"], || {
+            limit(limits());
+            says("A");
+            late(|| exit(9));
+            Ok(run(|| ()))
+        }),
+        // The late exit is a nested drain's.
+        case("a_late_exit_from_a_plugin_is_ignored", GAVE_UP, &["below", "A"], || {
+            limit(limits());
+            says("A");
+            let plugin = plugin("plugin");
+            plugin.enter(|| late(|| exit(9)));
+            register(move || drop(plugin.finalize()));
+            OK
+        }),
+        case("a_late_thread_drains_no_other_stack", GAVE_UP, &["a value's", "below", "p1 on another thread"], || {
+            limit(limits());
+            let plugin = plugin("plugin");
+            plugin.enter(|| says_thread("p1"));
+            let _ = PLUGIN.set(plugin);
+            late(|| {
+                let value = exitstack::SharedExitStack::new();
+                value.register(|| say("a value's"));
+                let _ = value.close();
+                let _ = PLUGIN.get().map(Interpreter::finalize);
+                let _ = process_stack().close();
+            });
+            OK
+        }),
+        case("a_late_thread_runs_nothing_out_of_turn", GAVE_UP, &["none", "below", "A on another thread"], || {
+            limit(limits());
+            let _ = ID.set(says_thread("A"));
+            late(|| {
+                let ran = ID.get().and_then(|id| process_stack().run_now(*id));
+                say(if ran.is_none() { "none" } else { "ran" });
+            });
+            OK
+        }),
+        // It must not say that a transaction was committed which is then rolled back.
+        case("a_late_thread_commits_nothing", GAVE_UP, &["not committed", "below", "rolled back"], || {
+            limit(limits());
+            late(|| {
+                let done = Interpreter::scope("transaction", |work| {
+                    work.stack().on_success(|| say("committed"));
+                    work.stack().on_failure(|| say("rolled back"));
+                    Ok::<(), exitstack::CloseError>(())
+                });
+                say(if done.is_ok() { "done" } else { "not committed" });
+            });
+            OK
+        }),
+    ]
+}
+
+/// The time of all handlers together.
+fn totals() -> Vec<Case> {
+    vec![
+        case("what_has_no_time_is_neither_run_nor_dropped", GAVE_UP, &["B"], || {
+            limit(limits().within(2 * SHORT));
+            let drops = Drops;
+            register(Handler::new(move || drop(drops)).named("has no time"));
+            register(|| forever());
+            says("B");
+            OK
+        })
+        .err("`has no time` registered at tests/exit/limits.rs")
+        .err("was not run: there was no time left"),
+        case("what_has_no_time_in_a_plugin_is_not_run", GAVE_UP, &[], || {
+            limit(limits().within(2 * SHORT));
+            let plugin = plugin("plugin");
+            let drops = Drops;
+            plugin.stack().register(Handler::new(move || drop(drops)).named("has no time"));
+            register(|| forever());
+            OK
+        })
+        .err("process > plugin: exit handler `has no time`"),
+        case("a_reserve_is_kept_for_what_is_below", GAVE_UP, &["B", "A"], || {
+            limit(limits().within(long() + 2 * SHORT).reserve(long()));
+            says("A");
+            says("B");
+            register(|| forever());
+            OK
+        }),
+        case("each_expires_before_the_total", GAVE_UP, &["A"], || {
+            limit(limits().within(long()).each(3 * SHORT));
+            says("A");
+            register(|| forever());
+            OK
+        }),
+        case("the_total_expires_before_each", GAVE_UP, &[], || {
+            limit(limits().within(2 * SHORT).each(long()));
+            says("A");
+            register(|| forever());
+            OK
+        })
+        .err("`A` registered at"),
+        case("exit_and_cs_exit_share_one_total", Code(0), &["one total"], || {
+            limit(limits().within(long()));
+            REGISTERS.set(Some(Registers));
+            register(notes_time_left);
+            exit(0)
+        }),
+        case("run_and_the_exit_have_a_total_each", Code(0), &["two totals"], || {
+            limit(limits().within(long()));
+            register(notes_time_left);
+            let status = run(|| ());
+            register(says_whether_it_went_on);
+            Ok(status)
+        }),
+        case("the_limits_set_last_count", Code(8), &["B"], || {
+            limit(limits().within(long()).on_expiry(Expiry::Wait));
+            limit(Limits::new().on_expiry(Expiry::Leave).status(8));
+            says("A");
+            stuck("stuck");
+            says("B");
+            OK
+        }),
+        case("time_left_is_the_handlers_own", Code(0), &["own", "each"], || {
+            limit(limits().within(4 * long()).each(2 * long()));
+            let below = |limit: Duration| time_left().is_some_and(|left| left <= limit && left > limit / 2);
+            register(move || say(if below(2 * long()) { "each" } else { "not" }));
+            register(Handler::new(move || say(if below(long()) { "own" } else { "not" })).within(long()));
+            OK
+        }),
+        case("without_threads_there_are_no_limits", Code(0), &["A"], || {
+            says("A");
+            exhaust_threads();
+            if set_limits(limits().within(SHORT)).is_ok() {
+                say("set");
+            }
+            OK
+        }),
+        case("one_is_given_up_though_threads_cannot_be_had", GAVE_UP, &["A"], || {
+            limit(limits());
+            says("A");
+            stuck("stuck");
+            exhaust_threads();
+            OK
+        }),
+        case("without_threads_to_go_on_the_process_ends", GAVE_UP, &["B"], || {
+            limit(limits());
+            says("A");
+            stuck("second");
+            says("B");
+            stuck("first");
+            exhaust_threads();
+            OK
+        }),
+    ]
+}
+
+/// Observers and report hooks.
+fn watched() -> Vec<Case> {
+    let events = [
+        "began Exit",
+        "finished C done",
+        "slow stuck",
+        "given up stuck given up",
+        "finished B failed",
+        "finished A done",
+        "ended C done, stuck given up, B failed, A done; 2 failed",
+    ];
+    vec![
+        case("an_observer_is_told_in_order", GAVE_UP, &events, || {
+            says_events();
+            limit(limits().warn_after(SHORT / 2));
+            register(Handler::new(|| ()).named("A"));
+            register(Handler::new(|| Err("failed")).named("B"));
+            stuck("stuck");
+            register(Handler::new(|| ()).named("C"));
+            OK
+        }),
+        case(
+            "an_observer_is_told_of_what_is_not_run",
+            GAVE_UP,
+            &[
+                "began Close",
+                "given up stuck given up",
+                "finished A not run",
+                "ended stuck given up, A not run; 2 failed",
+            ],
+            || {
+                says_events();
+                limit(limits().on_expiry(Expiry::Leave));
+                register(Handler::new(|| ()).named("A"));
+                stuck("stuck");
+                Ok(run(|| ()))
+            },
+        ),
+        case(
+            "an_observer_needs_no_limits",
+            Code(4),
+            &["began Exit", "finished A done", "ended A done; 0 failed"],
+            || {
+                says_events();
+                register(Handler::new(|| ()).named("A"));
+                std::process::exit(4)
+            },
+        ),
+        case("an_observer_that_hangs_delays_nothing", GAVE_UP, &["B", "A"], || {
+            set_observer(Box::new(|_| forever()));
+            limit(limits());
+            says("A");
+            stuck("stuck");
+            says("B");
+            OK
+        }),
+        case("an_observer_that_panics_is_told_again", Code(0), &["began", "ended"], || {
+            set_observer(Box::new(|event| match event {
+                Event::Began(Reason::Exit) => {
+                    say("began");
+                    panic!("in the observer");
+                }
+                Event::Ended(_) => say("ended"),
+                _ => {}
+            }));
+            register(|| ());
+            OK
+        }),
+        // The hook is told that the handler was given up.
+        case("a_report_hook_that_hangs_when_one_is_given_up", GAVE_UP, &["reported stuck"], || {
+            limit(limits().within(3 * SHORT));
+            reports(|| forever());
+            says("A");
+            stuck("stuck");
+            OK
+        }),
+        case("a_report_hook_that_hangs_at_a_failure", GAVE_UP, &["reported fails"], || {
+            limit(limits().within(3 * SHORT));
+            reports(|| forever());
+            says("A");
+            register(Handler::new(|| Err("failed")).named("fails"));
+            OK
+        }),
+        case("a_report_hook_that_hangs_at_a_plugins", GAVE_UP, &["reported stuck on another thread"], || {
+            limit(limits().within(3 * SHORT));
+            reports(|| forever());
+            says("A");
+            let plugin = plugin("plugin");
+            let (begins, inside) = channel();
+            plugin.stack().register(begins_and_sticks(begins));
+            until_inside(move || plugin.finalize(), &inside);
+            OK
+        }),
+    ]
+}
+
+/// Other processes, and handlers that were given up before the exit.
+fn others() -> Vec<Case> {
+    vec![
+        case("a_forked_child_has_no_limits", Code(0), &["taken", "child 0"], || {
+            limit(limits().within(long()).each(SHORT / 2));
+            let forked = fork(|| {
+                register(|| {
+                    takes(2 * SHORT);
+                    say(if time_left().is_none() { "taken" } else { "limited" });
+                });
+                OK
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
+        case(
+            "a_child_forked_in_a_handler_has_no_limits",
+            GAVE_UP,
+            &["the parent is gone", "p1", "the child's"],
+            || {
+                limit(limits().within(2 * SHORT));
+                register(|| {
+                    let forked = fork(|| {
+                        takes(6 * SHORT); // the parent gives up the handler, which waits for this process
+                        say("the parent is gone");
+                        limit(Limits::new());
+                        // Drained by the very thread that was in the parent's drain.
+                        let plugin = Interpreter::new("plugin");
+                        says_in(&plugin, "p1");
+                        let _ = plugin.finalize();
+                        register(|| say("the child's"));
+                        OK
+                    });
+                    drop(forked);
+                });
+                OK
+            },
+        ),
+        case("a_child_sets_limits_of_its_own", Code(0), &["B", "child 8"], || {
+            limit(limits());
+            let forked = fork(|| {
+                limit(Limits::new().status(8));
+                says("B");
+                stuck("stuck");
+                OK
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
+        case("given_up_before_the_exit_and_still_stuck", Code(4), &["given up", "B", "A"], || {
+            says("A");
+            let plugin = plugin("plugin");
+            stuck_in(&plugin);
+            says("B");
+            let closed = plugin.finalize_within(&Limits::new());
+            let gave_up = closed
+                .result()
+                .is_err_and(|error| error.iter().all(|error| matches!(error.kind(), HandlerErrorKind::TimedOut(_))));
+            say(if gave_up && !closed.is_over() { "given up" } else { "not" });
+            std::process::exit(4)
+        }),
+        case("given_up_before_and_the_exit_is_its_own", Code(9), &["A"], || {
+            says("A");
+            let plugin = plugin("plugin");
+            let (release, released) = channel::<()>();
+            let handler = move || {
+                let _ = released.recv();
+                exit(9)
+            };
+            plugin.stack().register(Handler::new(handler).within(SHORT));
+            let _ = plugin.finalize_within(&Limits::new());
+            release.send(()).expect("it waits");
+            forever()
+        }),
+    ]
+}
+
+const WAYS: [(&str, i32); 9] = [
+    ("return", 0),
+    ("error", 1),
+    ("std", 3),
+    ("c", 3),
+    ("exit", 3),
+    ("run", 3),
+    ("panic", 101),
+    ("std on a thread", 3),
+    ("c on a thread", 3),
+];
+
+/// A handler that takes longer than it has, on each way out.
+pub(crate) fn child() -> Ended {
+    let [_, way, expiry] = &std::env::args().collect::<Vec<_>>()[..] else { return Err("way, expiry".into()) };
+    let expiry = match &**expiry {
+        "skip" => Expiry::Skip,
+        "leave" => Expiry::Leave,
+        _ => Expiry::Wait,
+    };
+    limit(limits().within(long()).on_expiry(expiry));
+    says("A");
+    says("B");
+    let handler = move || {
+        if expiry != Expiry::Wait {
+            forever()
+        }
+        takes(2 * SHORT);
+        say("slow");
+    };
+    register(Handler::new(handler).named("slow").within(SHORT));
+    says("C");
+    match &**way {
+        "error" => Err("failed".into()),
+        "std" => std::process::exit(3),
+        "c" => c_exit(3),
+        "exit" => exit(3),
+        "run" => Ok(run(|| ExitCode::from(3))),
+        "panic" => panic!("in main"),
+        "std on a thread" => thread::spawn(|| std::process::exit(3)).join().map_err(|_| "a panic".into()),
+        "c on a thread" => thread::spawn(|| c_exit(3)).join().map_err(|_| "a panic".into()),
+        _ => OK,
+    }
+}
+
+fn check(output: &Output, status: Status, out: &[&str], lines: &[&[&str]]) -> Result<(), Failed> {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    let right = status_of(output) == status && text.lines().eq(out.iter().copied());
+    let has_once =
+        |parts: &&[&str]| err.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count() == 1;
+    if right && lines.iter().all(has_once) {
+        return Ok(());
+    }
+    Err(format!("not {status:?}, {out:?}, {lines:?} but {:?}\n{text}---\n{err}---", status_of(output)).into())
+}
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let given_up: &[&str] = &["process: exit handler `slow`", "limits.rs", "was given up: it was still running after"];
+    let mut trials = Vec::new();
+    for (way, natural) in WAYS {
+        for expiry in ["skip", "leave", "wait"] {
+            let name = format!("limits_{expiry}_by_{}", way.replace(' ', "_"));
+            trials.push(Trial::test(name, move || {
+                let output = run_child("limits", &[way.to_owned(), expiry.to_owned()]);
+                match expiry {
+                    "skip" => check(&output, GAVE_UP, &["C", "B", "A"], &[given_up]),
+                    "leave" => {
+                        let [a, b] = ["`A`", "`B`"].map(|name| [name, "was not run"]);
+                        check(&output, GAVE_UP, &["C"], &[given_up, &a, &b])
+                    }
+                    _ => check(&output, Code(natural), &["C", "slow", "B", "A"], &[]),
+                }
+            }));
+        }
+    }
+    trials.push(Trial::test("one_line_for_slow_and_one_for_given_up", || {
+        let slow = ["process: exit handler `stuck`", "limits.rs", "is still running after", "on thread `main`"];
+        let given_up = ["process: exit handler `stuck`", "limits.rs", "was given up: it was still running after"];
+        check(&run_child("slow", &[]), GAVE_UP, &[], &[&slow, &given_up])
+    }));
+    trials
+}
+
+/// What is written without an observer.
+pub(crate) fn child_that_is_slow() -> Ended {
+    limit(limits().warn_after(SHORT / 2));
+    stuck("stuck");
+    OK
+}
