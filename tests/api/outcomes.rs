@@ -56,13 +56,13 @@ fn the_exit_of_a_value_is_told_the_outcome() {
 }
 
 #[test]
-fn the_exit_of_a_popped_value_is_told_its_new_stacks() {
+fn a_popped_value_has_its_new_stacks_outcome() {
     assert_eq!(told(|mut stack| stack.pop_all().close().unwrap()), [DONE]);
     assert_eq!(told(|mut stack| drop(stack.pop_all())), [FAILED]);
 }
 
 #[test]
-fn the_exit_of_a_value_that_runs_out_of_turn_has_failed() {
+fn a_values_exit_out_of_turn_is_told_failure() {
     let ended = told(|mut stack| {
         let id = stack.pending()[0].id();
         stack.run_now(id).unwrap().unwrap();
@@ -71,8 +71,9 @@ fn the_exit_of_a_value_that_runs_out_of_turn_has_failed() {
     assert_eq!(ended, [FAILED]);
 }
 
+/// Its exit never sees the value.
 #[test]
-fn a_value_whose_exit_is_removed_is_dropped_unseen() {
+fn a_value_whose_exit_is_removed_is_dropped() {
     let counter = Counter::default();
     let mut stack = ExitStack::new();
     for cleared in [false, true] {
@@ -84,7 +85,7 @@ fn a_value_whose_exit_is_removed_is_dropped_unseen() {
 }
 
 #[test]
-fn the_exit_of_a_value_in_a_scope_is_told_its_end() {
+fn a_values_exit_is_told_how_its_scope_ended() {
     let told = RefCell::new(Vec::new());
     let works = |end: fn() -> Result<(), Box<dyn Error>>| {
         scope(|stack| {
@@ -99,7 +100,7 @@ fn the_exit_of_a_value_in_a_scope_is_told_its_end() {
 }
 
 #[test]
-fn the_exit_of_a_value_may_fail_for_either_outcome() {
+fn a_values_exit_may_fail_for_either_outcome() {
     let mut stack = ExitStack::new();
     for outcome in [DONE, FAILED] {
         stack.enter_with("value", |value, outcome| Err::<(), _>(format!("{value}: {outcome:?}")));
@@ -115,7 +116,7 @@ fn the_exit_of_a_value_may_fail_for_either_outcome() {
 }
 
 #[test]
-fn a_transaction_that_is_a_value_commits_or_rolls_back() {
+fn an_entered_transaction_commits_or_rolls_back() {
     struct Transaction<'l>(&'l RefCell<Vec<String>>, Vec<u32>);
     impl Transaction<'_> {
         fn end(self, how: &str) {
@@ -254,7 +255,7 @@ fn a_failing_handler_does_not_change_the_outcome() {
 }
 
 #[test]
-fn what_is_for_the_other_outcome_is_dropped_in_turn() {
+fn what_is_not_for_the_outcome_drops_in_turn() {
     let (counter, log) = (Counter::default(), Log::default());
     let stack = SharedExitStack::new();
     let seen = counter.clone();
@@ -269,8 +270,9 @@ fn what_is_for_the_other_outcome_is_dropped_in_turn() {
     assert!(log.take().is_empty());
 }
 
+/// The handler is for the other outcome, and does not run.
 #[test]
-fn a_drop_that_panics_unrun_is_its_handlers_failure() {
+fn a_panicking_drop_is_its_handlers_failure() {
     let counter = Counter::default();
     let stack = SharedExitStack::new();
     let bomb = counter.bomb_that_panics();
@@ -285,7 +287,7 @@ fn undo() -> Result<(), &'static str> {
 }
 
 #[test]
-fn handlers_for_an_outcome_have_names_keys_and_places() {
+fn outcome_handlers_have_names_keys_and_places() {
     let stack = SharedExitStack::new();
     stack.on_failure(Handler::new(undo).named("undo").keyed("step 7"));
     let line = line!() - 1;
@@ -648,7 +650,7 @@ fn an_instrumented_future_may_change_threads() {
 }
 
 #[test]
-fn a_poll_that_panics_leaves_no_interpreter_behind() {
+fn a_panicking_poll_leaves_no_interpreter_behind() {
     let (session, other) = (Interpreter::new("session"), Interpreter::new("other"));
     let mut future = pin!(session.instrument(async { quiet_panic("in a poll") }));
     other.enter(|| {
