@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_out_of_a_chain_leaves_the_others_in_their_order() {
+    fn what_is_taken_out_leaves_the_rest_in_order() {
         let mut all = chain(&[1, 2, 3, 4, 5]);
         let odd = all.take_if(|value| value % 2 == 1);
         assert_eq!((all.len(), odd.len()), (2, 3));

@@ -91,8 +91,9 @@ fn the_counter_adds_the_number_given() {
     counts(Some("41"), &["-42"], 0, Some("-1"));
 }
 
+/// It goes on from run to run.
 #[test]
-fn the_counter_counts_on_from_run_to_run_in_the_file_it_is_told() {
+fn the_counter_counts_on_in_the_file_it_is_told() {
     in_directory("counter-path", |directory| {
         let path = directory.join("visits.txt");
         let path = path.to_str().unwrap();
@@ -117,8 +118,9 @@ fn the_counter_saves_when_a_panic_ends_it() {
     assert!(ended.stderr.contains("as you asked"), "{}", ended.stderr);
 }
 
+/// It puts a new file in its place.
 #[test]
-fn the_counter_replaces_its_file_and_never_writes_into_it() {
+fn the_counter_never_writes_into_its_file() {
     in_directory("counter-atomic", |directory| {
         let (file, old) = (directory.join("counterfile"), directory.join("old"));
         fs::write(&file, "7").unwrap();
@@ -129,8 +131,9 @@ fn the_counter_replaces_its_file_and_never_writes_into_it() {
     });
 }
 
+/// To count in it is an error.
 #[test]
-fn a_file_without_a_number_is_an_error_and_stays_as_it_was() {
+fn a_file_without_a_number_stays_as_it_was() {
     for text in ["", "seven", "1 2", "9223372036854775808"] {
         let ended = counts(Some(text), &[], 1, Some(text));
         assert_eq!((&*ended.stdout, &*ended.stderr), ("", "Error: \"counterfile holds no number\"\n"));
@@ -140,7 +143,7 @@ fn a_file_without_a_number_is_an_error_and_stays_as_it_was() {
 }
 
 #[test]
-fn the_counter_says_how_it_is_used_if_it_is_asked() {
+fn the_counter_says_how_it_is_used_if_asked() {
     for args in [vec!["--help"], vec!["counterfile", "3", "--help"], vec!["--help", "--nonsense"]] {
         let ended = counts(Some("7"), &args, 0, Some("7"));
         assert!(ended.stdout.starts_with("usage: counter [PATH]"), "{}", ended.stdout);
@@ -149,7 +152,7 @@ fn the_counter_says_how_it_is_used_if_it_is_asked() {
 }
 
 #[test]
-fn the_counter_says_how_it_is_used_if_it_is_misused() {
+fn the_counter_says_how_it_is_used_if_misused() {
     let misuses = [
         (vec!["--exit"], "--exit needs a number"),
         (vec!["--exit", "soon"], "--exit needs a number"),
@@ -163,8 +166,9 @@ fn the_counter_says_how_it_is_used_if_it_is_misused() {
     }
 }
 
+/// The failure is reported.
 #[test]
-fn a_count_that_cannot_be_saved_is_reported_and_is_status_1() {
+fn a_count_that_cannot_be_saved_is_status_1() {
     in_directory("counter-unsaved", |directory| {
         let ended = run("counter", &["missing/counterfile"], directory);
         assert_eq!((ended.status, &*ended.stdout), (Some(1), "0 + 1 = 1\n"));
@@ -337,7 +341,7 @@ fn a_transaction_is_undone_on_every_way_out() {
 }
 
 #[test]
-fn a_temporary_directory_is_removed_on_every_way_out() {
+fn every_way_out_removes_a_temporary_directory() {
     let ways = [
         (vec![], 0, "there: true\nthere: false\n", ""),
         (vec!["error"], 1, "", "Error: \"the work failed\"\n"),
@@ -355,8 +359,9 @@ fn a_temporary_directory_is_removed_on_every_way_out() {
     }
 }
 
+/// This holds on every way out.
 #[test]
-fn a_cleanup_that_fails_makes_the_status_1_on_every_way_out() {
+fn a_failed_cleanup_makes_the_status_1() {
     let report = "process: exit handler `save` registered at examples/status.rs failed: disk full\n";
     let ways = [
         (vec!["return"], 0, vec![]),
@@ -376,16 +381,18 @@ fn a_cleanup_that_fails_makes_the_status_1_on_every_way_out() {
     }
 }
 
+/// The example's hook is for panics that abort; here they unwind.
 #[test]
-fn a_panic_runs_the_handlers_also_without_the_hook_for_abort() {
+fn a_panic_runs_the_handlers_without_the_hook() {
     in_directory("panic_abort", |directory| {
         let ended = run("panic_abort", &[], directory);
         assert_eq!((ended.status, &*ended.stdout), (Some(101), "the handler ran\n"), "{}", ended.stderr);
     });
 }
 
+/// Its parent does not remove it.
 #[test]
-fn a_daemon_removes_its_pid_file_and_its_parent_does_not() {
+fn a_daemon_alone_removes_its_pid_file() {
     for args in [vec![], vec!["exit"]] {
         in_directory("daemon", |directory| {
             let ended = run("daemon", &args, directory); // which reads until the daemon has ended, too
@@ -397,7 +404,7 @@ fn a_daemon_removes_its_pid_file_and_its_parent_does_not() {
 }
 
 #[test]
-fn what_a_killed_run_leaves_is_swept_by_the_next_one() {
+fn the_next_run_sweeps_what_a_killed_one_left() {
     in_directory("sweep", |directory| {
         let jobs = directory.join("jobs");
         assert_eq!(run("sweep", &["abort"], directory).status, None, "it died by a signal");
@@ -408,8 +415,9 @@ fn what_a_killed_run_leaves_is_swept_by_the_next_one() {
     });
 }
 
+/// What belongs to that process stays.
 #[test]
-fn a_sweep_leaves_alone_what_belongs_to_a_running_process() {
+fn a_sweep_leaves_a_running_process_alone() {
     in_directory("sweep-running", |directory| {
         let jobs = directory.join("jobs");
         // It has begun its job when it says so, and waits until its standard input is closed.
@@ -541,7 +549,7 @@ fn on_a_terminal(args: &[&str], directory: &Path) -> (Option<i32>, String, bool)
 }
 
 #[test]
-fn a_terminal_is_given_back_before_the_end_is_told() {
+fn a_terminal_is_restored_before_the_end_is_told() {
     let on_the_alternate_screen = "\x1b[?1049hthis is gone when the program ends\x1b[?1049l";
     let ways = [
         (vec![], 0, vec![""]),
@@ -561,7 +569,7 @@ fn a_terminal_is_given_back_before_the_end_is_told() {
 }
 
 #[test]
-fn without_a_terminal_the_terminals_example_says_so() {
+fn the_terminal_example_says_if_there_is_none() {
     in_directory("no-terminal", |directory| {
         let ended = command("terminal", &[], directory).stdin(Stdio::null()).output().unwrap();
         assert_eq!((ended.status.code(), &*ended.stdout), (Some(1), &b""[..]));

@@ -90,7 +90,7 @@ fn check_fails(model: impl Fn() + Send + Sync + 'static, why: &str) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The models
 
-/// One drain at a time; a second closer returns when it is done; what is registered meanwhile is not lost.
+/// One drain at a time; a second closer returns when it is done; what is registered during it is not lost.
 fn second_closer_and_late_registration<P: Protocol>(new: impl Fn() -> P) {
     let (stack, log) = (Arc::new(new()), Log::new());
     stack.register(log.handler("old"));
@@ -130,7 +130,7 @@ fn finalize_against_register<P: Protocol>(new: impl Fn() -> P) {
     assert!(!stack.try_register(|| ()));
 }
 
-/// Whoever closes meanwhile gets all that failed; who comes after gets nothing; nobody a part of it.
+/// One that closes during a drain gets all that failed; one that comes after it gets nothing; none gets a part of it.
 fn results_of_two_closers<P: Protocol>(new: impl Fn() -> P) {
     let stack = Arc::new(new());
     stack.register_failing();
@@ -345,7 +345,7 @@ impl Protocol for Process {
 }
 
 #[test]
-fn a_second_closer_waits_and_a_late_registration_runs() {
+fn a_closer_waits_and_a_late_registration_runs() {
     check(|| second_closer_and_late_registration(SharedExitStack::new));
 }
 
@@ -359,20 +359,22 @@ fn handlers_that_close_each_others_stacks_end() {
     check(|| circle_of_two_closers(SharedExitStack::new));
 }
 
+/// One of two threads finalizes the parent, one the child.
 #[test]
-fn parent_and_child_finalized_by_two_threads_run_each_handler_once() {
+fn two_finalizers_run_each_handler_once() {
     check(|| parent_and_child(|| Interpreter::new("parent")));
 }
 
+/// Unless it came after the first one: then there is nothing to get.
 #[test]
-fn a_second_closer_gets_the_first_ones_result_or_came_after_it() {
+fn a_second_closer_gets_the_first_ones_result() {
     check(|| results_of_two_closers(SharedExitStack::new));
 }
 
 /// A handler of the child closes the parent, and fails. The parent's finalizer may wait for that close, and then for the
 /// child: it returns what failed in either.
 #[test]
-fn a_finalizer_that_waits_twice_returns_what_failed_both_times() {
+fn a_finalizer_that_waits_twice_returns_both() {
     static SEEN: AtomicBool = AtomicBool::new(false);
     check(|| {
         let parent = Interpreter::new("parent");
@@ -408,14 +410,15 @@ fn an_exit_waits_for_the_thread_that_drains() {
 }
 
 #[test]
-fn an_exit_inside_a_handler_goes_on_with_the_drain() {
+fn an_exit_inside_a_handler_resumes_the_drain() {
     // An exit takes many locks: with 6 preemptions this alone takes some minutes.
     check_within(4, || exit_inside_a_handler(|| Process));
     check_within(4, || exit_inside_a_handler(|| Interpreter::new("drained")));
 }
 
+/// Where its own wait would close a circle, it is the other wait that ends.
 #[test]
-fn an_exit_whose_wait_would_close_a_circle_ends_the_other_wait() {
+fn an_exit_breaks_the_circle_it_would_wait_in() {
     check(|| exit_where_waiting_closes_a_circle(|| Process, SharedExitStack::new));
     check(|| exit_where_waiting_closes_a_circle(|| Process, || Interpreter::new("drained")));
 }
@@ -426,7 +429,7 @@ fn an_exit_whose_wait_would_close_a_circle_ends_the_other_wait() {
 #[derive(Clone, Copy, PartialEq)]
 enum Bug {
     None,
-    /// Whoever closes drains.
+    /// Each thread that closes drains.
     TwoDrains,
     /// A second closer does not wait.
     NoWait,

@@ -164,7 +164,7 @@ fn end(interpreter: Interpreter, turn: usize) {
 }
 
 #[test]
-fn a_hundred_thousand_interpreters_made_and_finalized_cost_no_memory() {
+fn finalized_interpreters_cost_no_memory() {
     cycles(|turn| {
         let interpreter = Interpreter::new("cycle");
         fill(&interpreter);
@@ -173,7 +173,7 @@ fn a_hundred_thousand_interpreters_made_and_finalized_cost_no_memory() {
 }
 
 #[test]
-fn a_hundred_thousand_subinterpreters_made_and_finalized_cost_no_memory() {
+fn finalized_subinterpreters_cost_no_memory() {
     let parent = Interpreter::new("parent");
     parent.stack().register(|| ());
     let siblings: Vec<_> = (0..10).map(|_| parent.subinterpreter("sibling")).collect();
@@ -185,8 +185,9 @@ fn a_hundred_thousand_subinterpreters_made_and_finalized_cost_no_memory() {
     assert_eq!((siblings.len(), parent.stack().len()), (10, 1));
 }
 
+/// A hundred thousand trees are finalized from their root.
 #[test]
-fn a_hundred_thousand_trees_finalized_from_their_root_cost_no_memory() {
+fn finalized_trees_cost_no_memory() {
     let outer = Interpreter::new("outer");
     cycles(|turn| {
         let parent = outer.subinterpreter("parent");
@@ -198,7 +199,7 @@ fn a_hundred_thousand_trees_finalized_from_their_root_cost_no_memory() {
 }
 
 #[test]
-fn a_hundred_thousand_interpreters_that_refuse_cost_no_memory() {
+fn interpreters_that_refuse_cost_no_memory() {
     exitstack::report::set_hook(Box::new(|_| ()));
     let parent = Interpreter::new("parent");
     parent.finalize().unwrap();
@@ -209,8 +210,9 @@ fn a_hundred_thousand_interpreters_that_refuse_cost_no_memory() {
     });
 }
 
+/// One that lives long is closed a hundred thousand times.
 #[test]
-fn a_long_lived_interpreter_that_is_closed_again_and_again_costs_no_memory() {
+fn closing_an_interpreter_again_costs_no_memory() {
     let interpreter = Interpreter::new("closed");
     cycles(|_| {
         fill(&interpreter);
@@ -231,8 +233,9 @@ fn pairs(mut pair: impl FnMut()) {
     assert_eq!((live() - before, most), (0, 0));
 }
 
+/// Each pair is a `register` and an `unregister`; they go on for ever.
 #[test]
-fn register_and_unregister_for_ever_cost_no_memory_in_a_shared_stack() {
+fn pairs_cost_no_memory_in_a_shared_stack() {
     let stack = SharedExitStack::new();
     (0..1000).for_each(|_| ignore(stack.register(|| ())));
     pairs(|| {
@@ -242,8 +245,9 @@ fn register_and_unregister_for_ever_cost_no_memory_in_a_shared_stack() {
     stack.clear();
 }
 
+/// Each pair is a `register` and an `unregister`; they go on for ever.
 #[test]
-fn register_and_unregister_for_ever_cost_no_memory_in_an_exit_stack() {
+fn pairs_cost_no_memory_in_an_exit_stack() {
     let mut stack = ExitStack::new();
     (0..1000).for_each(|_| ignore(stack.register(|| ())));
     pairs(|| {
@@ -252,8 +256,9 @@ fn register_and_unregister_for_ever_cost_no_memory_in_an_exit_stack() {
     });
 }
 
+/// Each pair is a `push` and a `remove`; they go on for ever.
 #[test]
-fn register_and_unregister_for_ever_cost_no_memory_in_a_list() {
+fn pairs_cost_no_memory_in_a_list() {
     let mut list = HandlerList::new();
     (0..1000).for_each(|n| ignore(list.push(n)));
     pairs(|| {
@@ -263,8 +268,9 @@ fn register_and_unregister_for_ever_cost_no_memory_in_a_list() {
 }
 
 /// A window of them moves through the list: the oldest of the last 100 goes, not the newest.
+/// The memory is in proportion to what waits.
 #[test]
-fn what_is_unregistered_in_the_order_it_came_costs_memory_in_proportion_to_what_waits() {
+fn unregistering_the_oldest_costs_little_memory() {
     let stack = SharedExitStack::new();
     (0..1000).for_each(|_| ignore(stack.register(|| ())));
     let mut window: VecDeque<HandlerId> = (0..100).map(|_| stack.register(|| ())).collect();
@@ -283,7 +289,7 @@ fn what_is_unregistered_in_the_order_it_came_costs_memory_in_proportion_to_what_
 
 /// Wherever the edges of its storage are.
 #[test]
-fn a_few_registered_and_unregistered_by_turns_seldom_allocate() {
+fn a_few_pairs_by_turns_seldom_allocate() {
     let (mut stack, shared) = (ExitStack::new(), SharedExitStack::new());
     for waits in 0..300 {
         for few in [1, 2, 5] {
@@ -303,8 +309,9 @@ fn a_few_registered_and_unregistered_by_turns_seldom_allocate() {
     }
 }
 
+/// Ten thousand handlers are unregistered at once.
 #[test]
-fn what_is_unregistered_at_once_gives_its_memory_back() {
+fn unregister_fn_gives_the_memory_back() {
     fn function() {}
     let (mut stack, shared) = (ExitStack::new(), SharedExitStack::new());
     let before = live();
@@ -327,8 +334,9 @@ fn what_is_unregistered_at_once_gives_its_memory_back() {
 // ---------------------------------------------------------------------------------------------------------------------
 // No allocation
 
+/// It has up to four small handlers.
 #[test]
-fn an_exit_stack_of_up_to_four_small_handlers_allocates_nothing() {
+fn a_small_exit_stack_allocates_nothing() {
     let (mut a, mut b, mut c) = (0, 0, 0);
     for count in 0..=4 {
         let body = || {
@@ -348,8 +356,9 @@ fn an_exit_stack_of_up_to_four_small_handlers_allocates_nothing() {
     assert_eq!((a, b, c), (1, 2, 3));
 }
 
+/// It has up to four small handlers.
 #[test]
-fn a_shared_stack_of_up_to_four_small_handlers_allocates_nothing() {
+fn a_small_shared_stack_allocates_nothing() {
     let body = || {
         let stack = SharedExitStack::new();
         for n in 0..4_usize {
@@ -360,8 +369,9 @@ fn a_shared_stack_of_up_to_four_small_handlers_allocates_nothing() {
     assert_eq!(allocations(body), 0);
 }
 
+/// These are the fifth to the twelfth; the drain gives the memory back.
 #[test]
-fn the_fifth_to_the_twelfth_small_handler_cost_one_allocation_which_the_drain_gives_back() {
+fn the_next_small_handlers_cost_one_allocation() {
     let (mut exit_stack, shared) = (ExitStack::new(), SharedExitStack::new());
     let before = live();
     for n in 0..12_usize {
@@ -374,8 +384,9 @@ fn the_fifth_to_the_twelfth_small_handler_cost_one_allocation_which_the_drain_gi
     assert_eq!(live(), before);
 }
 
+/// The memory is given back, whatever becomes of the handler.
 #[test]
-fn a_large_handler_costs_one_allocation_and_gives_it_back_whatever_becomes_of_it() {
+fn a_large_handler_costs_one_allocation() {
     let before = live();
     for end in 0..4 {
         let (mut exit_stack, shared) = (ExitStack::new(), SharedExitStack::new());
@@ -397,8 +408,9 @@ fn a_large_handler_costs_one_allocation_and_gives_it_back_whatever_becomes_of_it
 
 const MILLION: usize = 1_000_000;
 
+/// They are small ones, and to drain them costs nothing.
 #[test]
-fn a_million_small_handlers_cost_the_growth_of_the_list_and_their_drain_nothing() {
+fn a_million_handlers_cost_the_lists_growth_only() {
     let (exit_stack, shared, interpreter) = (ExitStack::new(), SharedExitStack::new(), Interpreter::new("million"));
     let before = live();
     let doublings = MILLION.ilog2() as usize + 2;
@@ -428,8 +440,9 @@ fn a_drain_allocates_only_for_what_fails() {
     assert_eq!(live(), before);
 }
 
+/// It takes none to register them, and none to drain them.
 #[test]
-fn after_reserve_registering_small_handlers_and_draining_them_need_no_memory() {
+fn after_reserve_small_handlers_need_no_memory() {
     let (mut ran, count) = (0, Cell::new(0));
     let (mut exit_stack, shared, interpreter) =
         (ExitStack::new(), SharedExitStack::new(), Interpreter::new("reserved"));
@@ -451,8 +464,9 @@ fn after_reserve_registering_small_handlers_and_draining_them_need_no_memory() {
     assert_eq!((ran, count.get()), (1, 1000));
 }
 
+/// A handler registers another one, which takes its place.
 #[test]
-fn a_handler_may_register_another_in_its_own_place_without_memory() {
+fn a_handler_is_replaced_without_memory() {
     let stack = SharedExitStack::new();
     stack.register(|| ());
     let interpreter = Interpreter::new("in place");
@@ -476,8 +490,9 @@ fn after_reserve_a_list_needs_no_memory() {
     }
 }
 
+/// It returns an error.
 #[test]
-fn try_reserve_without_memory_is_an_error_and_changes_nothing() {
+fn try_reserve_without_memory_changes_nothing() {
     for count in [0, 4, 100] {
         let mut list = HandlerList::new();
         (0..count).for_each(|n| ignore(list.push(n)));
@@ -504,7 +519,7 @@ fn unregister_needs_no_memory() {
 
 /// An allocator that asks the stack: it would wait for ever for a lock that this thread holds.
 #[test]
-fn the_list_of_a_shared_stack_grows_and_shrinks_without_its_lock() {
+fn a_stacks_list_grows_and_shrinks_unlocked() {
     static STACK: SharedExitStack = SharedExitStack::new();
     fn function() {}
     fn watched(body: impl FnOnce()) {

@@ -89,8 +89,9 @@ fn taking_values_out_is_quiet() {
     }
 }
 
+/// It allocates nothing where there is room for what it takes out.
 #[test]
-fn taking_out_by_a_predicate_is_quiet_where_there_is_room() {
+fn taking_out_by_a_predicate_is_quiet() {
     let (mut list, _) = filled(100);
     let mut found = Found::new();
     let refused = quiet(|| list.take_out_if(&mut found, |n| n % 3 == 0));
@@ -105,7 +106,7 @@ fn taking_out_by_a_predicate_is_quiet_where_there_is_room() {
 }
 
 #[test]
-fn taking_everything_and_giving_it_back_are_quiet() {
+fn taking_all_and_giving_it_back_are_quiet() {
     for count in [0, INLINE, 100] {
         let (mut list, _) = filled(count);
         let mut taken = quiet(|| list.take());
@@ -131,8 +132,9 @@ fn appending_leaves_the_storage_to_its_owner() {
     assert_eq!(older.len(), 101);
 }
 
+/// A list that is not empty keeps its storage.
 #[test]
-fn release_is_quiet_and_takes_the_storage_of_an_empty_list_only() {
+fn release_quietly_takes_an_empty_lists_storage() {
     for (count, bare) in [(0, true), (INLINE, true), (INLINE + 1, false)] {
         let (mut list, _) = filled(count);
         drop(quiet(|| list.release()));
@@ -145,7 +147,7 @@ fn release_is_quiet_and_takes_the_storage_of_an_empty_list_only() {
 }
 
 #[test]
-fn an_exchange_is_quiet_whether_the_list_grows_or_shrinks() {
+fn an_exchange_that_grows_or_shrinks_is_quiet() {
     for (count, left) in [(INLINE, INLINE), (FIRST_BLOCK, FIRST_BLOCK), (64, 64), (300, 20), (300, 3), (300, 0)] {
         let (mut list, ids) = filled(count);
         ids.iter().skip(left).for_each(|id| assert!(list.take_out(*id).is_some()));
@@ -266,7 +268,7 @@ fn ids_rise_where_two_threads_append_by_turns() {
 }
 
 #[test]
-fn ids_rise_after_a_take_whichever_thread_appends() {
+fn ids_rise_after_a_take_on_any_thread() {
     with_another_thread(|there| {
         let mut list = HandlerList::new();
         let mut taken = HandlerList::new();
@@ -294,7 +296,7 @@ fn ids_rise_after_a_take_whichever_thread_appends() {
 }
 
 #[test]
-fn a_list_that_others_were_appended_to_goes_on_with_greater_ids() {
+fn ids_go_on_rising_after_an_append() {
     let (mut newer, mut ids) = filled(3);
     let mut older = newer.take();
     older.append(&mut newer); // which is empty
@@ -311,7 +313,7 @@ fn a_list_that_others_were_appended_to_goes_on_with_greater_ids() {
 
 /// Each gap in the ids means that a share was taken.
 #[test]
-fn threads_that_append_by_turns_take_a_share_seldom() {
+fn appending_by_turns_seldom_takes_a_share() {
     with_another_thread(|there| {
         let (mut list, mut ids) = (HandlerList::new(), Vec::new());
         for n in 0..5_000 {
@@ -326,7 +328,7 @@ fn threads_that_append_by_turns_take_a_share_seldom() {
 }
 
 #[test]
-fn lists_that_come_from_another_thread_take_a_share_seldom() {
+fn lists_from_another_thread_seldom_take_shares() {
     let count = usize::try_from(BLOCK).unwrap();
     with_another_thread(|there| {
         let mut shares = HashSet::new();
@@ -488,7 +490,7 @@ proptest! {
 }
 
 #[test]
-fn lists_that_take_single_ids_and_lists_that_take_blocks_share_none() {
+fn lists_of_single_ids_and_of_blocks_share_none() {
     let ids = || {
         let (mut here, mut anywhere) = (HandlerList::new(), HandlerList::new());
         let mut ids = Vec::new();

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_does_not_wait_for_threads_of_its_parent() {
+    fn a_child_does_not_wait_for_its_parents_threads() {
         let hooks = with_two_given();
         enter(&hooks, PROCESS);
         enter(&hooks, PROCESS);

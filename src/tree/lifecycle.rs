@@ -139,8 +139,9 @@ mod tests {
         lifecycle
     }
 
+    /// A drain for another purpose leaves the stack open.
     #[test]
-    fn a_drain_closes_what_its_purpose_says_and_nothing_else() {
+    fn a_drain_closes_what_its_purpose_says() {
         for purpose in ALL {
             let expected = if purpose.closes() { Lifecycle::Closed } else { Lifecycle::Open };
             assert_eq!(after(Lifecycle::Open, purpose), expected, "{purpose:?}");
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_is_kept_when_another_drain_is_asked_for() {
+    fn a_budget_is_kept_if_another_drain_is_wanted() {
         let budget = LateBudget { spent: 7 };
         for purpose in ALL {
             let mut closing = Lifecycle::Closing(budget);

@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_leads_through_other_threads_and_ends_at_its_goal() {
+    fn a_path_leads_through_threads_to_its_goal() {
         let [a, b, c] = [1, 2, 3].map(|n| ThreadKey(usize::MAX - n));
         let mut graph = Graph::default();
         graph.edges.push(edge(a, Who::Closer, b));
@@ -298,8 +298,9 @@ mod tests {
         assert_eq!(graph.path(c, a).count(), 1);
     }
 
+    /// The edges of other threads stay as they were.
     #[test]
-    fn a_wait_that_has_ended_leaves_no_edge_and_touches_no_others() {
+    fn a_wait_that_has_ended_leaves_no_edge() {
         let [owner, other] = [ThreadKey(usize::MAX - 4), ThreadKey(usize::MAX - 5)];
         GRAPH.lock().edges.push(edge(other, Who::MustWait, owner));
         let slot = Slot::new();

@@ -9,7 +9,7 @@ use exitstack::{CloseError, Exit, ExitStack, Handler, HandlerErrorKind, SharedEx
 use crate::support::{quiet_panic, reported};
 
 #[test]
-fn the_last_exit_status_asked_for_wins_and_is_no_failure() {
+fn the_last_exit_status_wins_and_is_no_failure() {
     let mut stack = ExitStack::new();
     stack.register(|| Err(Exit(3)));
     stack.register(|| ());
@@ -41,7 +41,7 @@ fn failures_and_an_exit_status_are_both_kept() {
 }
 
 #[test]
-fn a_nested_stacks_exit_status_is_asked_for_outside_too() {
+fn a_nested_stacks_exit_status_counts_outside() {
     let nested = |fails: bool, code: i32| {
         move || {
             let mut inner = ExitStack::new();
@@ -74,8 +74,9 @@ fn a_nested_stacks_exit_status_is_asked_for_outside_too() {
     assert_eq!(stack.close().unwrap_err().exit_code(), Some(7));
 }
 
+/// An exit request is no failure, so nothing is reported either.
 #[test]
-fn an_exit_request_of_a_dropped_stack_is_forgotten_and_not_reported() {
+fn a_dropped_stacks_exit_request_is_forgotten() {
     let reports = reported(|| {
         let stack = ExitStack::new();
         stack.register(|| Err(Exit(1)));
@@ -103,8 +104,9 @@ fn one_failure_is_told_as_that_failure() {
     assert!(error.source().is_none());
 }
 
+/// As there are several, the error has no source.
 #[test]
-fn several_failures_are_told_on_one_line_and_have_no_source() {
+fn several_failures_are_told_on_one_line() {
     let mut stack = ExitStack::new();
     stack.register(|| quiet_panic("two\nlines"));
     stack.register(Handler::new(|| chain(&["no", "because\r", "\u{202e}"])).named("\n"));
@@ -122,7 +124,7 @@ fn several_failures_are_told_on_one_line_and_have_no_source() {
 }
 
 #[test]
-fn the_last_failure_is_the_one_that_happened_last() {
+fn the_last_failure_is_the_last_that_happened() {
     let mut stack = ExitStack::new();
     stack.register(|| Err(Exit(3)));
     assert!(stack.close().unwrap_err().last().is_none());
@@ -161,8 +163,9 @@ fn assert_told_once(error: &CloseError, texts: &[&str]) {
     }
 }
 
+/// Stacks may be nested to any depth.
 #[test]
-fn each_text_of_a_failure_is_printed_once_at_any_depth() {
+fn each_text_of_a_failure_is_printed_once() {
     fn fails_once() -> Result<(), CloseError> {
         let mut inner = ExitStack::new();
         inner.register(Handler::new(|| chain(&["save", "not found"])).named("one"));
@@ -201,8 +204,9 @@ fn each_text_of_a_failure_is_printed_once_at_any_depth() {
     }
 }
 
+/// Its chain of causes has no end, but the text does.
 #[test]
-fn an_error_that_is_its_own_source_is_shown_to_an_end() {
+fn an_error_that_is_its_own_source_can_be_shown() {
     #[derive(Debug)]
     struct Endless;
     impl fmt::Display for Endless {

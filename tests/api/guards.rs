@@ -52,7 +52,7 @@ macro_rules! on_each_stack {
 }
 
 #[test]
-fn a_captured_guard_is_dropped_once_its_handler_ran() {
+fn a_guard_is_dropped_once_its_handler_ran() {
     on_each_stack!(|stack| {
         let log = Log::default();
         let (small, large, named) = (guard(&log, "small"), guard(&log, "large"), guard(&log, "named"));
@@ -70,7 +70,7 @@ fn a_captured_guard_is_dropped_once_its_handler_ran() {
 }
 
 #[test]
-fn a_captured_guard_is_dropped_if_its_handler_failed() {
+fn a_guard_is_dropped_if_its_handler_failed() {
     on_each_stack!(|stack| {
         let log = Log::default();
         let (fails, panics, named) = (guard(&log, "fails"), guard(&log, "panics"), guard(&log, "named"));
@@ -97,7 +97,7 @@ fn a_captured_guard_is_dropped_if_its_handler_failed() {
 }
 
 #[test]
-fn a_captured_guard_is_dropped_when_its_handler_is_removed() {
+fn a_guard_is_dropped_if_its_handler_is_removed() {
     on_each_stack!(|stack| {
         let log = Log::default();
         let (by_id, by_key, cleared) = (guard(&log, "by id"), guard(&log, "by key"), guard(&log, "cleared"));
@@ -116,7 +116,7 @@ fn a_captured_guard_is_dropped_when_its_handler_is_removed() {
 }
 
 #[test]
-fn a_captured_guard_is_dropped_when_its_handler_is_refused() {
+fn a_guard_is_dropped_if_its_handler_is_refused() {
     let log = Log::default();
     let plugin = Interpreter::new("plugin");
     plugin.finalize().unwrap();
@@ -130,7 +130,7 @@ fn a_captured_guard_is_dropped_when_its_handler_is_refused() {
 }
 
 #[test]
-fn a_guard_of_the_other_outcome_is_dropped_at_its_handlers_turn() {
+fn a_guard_of_the_other_outcome_drops_in_turn() {
     let log = Log::default();
     let (below, other, above) = (guard(&log, "below"), guard(&log, "other"), guard(&log, "above"));
     let mut stack = ExitStack::new();
@@ -142,7 +142,7 @@ fn a_guard_of_the_other_outcome_is_dropped_at_its_handlers_turn() {
 }
 
 #[test]
-fn a_captured_guard_is_kept_where_its_handler_never_ran() {
+fn a_guard_is_kept_if_its_handler_never_ran() {
     static NEVER_CLOSED: SharedExitStack = SharedExitStack::new();
     let log = Log::default();
     let (local, shared, moved, in_static) =

@@ -34,7 +34,7 @@ fn the_handlers_own_error_can_be_had_back() {
 }
 
 #[test]
-fn closures_of_every_size_run_with_what_they_captured() {
+fn closures_of_every_size_keep_their_captures() {
     macro_rules! sizes {
         ($($words:literal)*) => {$({
             let values: [usize; $words] = std::array::from_fn(|at| at * 7 + $words);
@@ -54,8 +54,9 @@ fn closures_of_every_size_run_with_what_they_captured() {
     sizes!(0 1 2 3 4 5 8 100 5000);
 }
 
+/// They are aligned when they run, and when they are dropped.
 #[test]
-fn closures_of_every_alignment_are_aligned_when_they_run_and_when_they_are_dropped() {
+fn closures_of_every_alignment_are_aligned() {
     macro_rules! alignments {
         ($($align:literal)*) => {$({
             #[repr(align($align))]
@@ -86,7 +87,7 @@ fn closures_of_every_alignment_are_aligned_when_they_run_and_when_they_are_dropp
 }
 
 #[test]
-fn zero_sized_handlers_run_and_their_captures_drop() {
+fn zero_sized_handlers_run_and_are_dropped() {
     static DROPPED: AtomicUsize = AtomicUsize::new(0);
     struct Zero;
     impl Drop for Zero {
@@ -107,8 +108,9 @@ fn zero_sized_handlers_run_and_their_captures_drop() {
     assert_eq!(DROPPED.load(Ordering::SeqCst), 4);
 }
 
+/// Function pointers and boxed functions are, too.
 #[test]
-fn functions_methods_and_function_pointers_are_handlers() {
+fn functions_and_methods_are_handlers() {
     static RAN: AtomicUsize = AtomicUsize::new(0);
     fn function() {
         RAN.fetch_add(1, Ordering::SeqCst);
@@ -126,8 +128,9 @@ fn functions_methods_and_function_pointers_are_handlers() {
     assert_eq!(RAN.load(Ordering::SeqCst), 13);
 }
 
+/// Every registration of it goes, and no other function.
 #[test]
-fn unregister_fn_removes_every_registration_of_that_function_and_no_other() {
+fn unregister_fn_removes_that_function_alone() {
     fn hello() {}
     fn goodbye() {}
     let log = RefCell::new(Vec::new());
@@ -146,8 +149,9 @@ fn unregister_fn_removes_every_registration_of_that_function_and_no_other() {
     assert_eq!(log.into_inner(), ["captures"]);
 }
 
+/// It knows a closure without captures, and one instance of a generic function.
 #[test]
-fn unregister_fn_knows_a_closure_without_captures_and_one_instance_of_a_generic_function() {
+fn unregister_fn_knows_closures_and_instances() {
     fn generic<T>() {}
     let closure = || ();
     let twin = || ();
@@ -163,7 +167,7 @@ fn unregister_fn_knows_a_closure_without_captures_and_one_instance_of_a_generic_
 }
 
 #[test]
-fn unregister_key_drops_all_it_found_though_drops_panic() {
+fn unregister_key_drops_all_though_drops_panic() {
     let counter = Counter::default();
     let mut stack = ExitStack::new();
     let shared = SharedExitStack::new();
@@ -179,8 +183,9 @@ fn unregister_key_drops_all_it_found_though_drops_panic() {
     assert!(stack.is_empty() && shared.is_empty());
 }
 
+/// The oldest key is compared first.
 #[test]
-fn unregister_key_compares_with_the_keys_own_eq_oldest_first() {
+fn unregister_key_uses_the_keys_own_eq() {
     thread_local!(static ASKED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) });
     struct Modulo(u32);
     impl PartialEq for Modulo {
@@ -213,15 +218,16 @@ fn a_key_of_another_type_is_unequal() {
 }
 
 #[test]
-fn a_key_that_equals_nothing_not_even_itself_is_never_found() {
+fn a_key_that_does_not_equal_itself_is_not_found() {
     let mut stack = ExitStack::new();
     stack.register(Handler::new(|| ()).keyed(f64::NAN));
     assert_eq!(stack.unregister_key(&f64::NAN), 0);
     assert_eq!(stack.len(), 1);
 }
 
+/// The panic goes on to the caller of `unregister_key`.
 #[test]
-fn a_panic_of_a_keys_eq_goes_on_and_nothing_was_removed() {
+fn a_panic_of_a_keys_eq_removes_nothing() {
     struct Panics(bool);
     impl PartialEq for Panics {
         fn eq(&self, _: &Self) -> bool {
@@ -242,7 +248,7 @@ fn a_panic_of_a_keys_eq_goes_on_and_nothing_was_removed() {
 }
 
 #[test]
-fn a_later_name_or_key_takes_the_place_of_an_earlier_one() {
+fn a_later_name_or_key_replaces_an_earlier_one() {
     let mut stack = ExitStack::new();
     stack.register(Handler::new(|| ()).named("first").keyed(1).named("second").keyed("two"));
     assert_eq!(stack.pending()[0].name(), Some("second"));
@@ -250,8 +256,9 @@ fn a_later_name_or_key_takes_the_place_of_an_earlier_one() {
     assert_eq!(stack.unregister_key(&"two"), 1);
 }
 
+/// The handler may have returned an error, panicked, or panicked as it was dropped.
 #[test]
-fn an_error_has_the_name_of_its_handler_however_it_failed() {
+fn an_error_has_its_handlers_name() {
     let counter = Counter::default();
     let bomb = counter.bomb_that_panics();
     let mut stack = ExitStack::new();
@@ -268,7 +275,7 @@ fn an_error_has_the_name_of_its_handler_however_it_failed() {
 }
 
 #[test]
-fn every_way_to_register_notes_its_callers_location() {
+fn every_registration_notes_its_callers_location() {
     fn line(location: &'static Location<'static>) -> u32 {
         assert_eq!(location.file(), file!());
         location.line()

@@ -41,8 +41,9 @@ fn an_id_is_not_used_again() {
     }
 }
 
+/// The list can be used again, and does not give an id twice.
 #[test]
-fn clear_returns_the_values_oldest_first_and_the_list_goes_on() {
+fn clear_returns_the_values_oldest_first() {
     let mut list = HandlerList::new();
     let ids: Vec<HandlerId> = (0..10).map(|n| list.push(n)).collect();
     assert_eq!(list.remove(ids[4]), Some(4));
@@ -53,7 +54,7 @@ fn clear_returns_the_values_oldest_first_and_the_list_goes_on() {
 }
 
 #[test]
-fn remove_if_asks_for_each_value_once_and_returns_the_oldest_first() {
+fn remove_if_asks_once_and_returns_oldest_first() {
     for count in [0, 1, 4, 5, 100] {
         let mut list = HandlerList::new();
         let ids: Vec<HandlerId> = (0..count).map(|n| list.push(n)).collect();
@@ -84,8 +85,9 @@ fn remove_if_that_panics_removes_nothing() {
     assert!(list.remove_if(|_| true).into_iter().map(|(n, _)| n).eq(0..9));
 }
 
+/// The iterator knows how many values are left.
 #[test]
-fn it_iterates_from_both_ends_and_knows_how_many_are_left() {
+fn a_list_iterates_from_both_ends() {
     let mut list = HandlerList::new();
     let ids: Vec<HandlerId> = (0..6).map(|n| list.push(n)).collect();
     assert_eq!(list.remove(ids[2]), Some(2));
@@ -98,7 +100,7 @@ fn it_iterates_from_both_ends_and_knows_how_many_are_left() {
 }
 
 #[test]
-fn values_that_are_dropped_with_the_list_are_dropped_once() {
+fn values_are_dropped_once_with_their_list() {
     let counter = crate::support::Counter::default();
     for count in [0, 1, 4, 5, 40] {
         let before = counter.dropped();
@@ -115,7 +117,7 @@ fn values_that_are_dropped_with_the_list_are_dropped_once() {
 
 /// It may have shrunk, to whatever size; and lost values at either end.
 #[test]
-fn what_is_left_of_a_larger_list_is_dropped_with_it() {
+fn the_rest_of_a_larger_list_is_dropped_with_it() {
     let counter = crate::support::Counter::default();
     for (popped, removed, popped_again) in
         (0..=20).flat_map(|a| (0..=20).flat_map(move |b| (0..=20).map(move |c| (a, b, c))))
@@ -132,7 +134,7 @@ fn what_is_left_of_a_larger_list_is_dropped_with_it() {
 }
 
 #[test]
-fn a_list_whose_values_panic_when_dropped_drops_them_all() {
+fn a_list_drops_all_though_a_drop_panics() {
     let counter = crate::support::Counter::default();
     let mut list = HandlerList::new();
     for n in 0..9 {

@@ -14,7 +14,7 @@ proptest! {
     }
 
     #[test]
-    fn a_tree_of_interpreters_does_what_its_model_does(bytes in vec(any::<u8>(), 0..400)) {
+    fn interpreters_do_what_their_model_does(bytes in vec(any::<u8>(), 0..400)) {
         let _routed = routed();
         model::shared::run(&bytes);
     }

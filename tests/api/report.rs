@@ -19,7 +19,7 @@ fn fail() {
 }
 
 #[test]
-fn the_hook_gets_each_failure_with_all_that_is_known_of_it() {
+fn the_hook_gets_all_that_is_known_of_a_failure() {
     let _alone = alone();
     let reports = collect_reports();
     let stack = ExitStack::new();
@@ -32,8 +32,9 @@ fn the_hook_gets_each_failure_with_all_that_is_known_of_it() {
     assert!(matches!(report.kind(), HandlerErrorKind::Failed(error) if error.to_string() == "no"));
 }
 
+/// It does not wait for the end of the drain.
 #[test]
-fn a_report_is_made_when_the_failure_happens_not_at_the_end() {
+fn a_report_is_made_when_the_failure_happens() {
     let _alone = alone();
     let count = Arc::new(AtomicUsize::new(0));
     let counts = Arc::clone(&count);
@@ -52,8 +53,9 @@ fn a_report_is_made_when_the_failure_happens_not_at_the_end() {
     assert_eq!(count.load(Ordering::SeqCst), 3);
 }
 
+/// It returns the hook, which can be set again.
 #[test]
-fn take_hook_returns_the_hook_and_puts_the_default_back() {
+fn take_hook_puts_the_default_back() {
     let _alone = alone();
     let reports = collect_reports();
     let hook = take_hook();
@@ -144,8 +146,9 @@ fn a_hook_that_is_replaced_is_dropped_unlocked() {
     assert!(!written.is_empty());
 }
 
+/// The hook is called for the failures of that stack, too, but not for ever.
 #[test]
-fn a_hook_that_fails_an_exit_stack_of_its_own_does_not_recurse_for_ever() {
+fn a_hook_whose_own_stack_fails_comes_to_an_end() {
     let _alone = alone();
     let depth = Arc::new(AtomicUsize::new(0));
     let counts = Arc::clone(&depth);
@@ -159,8 +162,9 @@ fn a_hook_that_fails_an_exit_stack_of_its_own_does_not_recurse_for_ever() {
     assert_eq!(depth.load(Ordering::SeqCst), 6);
 }
 
+/// It has path, name and place, and control characters are escaped.
 #[test]
-fn the_default_report_is_one_line_of_text_with_path_name_and_place() {
+fn the_default_report_is_one_line_of_text() {
     let _alone = alone();
     let line = line!() + 3;
     let written = Capture::new().during(|| {
@@ -174,8 +178,9 @@ fn the_default_report_is_one_line_of_text_with_path_name_and_place() {
     assert_eq!(String::from_utf8(written).unwrap(), expected);
 }
 
+/// The error's own text fails or panics halfway.
 #[test]
-fn the_default_report_survives_an_error_that_cannot_be_shown() {
+fn an_error_that_cannot_be_shown_is_reported() {
     let _alone = alone();
     for (kind, word) in [(2, "half(the message could not be written)"), (3, "half(the message panicked)")] {
         let failure = model::report::decode(&[&[kind | 16][..], b"half|||and why"].concat());
@@ -186,7 +191,7 @@ fn the_default_report_survives_an_error_that_cannot_be_shown() {
 }
 
 #[test]
-fn the_default_report_shows_the_whole_chain_of_causes() {
+fn the_default_report_shows_every_cause() {
     let _alone = alone();
     let written = Capture::new().during(|| {
         ExitStack::new().register(|| Err(anyhow::anyhow!("not\nfound").context("read").context("save")));
@@ -196,8 +201,9 @@ fn the_default_report_shows_the_whole_chain_of_causes() {
     assert_eq!(written.lines().count(), 1);
 }
 
+/// The chain of causes panics, or does not end.
 #[test]
-fn the_default_report_survives_a_chain_that_panics_or_does_not_end() {
+fn the_default_report_survives_an_odd_chain() {
     #[derive(Debug)]
     struct Odd {
         panics: bool,
@@ -223,7 +229,7 @@ fn the_default_report_survives_a_chain_that_panics_or_does_not_end() {
 }
 
 #[test]
-fn a_hook_that_panics_has_the_default_report_after_it() {
+fn the_default_report_follows_a_hooks_panic() {
     let _alone = alone();
     let seen = Arc::new(AtomicUsize::new(0));
     let counts = Arc::clone(&seen);

@@ -31,8 +31,9 @@ fn a_body_that_is_ok_commits() {
     assert_eq!(*log.borrow(), ["success", "always"]);
 }
 
+/// The result is the body's error.
 #[test]
-fn a_body_that_fails_rolls_back_and_its_error_is_the_result() {
+fn a_body_that_fails_rolls_back() {
     let log = Log::default();
     let result: Result<(), Box<dyn Error>> = scope(|stack| {
         register_all(stack, &log);
@@ -42,8 +43,9 @@ fn a_body_that_fails_rolls_back_and_its_error_is_the_result() {
     assert_eq!(*log.borrow(), ["failure", "always"]);
 }
 
+/// The panic goes on to the caller of the scope.
 #[test]
-fn a_body_that_panics_rolls_back_and_the_panic_goes_on() {
+fn a_body_that_panics_rolls_back() {
     let log = Log::default();
     let message = panic_of(|| {
         scope::<(), CloseError>(|stack| {
@@ -77,7 +79,7 @@ fn a_scope_is_exact_while_the_thread_unwinds() {
 }
 
 #[test]
-fn a_cleanup_that_fails_after_an_ok_body_is_the_result() {
+fn a_failed_cleanup_after_ok_is_the_result() {
     let reports = reported(|| {
         let result: Result<u8, CloseError> = scope(|stack| {
             stack.register(|| Err("first registered"));
@@ -90,7 +92,7 @@ fn a_cleanup_that_fails_after_an_ok_body_is_the_result() {
 }
 
 #[test]
-fn a_cleanup_that_fails_after_a_failed_body_is_reported() {
+fn a_failed_cleanup_after_an_error_is_reported() {
     let reports = reported(|| {
         let result: Result<(), Box<dyn Error>> = scope(|stack| {
             stack.register(|| Err("the cleanup's"));
@@ -102,7 +104,7 @@ fn a_cleanup_that_fails_after_a_failed_body_is_reported() {
 }
 
 #[test]
-fn a_cleanup_that_fails_after_a_panic_is_reported() {
+fn a_failed_cleanup_after_a_panic_is_reported() {
     let reports = reported(|| {
         let message = panic_of(|| {
             scope::<(), CloseError>(|stack| {
@@ -117,7 +119,7 @@ fn a_cleanup_that_fails_after_a_panic_is_reported() {
 }
 
 #[test]
-fn an_exit_request_after_an_ok_body_is_the_result() {
+fn an_exit_request_after_ok_is_the_result() {
     let result: Result<(), CloseError> = scope(|stack| {
         stack.register(|| Err(Exit(9)));
         Ok(())
@@ -145,8 +147,9 @@ fn a_scope_in_a_scope_hands_its_failure_outwards() {
     assert_eq!(nested.errors().len(), 1);
 }
 
+/// Here the handler is the exit of a value that was entered.
 #[test]
-fn values_may_be_entered_and_handlers_borrow_what_outlives_the_scope() {
+fn a_scopes_handlers_borrow_what_outlives_it() {
     let mut written = String::new();
     scope::<_, CloseError>(|stack| {
         let buffer = stack.enter(String::new(), |buffer| written.push_str(&buffer));

@@ -21,8 +21,9 @@ fn handlers_run_last_in_first_out() {
     assert!(log.take().into_iter().eq((0..20).rev()));
 }
 
+/// As they are returned, none is reported.
 #[test]
-fn all_failures_are_returned_in_order_and_nothing_is_reported() {
+fn all_failures_are_returned_in_order() {
     let reports = reported(|| {
         let stack = SharedExitStack::new();
         stack.register(|| Err("third"));
@@ -40,7 +41,7 @@ fn all_failures_are_returned_in_order_and_nothing_is_reported() {
 }
 
 #[test]
-fn a_dropped_stack_drains_and_reports_each_failure() {
+fn a_dropped_stack_drains_and_reports_failures() {
     let log = Log::default();
     let reports = reported(|| {
         let stack = SharedExitStack::new();
@@ -53,8 +54,9 @@ fn a_dropped_stack_drains_and_reports_each_failure() {
     assert_eq!(reports, ["//failed: no", "//panicked: boom"]);
 }
 
+/// A handler's panic is reported, and the body's goes on.
 #[test]
-fn a_drop_during_unwinding_runs_all_and_lets_the_panic_go_on() {
+fn a_drop_during_unwinding_runs_all() {
     let log = Log::default();
     let reports = reported(|| {
         let message = panic_of(|| {
@@ -88,7 +90,7 @@ fn a_handler_registered_by_a_handler_runs_next() {
 }
 
 #[test]
-fn a_handler_unregistered_by_a_handler_does_not_run() {
+fn what_a_handler_unregisters_does_not_run() {
     fn by_function() {
         unreachable!("unregistered");
     }
@@ -120,8 +122,9 @@ fn a_handler_that_runs_is_no_longer_in_the_stack() {
     assert_eq!(stack.close().unwrap_err().errors().len(), 1);
 }
 
+/// The drain then goes on with the handlers below.
 #[test]
-fn close_from_an_own_handler_returns_at_once_and_the_drain_goes_on() {
+fn close_from_an_own_handler_returns_at_once() {
     let (stack, log) = (Shared::default(), Log::default());
     stack.register(log.handler(1));
     let (inner, inner_log) = (Arc::clone(&stack), log.clone());
@@ -276,8 +279,9 @@ fn a_panicking_hook_stops_nothing() {
     assert_eq!(String::from_utf8(written).unwrap().lines().count(), 3, "the default report, in the hook's place");
 }
 
+/// It is the payload of a handler's panic.
 #[test]
-fn a_panicking_payload_of_a_handler_may_use_the_stack_when_it_is_dropped() {
+fn a_payloads_drop_may_use_the_stack_and_panic() {
     struct Payload(Shared, Log);
     impl Drop for Payload {
         fn drop(&mut self) {
@@ -305,8 +309,9 @@ fn ids_are_unknown_to_every_other_stack() {
     assert!(stacks.iter().all(|stack| stack.len() == 10));
 }
 
+/// They are valid in the stack that it returns, and nowhere else.
 #[test]
-fn ids_are_valid_in_the_stack_that_pop_all_returns_and_there_alone() {
+fn ids_go_with_the_handlers_that_pop_all_moves() {
     let stack = SharedExitStack::new();
     let (a, b) = (stack.register(|| ()), stack.register(|| ()));
     let moved = stack.pop_all();
@@ -318,7 +323,7 @@ fn ids_are_valid_in_the_stack_that_pop_all_returns_and_there_alone() {
 }
 
 #[test]
-fn clear_drops_every_handler_though_captures_panic() {
+fn clear_drops_all_though_captures_panic() {
     let (counter, stack) = (Counter::default(), SharedExitStack::new());
     for n in 0..6 {
         let bomb = if n % 2 == 0 { counter.bomb() } else { counter.bomb_that_panics() };
@@ -329,7 +334,7 @@ fn clear_drops_every_handler_though_captures_panic() {
 }
 
 #[test]
-fn after_pop_all_neither_stack_knows_what_the_other_takes() {
+fn after_pop_all_no_stack_knows_the_others_ids() {
     let stack = SharedExitStack::new();
     stack.register(|| ());
     let moved = stack.pop_all();
@@ -378,7 +383,7 @@ fn a_stack_that_refuses_hands_the_handler_back() {
 }
 
 #[test]
-fn a_refused_registration_is_reported_once_and_counted_after() {
+fn a_refusal_is_reported_once_then_counted() {
     let _alone = alone();
     let reports = collect_reports();
     let counter = Counter::default();
@@ -416,7 +421,7 @@ fn the_count_of_refusals_carries_the_path() {
 }
 
 #[test]
-fn the_id_of_a_refused_handler_is_no_other_lists_either() {
+fn a_refused_handlers_id_is_in_no_list() {
     let _routed = routed();
     let interpreter = Interpreter::new("over");
     interpreter.finalize().unwrap();

@@ -44,8 +44,9 @@ fn a_handler_may_borrow_and_need_not_be_send() {
     assert_eq!((local.get(), text.as_str()), (2, "before and after"));
 }
 
+/// All failures are kept, in the order in which they happened.
 #[test]
-fn no_failure_stops_the_handlers_below_and_all_are_kept_in_order() {
+fn no_failure_stops_the_handlers_below() {
     let counter = Counter::default();
     let mut stack = ExitStack::new();
     for n in 0..9 {
@@ -97,8 +98,9 @@ fn a_panic_with_any_payload_is_recorded() {
     assert_eq!(counter.dropped(), 1);
 }
 
+/// The other handlers run.
 #[test]
-fn a_capture_whose_drop_panics_is_recorded_and_the_rest_runs() {
+fn a_capture_whose_drop_panics_is_recorded() {
     let counter = Counter::default();
     let mut stack = ExitStack::new();
     for _ in 0..3 {
@@ -109,8 +111,9 @@ fn a_capture_whose_drop_panics_is_recorded_and_the_rest_runs() {
     assert_eq!((counter.used(), counter.dropped()), (3, 3));
 }
 
+/// Its drop panics with a payload of the same kind.
 #[test]
-fn a_payload_whose_drop_panics_with_the_like_is_leaked() {
+fn a_payload_whose_drop_panics_again_is_leaked() {
     struct Again;
     impl Drop for Again {
         fn drop(&mut self) {
@@ -135,8 +138,9 @@ fn close_returns_what_failed_and_reports_nothing() {
     assert!(reports.is_empty(), "{reports:?}");
 }
 
+/// It does not panic itself.
 #[test]
-fn drop_reports_what_failed_at_the_moment_it_happens_and_does_not_panic() {
+fn drop_reports_failures_when_they_happen() {
     use crate::model::{Event, log, take_log};
     let _routed = crate::support::routed();
     take_log();
@@ -155,8 +159,9 @@ fn drop_reports_what_failed_at_the_moment_it_happens_and_does_not_panic() {
     assert_eq!(take_log(), expected);
 }
 
+/// The handlers' panics are reported, and the body's goes on.
 #[test]
-fn drop_during_unwinding_runs_all_and_lets_the_panic_go_on() {
+fn drop_during_unwinding_runs_all() {
     let counter = Counter::default();
     let reports = reported(|| {
         let message = panic_of(|| {
@@ -220,7 +225,7 @@ fn a_failing_errors_own_drop_may_panic() {
 }
 
 #[test]
-fn unregister_works_once_and_for_ids_of_this_stack_only() {
+fn unregister_works_once_for_an_id_of_the_stack() {
     let counter = Counter::default();
     let mut stack = ExitStack::new();
     let mut other = ExitStack::new();
@@ -245,8 +250,9 @@ fn an_id_is_used_up_when_its_handler_ran() {
     assert_eq!(stack.len(), 1);
 }
 
+/// The panic of its drop goes on to the caller of `unregister`.
 #[test]
-fn unregister_lets_the_panic_of_a_captures_drop_go_on_and_the_handler_is_gone() {
+fn a_panicking_capture_is_gone_when_unregistered() {
     let counter = Counter::default();
     let mut stack = ExitStack::new();
     let bomb = counter.bomb_that_panics();
@@ -270,8 +276,9 @@ fn run_now_runs_one_handler_once_out_of_turn() {
     assert_eq!(log.into_inner(), [2, 3, 1]);
 }
 
+/// It runs a handler for either outcome.
 #[test]
-fn run_now_returns_what_its_handler_did_and_heeds_no_outcome() {
+fn run_now_returns_what_its_handler_did() {
     let ran = Cell::new(0);
     let mut stack = ExitStack::new();
     let success = stack.on_success(|| ran.set(ran.get() + 1));
@@ -331,8 +338,9 @@ fn clear_drops_all_and_runs_none_newest_first() {
     assert_eq!(*log.borrow(), [5, 4, 3, 2, 1, 0]);
 }
 
+/// The captures of several handlers panic when they are dropped.
 #[test]
-fn clear_drops_every_handler_though_captures_panic_and_the_first_panic_goes_on() {
+fn clear_drops_all_and_the_first_panic_goes_on() {
     struct Tells(&'static str, Counter);
     impl Drop for Tells {
         fn drop(&mut self) {
@@ -371,8 +379,9 @@ fn a_value_is_lent_until_its_exit_gets_it() {
     assert_eq!(*seen.borrow(), "abc");
 }
 
+/// Its stack may be drained, cleared, popped or dropped, and its exit may be unregistered.
 #[test]
-fn an_entered_value_is_dropped_once_on_every_road() {
+fn an_entered_value_is_dropped_exactly_once() {
     let counter = Counter::default();
     let enter = |stack: &ExitStack<'_>| {
         let _lent = stack.enter(counter.bomb(), |mut bomb| bomb.use_up());
@@ -397,8 +406,9 @@ fn an_entered_value_is_dropped_once_on_every_road() {
     assert_eq!((counter.used(), counter.dropped()), (3, 5));
 }
 
+/// It panics in its exit, or in its drop.
 #[test]
-fn an_entered_value_whose_exit_or_drop_panics_is_consumed() {
+fn an_entered_value_that_panics_is_consumed() {
     let counter = Counter::default();
     let mut stack = ExitStack::new();
     stack.enter(counter.bomb(), |_bomb| quiet_panic("exit"));
@@ -410,8 +420,9 @@ fn an_entered_value_whose_exit_or_drop_panics_is_consumed() {
     assert_eq!(counter.dropped(), 3);
 }
 
+/// It may be zero-sized, or have a large alignment.
 #[test]
-fn an_entered_value_may_be_zero_sized_or_over_aligned() {
+fn an_entered_value_may_be_of_any_layout() {
     #[repr(align(256))]
     struct Wide(u8);
     let stack = ExitStack::new();
@@ -423,8 +434,9 @@ fn an_entered_value_may_be_zero_sized_or_over_aligned() {
     assert!(reports.is_empty(), "{reports:?}");
 }
 
+/// For the other outcome they are dropped when it is their turn.
 #[test]
-fn outcome_handlers_run_for_their_outcome_and_are_dropped_in_turn_for_the_other() {
+fn outcome_handlers_run_for_their_outcome() {
     for outcome in [Outcome::Success, Outcome::Failure] {
         let counter = Counter::default();
         let log = RefCell::new(Vec::new());
@@ -463,8 +475,9 @@ fn asks_for_the_outcome<'a>(stack: &ExitStack<'a>, ran: &'a RefCell<Vec<&'static
     stack.on_failure(|| ran.borrow_mut().push("failure"));
 }
 
+/// A `?` before the stack is closed counts as a failure.
 #[test]
-fn an_early_return_is_a_failure_and_commits_nothing() {
+fn an_early_return_commits_nothing() {
     fn transfer(ran: &RefCell<Vec<&'static str>>, work: Result<(), String>) -> Result<(), String> {
         let mut stack = ExitStack::new();
         asks_for_the_outcome(&stack, ran);
@@ -540,8 +553,9 @@ fn unwinding_around_a_stack_decides_nothing() {
     }
 }
 
+/// The handler is for the other outcome.
 #[test]
-fn a_dropped_outcome_handler_whose_capture_panics_is_recorded() {
+fn a_panic_in_an_unrun_handlers_drop_is_recorded() {
     let counter = Counter::default();
     let mut stack = ExitStack::new();
     let bomb = counter.bomb_that_panics();
@@ -587,7 +601,7 @@ fn a_stack_may_be_used_by_a_handler_of_another() {
 }
 
 #[test]
-fn a_panic_may_be_caught_around_a_stack_that_goes_on() {
+fn a_stack_goes_on_after_a_caught_panic() {
     let ran = Cell::new(0);
     let mut stack = ExitStack::new();
     stack.register(|| ran.set(ran.get() + 1));

@@ -47,8 +47,9 @@ fn every_handler_of_every_thread_runs_once() {
     assert_eq!(counter.used() + removed.load(Ordering::SeqCst), THREADS * EACH);
 }
 
+/// Other threads may register between them.
 #[test]
-fn one_threads_handlers_run_last_in_first_out_whatever_others_register() {
+fn one_threads_handlers_run_newest_first() {
     const THREADS: usize = 4;
     let stack = Shared::default();
     let log = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -71,7 +72,7 @@ fn one_threads_handlers_run_last_in_first_out_whatever_others_register() {
 }
 
 #[test]
-fn a_second_closer_waits_and_gets_the_same_result() {
+fn further_closers_wait_and_get_the_same_result() {
     const CLOSERS: usize = 3;
     let stack = Shared::default();
     let (results, result) = channel();
@@ -99,8 +100,9 @@ fn a_second_closer_waits_and_gets_the_same_result() {
     assert!(stack.close().is_ok());
 }
 
+/// The other thread registers while a handler runs.
 #[test]
-fn a_handler_registered_by_another_thread_during_a_drain_runs_in_it() {
+fn a_drain_runs_what_another_thread_registers() {
     let (stack, counter) = (Shared::default(), Counter::default());
     let (ask, asked) = channel::<()>();
     let (done, is_done) = channel();
@@ -122,8 +124,9 @@ fn a_handler_registered_by_another_thread_during_a_drain_runs_in_it() {
     assert_eq!((counter.used(), stack.len()), (1, 0));
 }
 
+/// The other thread unregisters while a handler runs.
 #[test]
-fn a_handler_unregistered_by_another_thread_during_a_drain_does_not_run() {
+fn a_drain_skips_what_another_thread_removes() {
     let (stack, counter) = (Shared::default(), Counter::default());
     let mut bomb = counter.bomb();
     let id = stack.register(move || bomb.use_up());
@@ -138,8 +141,9 @@ fn a_handler_unregistered_by_another_thread_during_a_drain_does_not_run() {
     assert_eq!((counter.used(), counter.dropped()), (0, 2));
 }
 
+/// Each of two threads drains one of the two stacks.
 #[test]
-fn handlers_on_two_threads_that_close_each_others_stacks_end() {
+fn handlers_that_close_each_others_stacks_end() {
     for _ in 0..50 {
         let stacks: [Shared; 2] = Default::default();
         let both_drain = Arc::new(Barrier::new(2));
@@ -203,8 +207,9 @@ fn nothing_is_locked_while_a_handler_runs() {
     stack.close().unwrap();
 }
 
+/// It is filled on one thread, and its handlers run on another.
 #[test]
-fn a_stack_may_be_filled_on_one_thread_and_dropped_on_another() {
+fn a_stack_may_be_dropped_on_another_thread() {
     let counter = Counter::default();
     let stack = SharedExitStack::new();
     let mut bomb = counter.bomb();
@@ -213,8 +218,9 @@ fn a_stack_may_be_filled_on_one_thread_and_dropped_on_another() {
     assert_eq!((counter.used(), counter.dropped()), (1, 1));
 }
 
+/// Two threads fill many lists at the same time.
 #[test]
-fn no_two_lists_that_threads_fill_at_the_same_time_give_the_same_id() {
+fn no_two_lists_filled_at_once_share_an_id() {
     let barrier = Barrier::new(2);
     let fill = || {
         barrier.wait();

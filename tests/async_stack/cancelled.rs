@@ -44,7 +44,7 @@ fn undisturbed() -> (Vec<String>, Vec<String>, usize) {
 }
 
 #[test]
-fn dropped_after_any_number_of_polls_it_loses_nothing() {
+fn a_drain_dropped_after_any_poll_loses_nothing() {
     let (expected, failed, polls) = undisturbed();
     assert!(polls > 15 && failed.len() == 6);
     for first in 0..polls {
@@ -66,7 +66,7 @@ fn dropped_after_any_number_of_polls_it_loses_nothing() {
 
 /// Whatever was not begun is reported as not run, what was begun as cancelled, and what has failed before as that.
 #[test]
-fn a_stack_that_is_dropped_midway_accounts_for_every_handler() {
+fn a_stack_dropped_midway_accounts_for_handlers() {
     let (all, failed, polls) = undisturbed();
     for n in 0..polls {
         let log = log::Log::default();
@@ -89,8 +89,9 @@ fn a_stack_that_is_dropped_midway_accounts_for_every_handler() {
     }
 }
 
+/// It is the one in flight; all the others run.
 #[test]
-fn the_handler_in_flight_can_be_cancelled_at_any_point() {
+fn a_handler_can_be_cancelled_at_any_point() {
     let (_, failed, polls) = undisturbed();
     for n in 0..polls {
         let log = log::Log::default();
@@ -110,7 +111,7 @@ fn the_handler_in_flight_can_be_cancelled_at_any_point() {
 }
 
 #[test]
-fn the_one_in_flight_is_named_and_no_longer_pending() {
+fn the_one_in_flight_is_named_and_not_pending() {
     let mut stack = AsyncExitStack::new();
     stack.register_async(Handler::new(async || ()).named("below"));
     let id = stack.register_async(Handler::new(|| Yields(1)).named("stuck"));
@@ -124,8 +125,9 @@ fn the_one_in_flight_is_named_and_no_longer_pending() {
     block_on(stack.close()).unwrap();
 }
 
+/// It is the outcome that the drain began with; a later `close_with` does not change it.
 #[test]
-fn the_rest_keeps_the_outcome_that_the_drain_began_with() {
+fn the_rest_keeps_the_drains_outcome() {
     let log = Log::default();
     let mut stack = AsyncExitStack::new();
     stack.on_failure_async(async || log.push("failure"));
@@ -154,8 +156,9 @@ fn a_drop_midway_is_a_failure_for_the_rest() {
     assert!(matches!(report.kind(), HandlerErrorKind::Cancelled));
 }
 
+/// It is registered between two polls, and runs after the handler in flight.
 #[test]
-fn what_is_registered_in_between_runs_after_the_one_in_flight() {
+fn what_comes_in_between_runs_next() {
     let log = Log::default();
     let mut stack = AsyncExitStack::new();
     stack.register_async(async || log.push("below"));
@@ -209,8 +212,9 @@ fn clear_leaves_the_one_in_flight() {
     assert_eq!(log.take(), ["in flight"]);
 }
 
+/// If its drop panics, that is the caller's panic.
 #[test]
-fn a_future_that_is_cancelled_is_dropped_at_once_and_its_panic_is_the_callers() {
+fn a_cancelled_future_is_dropped_at_once() {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {

@@ -26,7 +26,7 @@ fn handlers_run_newest_first_async_or_not() {
 }
 
 #[test]
-fn the_next_handler_begins_when_the_one_before_is_ready() {
+fn the_next_handler_begins_when_one_is_ready() {
     let log = Log::default();
     let mut stack = AsyncExitStack::new();
     for (begins, ends) in [("2 begins", "2 ends"), ("1 begins", "1 ends")] {
@@ -146,7 +146,7 @@ fn a_closed_stack_is_empty_and_can_be_used_again() {
 }
 
 #[test]
-fn handlers_are_removed_by_id_by_function_and_by_key() {
+fn handlers_are_removed_by_id_function_and_key() {
     async fn function() {
         unreachable!("it was removed");
     }
@@ -179,8 +179,9 @@ fn pending_lists_the_next_to_run_first() {
     assert!(stack.pending().is_empty());
 }
 
+/// There are a hundred thousand of them.
 #[test]
-fn a_hundred_thousand_handlers_drain_without_recursion() {
+fn many_handlers_drain_without_recursion() {
     let ran = AtomicUsize::new(0);
     let mut stack = AsyncExitStack::new();
     stack.reserve(100_000);

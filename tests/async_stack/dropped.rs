@@ -27,7 +27,7 @@ fn sync_handlers_run_and_async_ones_are_reported() {
 
 /// The function of an async handler is not even called, and what it captured is dropped at its turn.
 #[test]
-fn the_captures_of_an_async_handler_are_dropped_in_order() {
+fn an_async_handlers_captures_drop_in_order() {
     struct Says(Log, &'static str);
     impl Drop for Says {
         fn drop(&mut self) {

@@ -10,7 +10,7 @@ use crate::Log;
 use crate::support::{Yields, polled, reported};
 
 #[test]
-fn an_entered_value_is_lent_and_then_passed_to_its_exit() {
+fn a_lent_value_is_passed_to_its_exit() {
     let mut stack = AsyncExitStack::new();
     let below = stack.enter(vec![1], |values| assert_eq!(values, [1, 2]));
     let value = stack.enter_async(String::from("a"), async |text: String| {
@@ -59,7 +59,7 @@ fn threads_are_lent_values_at_once() {
 }
 
 #[test]
-fn a_value_whose_exit_does_not_run_is_dropped_once() {
+fn a_value_whose_exit_never_runs_is_dropped_once() {
     struct Says(Log);
     impl Drop for Says {
         fn drop(&mut self) {

@@ -83,7 +83,7 @@ fn a_panic_at_any_position_stops_nothing() {
 }
 
 #[test]
-fn the_drop_of_a_capture_and_of_a_payload_may_panic() {
+fn drops_of_captures_and_payloads_may_panic() {
     let mut stack = AsyncExitStack::new();
     stack.register_async(Handler::new(|| async { std::panic::resume_unwind(Box::new(Bomb)) }).named("payload"));
     let bomb = Bomb;

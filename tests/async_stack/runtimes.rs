@@ -89,8 +89,9 @@ async fn from_one_task_to_another() {
     assert_eq!(log.take(), ["done"]);
 }
 
+/// When that one is cancelled, the rest goes on.
 #[tokio::test(start_paused = true)]
-async fn a_timeout_names_the_one_that_is_stuck_and_the_rest_goes_on() {
+async fn a_timeout_names_the_handler_that_is_stuck() {
     let log = Log::default();
     let mut stack = filled(&log);
     stack.register_async(Handler::new(std::future::pending::<()>).named("stuck"));
@@ -118,7 +119,7 @@ async fn timeouts_in_a_row_lose_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_select_takes_the_other_branch_and_comes_back() {
+async fn a_select_takes_a_branch_and_comes_back() {
     let log = Log::default();
     let mut stack = filled(&log);
     let mut ticks = 0;

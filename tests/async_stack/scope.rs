@@ -35,8 +35,9 @@ fn fill(stack: &AsyncScope<'_>, log: &Log) {
     stack.on_success_async(Handler::new(handler).named("s"));
 }
 
+/// The result has the failures of its cleanup.
 #[test]
-fn a_body_that_succeeds_commits_and_its_cleanup_may_fail() {
+fn a_body_that_succeeds_commits() {
     let log = Log::default();
     let result = block_on(scope_async(|stack| {
         let log = log.clone();
@@ -54,8 +55,9 @@ fn a_body_that_succeeds_commits_and_its_cleanup_may_fail() {
     assert_eq!(result.unwrap(), 7);
 }
 
+/// Failures of its cleanup are reported.
 #[test]
-fn a_body_that_fails_rolls_back_and_failures_are_reported() {
+fn a_body_that_fails_rolls_back() {
     let log = Log::default();
     let mut result = Ok(());
     let reports = reported(|| {
@@ -74,8 +76,9 @@ fn a_body_that_fails_rolls_back_and_failures_are_reported() {
     assert_eq!(log.take(), ["async failure", "failure", "any"]);
 }
 
+/// It may panic before its first poll or in any; the panic goes on.
 #[test]
-fn a_body_that_panics_rolls_back_and_the_panic_goes_on() {
+fn a_body_that_panics_rolls_back() {
     for (at, message) in [(0, "closure"), (1, "first poll"), (2, "later poll")] {
         let log = Log::default();
         let reports = reported(|| {
@@ -104,7 +107,7 @@ fn a_body_that_panics_rolls_back_and_the_panic_goes_on() {
 
 /// Dropped after any number of polls: in the body, in its cleanup, before both.
 #[test]
-fn a_scope_that_is_dropped_midway_accounts_for_its_handlers() {
+fn a_scope_dropped_midway_accounts_for_handlers() {
     struct Ends(Log);
     impl Drop for Ends {
         fn drop(&mut self) {
@@ -146,7 +149,7 @@ fn a_scope_that_is_dropped_midway_accounts_for_its_handlers() {
 
 /// What failed in a cleanup that is dropped midway has not been returned.
 #[test]
-fn failures_of_a_cleanup_that_is_dropped_midway_are_reported() {
+fn failures_of_a_dropped_cleanup_are_reported() {
     let reports = reported(|| {
         let mut scope = pin!(Some(scope_async(|stack| async move {
             stack.register_async(Handler::new(|| Yields(1)).named("below"));
@@ -186,7 +189,7 @@ fn a_handler_that_registers_more_runs_it_next() {
 
 /// Another task registers while a future is in flight and nothing is pending: the scope has not ended.
 #[test]
-fn a_kept_handle_registers_until_the_last_handler_is_done() {
+fn a_kept_handle_registers_until_all_is_done() {
     let (log, kept) = (Log::default(), Arc::new(Mutex::new(None)));
     let mut scope = pin!(scope_async(|stack| {
         let kept = Arc::clone(&kept);

@@ -58,7 +58,7 @@ impl Future for Gate {
 }
 
 #[test]
-fn a_future_is_polled_with_the_waker_of_this_poll() {
+fn a_future_is_polled_with_the_latest_waker() {
     let (first, second) = (Arc::new(Counts::default()), Arc::new(Counts::default()));
     let gate = Gate::default();
     let mut stack = AsyncExitStack::new();

@@ -22,7 +22,7 @@ use crate::support::{Yields, failures, finished, polled, reported, texts};
 
 /// `test_async_callback`: callbacks run newest first, at the end of the block.
 #[test]
-fn callbacks_run_at_the_end_of_the_block_newest_first() {
+fn callbacks_run_newest_first_at_the_end() {
     let log = Log::default();
     block_on(scope_async(|stack| {
         let log = log.clone();
@@ -91,7 +91,7 @@ fn a_close_that_is_cancelled_cancels_no_handler() {
 
 /// `test_close` and `test_pop_all` of the base suite, awaited.
 #[test]
-fn aclose_and_pop_all_are_awaited_where_the_handlers_are() {
+fn aclose_is_awaited_where_the_handlers_are() {
     let log = Log::default();
     let mut stack = AsyncExitStack::new();
     stack.register_async(async || log.push("moved"));
@@ -108,7 +108,7 @@ fn aclose_and_pop_all_are_awaited_where_the_handlers_are() {
 /// `disposeAsync/disposes-resources-in-reverse-order`, `defer/puts-onDisposeAsync-on-top-of-stack`,
 /// `adopt/puts-value-onDisposeAsync-on-top-of-stack`: what is deferred and what is adopted are in one order.
 #[test]
-fn what_is_deferred_and_what_is_adopted_are_disposed_of_in_reverse_order() {
+fn all_is_disposed_of_in_reverse_order() {
     let log = Log::default();
     let mut stack = AsyncExitStack::new();
     stack.register_async(async || log.push("defer, async"));
@@ -178,7 +178,7 @@ fn a_move_takes_the_resources_along() {
 /// `disposeAsync/returns-promise`: of a stack without async handlers, too. JavaScript waits for a turn of the event loop; here
 /// what is ready does not.
 #[test]
-fn a_disposal_without_async_handlers_is_ready_at_once() {
+fn a_sync_disposal_is_ready_at_once() {
     let mut stack = AsyncExitStack::new();
     stack.register(|| ());
     assert_eq!(finished(stack.close()).1, 1);

@@ -33,7 +33,7 @@ fn arguments_are_what_the_closure_captured() {
 
 /// Row 3: the same function may be registered many times.
 #[test]
-fn a_function_registered_three_times_runs_three_times() {
+fn a_function_runs_as_often_as_it_is_registered() {
     thread_local!(static RAN: RefCell<u32> = const { RefCell::new(0) });
     fn count() {
         RAN.with_borrow_mut(|ran| *ran += 1);
@@ -48,7 +48,7 @@ fn a_function_registered_three_times_runs_three_times() {
 
 /// `test_stress`: the storage grows.
 #[test]
-fn a_hundred_and_twenty_eight_registrations_all_run() {
+fn all_of_128_registrations_run() {
     let ran = std::cell::Cell::new(0);
     let mut stack = ExitStack::new();
     for _ in 0..128 {
@@ -82,7 +82,7 @@ fn an_exit_request_is_no_failure_and_is_heard() {
 /// `test_clear`, rows 16 and 17: `_clear` drops all without calling. An entry's `__del__` may register: lost up to 3.13,
 /// kept from 3.14 on, and here.
 #[test]
-fn what_a_drop_registers_while_the_stack_is_cleared_is_kept() {
+fn what_a_drop_in_clear_registers_is_kept() {
     struct Registers(Shared, Log);
     impl Drop for Registers {
         fn drop(&mut self) {
@@ -133,7 +133,7 @@ fn len_does_not_count_what_was_removed() {
 
 /// `test_bound_methods`: equal bound methods match. What has state has no identity here but the key it is given.
 #[test]
-fn a_method_of_an_object_is_unregistered_by_its_key() {
+fn a_method_is_unregistered_by_its_key() {
     let list = RefCell::new(Vec::new());
     let mut stack = ExitStack::new();
     stack.register(Handler::new(|| list.borrow_mut().push(5)).keyed("list.append"));
@@ -178,7 +178,7 @@ fn the_registered_key_is_the_left_operand() {
 
 /// `test_atexit_with_unregistered_function`, row 27: a handler that unregisters itself and raises crashed 3.10.
 #[test]
-fn a_handler_that_unregisters_itself_and_fails_is_recorded() {
+fn a_handler_that_removes_itself_may_fail() {
     let stack = Shared::default();
     let inner = Arc::clone(&stack);
     stack.register(
@@ -207,8 +207,9 @@ impl PartialEq for Meddling {
 }
 
 /// `test_eq_unregister_clear`, row 13a: `==` that unregisters or clears crashed up to 3.13.
+/// After that, `unregister_key` finds nothing left to remove.
 #[test]
-fn an_eq_that_clears_or_pops_the_stack_finds_nothing_left_to_remove() {
+fn an_eq_may_clear_or_pop_the_stack() {
     let meddlers: [fn(&SharedExitStack); 2] = [SharedExitStack::clear, |stack| drop(stack.pop_all())];
     for meddler in meddlers {
         let stack = Shared::default();
@@ -225,7 +226,7 @@ fn an_eq_that_clears_or_pops_the_stack_finds_nothing_left_to_remove() {
 /// `test_eq_unregister`, row 13b: of three, a key equal to the second, whose n-th comparison unregisters one of them.
 /// What remains is exactly the others. CPython removed a wrong one, for an index had moved.
 #[test]
-fn an_eq_that_unregisters_another_never_removes_a_wrong_one() {
+fn an_eq_that_unregisters_removes_no_wrong_one() {
     for at_call in 1..=3 {
         for victim in 0..3 {
             let (stack, log) = (Shared::default(), Log::default());
@@ -305,7 +306,7 @@ fn what_is_registered_during_the_drain_runs() {
 
 /// Rows 25 and 26: honoured up to 3.13, ignored from 3.14 on (it iterates over a copy).
 #[test]
-fn what_is_unregistered_or_cleared_during_the_drain_does_not_run() {
+fn what_is_removed_during_the_drain_does_not_run() {
     let (stack, log) = (Shared::default(), Log::default());
     stack.register(log.handler("cleared"));
     let inner = Arc::clone(&stack);
@@ -320,8 +321,9 @@ fn what_is_unregistered_or_cleared_during_the_drain_does_not_run() {
 /// Row 28: `_run_exitfuncs` in a handler ran the others once up to 3.13, once a level from 3.14 on. In `contextlib` a
 /// nested `close()` runs them all inside; here it returns at once and the outer drain goes on: the two cannot overtake
 /// one another.
+/// Nothing runs twice either.
 #[test]
-fn a_nested_drain_runs_nothing_twice_and_nothing_out_of_turn() {
+fn a_nested_drain_runs_nothing_out_of_turn() {
     let (stack, log) = (Shared::default(), Log::default());
     stack.register(log.handler("older"));
     let (inner, inner_log) = (Arc::clone(&stack), log.clone());
@@ -357,7 +359,7 @@ fn a_report_names_its_handler() {
 
 /// Row 7: `register` is O(n) from 3.14 on. A million are registered and unregistered here, in either direction.
 #[test]
-fn a_million_registrations_are_registered_and_unregistered_in_a_moment() {
+fn a_million_registrations_take_a_moment() {
     let mut stack = ExitStack::new();
     let ids: Vec<_> = (0..1_000_000).map(|_| stack.register(|| ())).collect();
     assert!(ids[..500_000].iter().all(|id| stack.unregister(*id)));
@@ -407,7 +409,7 @@ fn what_is_entered_is_left_before_what_was_there() {
 
 /// `test_close`: at `close()`, and not again at the end.
 #[test]
-fn a_stack_that_was_closed_runs_nothing_at_its_end() {
+fn a_closed_stack_runs_nothing_at_its_end() {
     let log = RefCell::new(Vec::new());
     {
         let mut stack = ExitStack::new();
@@ -420,7 +422,7 @@ fn a_stack_that_was_closed_runs_nothing_at_its_end() {
 
 /// `test_pop_all`. Dropped without being closed, the new one runs its handlers; in Python nothing would.
 #[test]
-fn a_stack_that_was_popped_runs_what_was_moved_to_it() {
+fn a_popped_stack_runs_what_was_moved_to_it() {
     let ran = std::cell::Cell::new(false);
     let moved = {
         let mut stack = ExitStack::new();
@@ -479,7 +481,7 @@ fn ten_thousand_failing_handlers_are_all_told() {
 
 /// `pop_all()` in a callback stops the unwinding, and the rest is in the new stack.
 #[test]
-fn pop_all_in_a_handler_takes_the_rest_out_of_the_drain() {
+fn pop_all_in_a_handler_takes_the_rest_away() {
     let (stack, log) = (Shared::default(), Log::default());
     stack.register(log.handler("rest"));
     let (inner, inner_log) = (Arc::clone(&stack), log.clone());

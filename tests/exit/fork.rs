@@ -144,25 +144,22 @@ pub(crate) fn after(forked: Result<i32, Ended>, then: impl FnOnce(i32)) -> Ended
 #[expect(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case(
-            "a_child_forked_on_the_way_out_ends_though_another_thread_of_its_parent_left_too",
-            Code(3),
-            &["child: 3"],
-            || {
-                let (leave, wait_leave) = mpsc::channel();
-                register(move || {
-                    leave.send(()).unwrap();
-                    (0..1000).for_each(|_| thread::yield_now()); // lets `main` return meanwhile
-                    if let Ok(status) = fork(|| OK) {
-                        say(&format!("child: {status}"));
-                    }
-                });
-                thread::spawn(|| exit(3));
-                wait_leave.recv().unwrap();
-                Ok(ExitCode::from(3))
-            },
-        ),
-        case("a_child_forked_in_a_nested_drain_has_nothing_of_what_was_handed_on", Code(0), &["child: 5"], || {
+        // Two threads of its parent leave; a handler forks.
+        case("a_child_forked_as_two_threads_leave_ends", Code(3), &["child: 3"], || {
+            let (leave, wait_leave) = mpsc::channel();
+            register(move || {
+                leave.send(()).unwrap();
+                (0..1000).for_each(|_| thread::yield_now()); // lets `main` return before the fork
+                if let Ok(status) = fork(|| OK) {
+                    say(&format!("child: {status}"));
+                }
+            });
+            thread::spawn(|| exit(3));
+            wait_leave.recv().unwrap();
+            Ok(ExitCode::from(3))
+        }),
+        // A failure was handed on to the drain around before a handler forks.
+        case("a_child_of_a_nested_drain_inherits_no_failure", Code(0), &["child: 5"], || {
             let root = Interpreter::new("root");
             let parent = root.subinterpreter("parent");
             let child = parent.subinterpreter("child");
@@ -177,66 +174,51 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = child.finalize();
             OK
         }),
-        case(
-            "of_a_drain_in_which_a_handler_forked_the_child_is_told_its_own_failure_alone",
-            Code(0),
-            &["in the child", "child 0", "two, one"],
-            || {
-                let root = Interpreter::new("root");
-                let parent = root.subinterpreter("parent");
-                let child = parent.subinterpreter("child");
-                child.stack().register(move || {
-                    assert_eq!(root.finalize().unwrap_err().errors().len(), 2);
-                    match fork(|| OK) {
-                        Err(_) => Err("in the child"),
-                        Ok(status) => {
-                            say(&format!("child {status}"));
-                            Ok(())
-                        }
+        // A handler forks in a drain that has gathered failures before.
+        case("a_child_is_told_its_own_failure_alone", Code(0), &["in the child", "child 0", "two, one"], || {
+            let root = Interpreter::new("root");
+            let parent = root.subinterpreter("parent");
+            let child = parent.subinterpreter("child");
+            child.stack().register(move || {
+                assert_eq!(root.finalize().unwrap_err().errors().len(), 2);
+                match fork(|| OK) {
+                    Err(_) => Err("in the child"),
+                    Ok(status) => {
+                        say(&format!("child {status}"));
+                        Ok(())
                     }
-                });
-                child.stack().register(|| Err("one"));
-                child.stack().register(|| Err("two"));
-                say(&last_words(&parent.finalize().unwrap_err()));
-                OK
-            },
-        ),
-        case(
-            "a_child_forked_past_the_last_drain_runs_its_own_on_c_exit",
-            Code(7),
-            &["parent's", "own", "child 4"],
-            || {
-                fork_past_the_last_drain(false, || {
-                    says("own");
-                    c_exit(4)
-                })
-            },
-        ),
-        case(
-            "a_child_forked_past_the_last_drain_runs_its_own_on_exit",
-            Code(7),
-            &["parent's", "own", "child 4"],
-            || {
-                fork_past_the_last_drain(false, || {
-                    says("own");
-                    exit(4)
-                })
-            },
-        ),
-        case(
-            "a_child_forked_past_every_hook_runs_its_own_on_c_exit",
-            Code(7),
-            &["parent's", "plugin", "own", "child 4"],
-            || {
-                fork_past_the_last_drain(true, || {
-                    says("own");
-                    let plugin = Interpreter::new("plugin");
-                    plugin.stack().register(|| say("plugin"));
-                    c_exit(4)
-                })
-            },
-        ),
-        case("a_child_forked_past_every_hook_runs_its_own_on_exit", Code(7), &["parent's", "own", "child 4"], || {
+                }
+            });
+            child.stack().register(|| Err("one"));
+            child.stack().register(|| Err("two"));
+            say(&last_words(&parent.finalize().unwrap_err()));
+            OK
+        }),
+        // The child was forked past its parent's last drain.
+        case("c_exit_past_the_last_drain_runs_a_childs_own", Code(7), &["parent's", "own", "child 4"], || {
+            fork_past_the_last_drain(false, || {
+                says("own");
+                c_exit(4)
+            })
+        }),
+        // The child was forked past its parent's last drain.
+        case("exit_past_the_last_drain_runs_a_childs_own", Code(7), &["parent's", "own", "child 4"], || {
+            fork_past_the_last_drain(false, || {
+                says("own");
+                exit(4)
+            })
+        }),
+        // The child was forked when every hook of its parent was done.
+        case("c_exit_past_every_hook_runs_a_childs_own", Code(7), &["parent's", "plugin", "own", "child 4"], || {
+            fork_past_the_last_drain(true, || {
+                says("own");
+                let plugin = Interpreter::new("plugin");
+                plugin.stack().register(|| say("plugin"));
+                c_exit(4)
+            })
+        }),
+        // The child was forked when every hook of its parent was done.
+        case("exit_past_every_hook_runs_a_childs_own", Code(7), &["parent's", "own", "child 4"], || {
             fork_past_the_last_drain(true, || {
                 says("own");
                 exit(4)
@@ -269,30 +251,26 @@ pub(crate) fn cases() -> Vec<Case> {
                 leave()
             })
         }),
-        case(
-            "a_child_neither_runs_nor_drops_a_values_inherited_handlers",
-            Code(0),
-            &["own", "child 0", "parent's"],
-            || {
-                let bomb = Bomb::new();
-                let mut value = Some(SharedExitStack::new());
-                let stack = value.as_ref().unwrap();
-                let id = stack.register(move || {
-                    let _bomb = bomb;
-                    say("parent's");
-                });
-                let forked = fork(|| {
-                    let stack = value.take().unwrap();
-                    assert!(stack.is_empty() && !stack.unregister(id) && stack.run_now(id).is_none());
-                    stack.clear();
-                    drop(stack.pop_all());
-                    stack.register(|| say("own"));
-                    assert_eq!(stack.len(), 1);
-                    OK // the drop drains
-                });
-                after(forked, |status| say(&format!("child {status}")))
-            },
-        ),
+        // It neither runs nor drops them.
+        case("a_child_ignores_a_values_inherited_handlers", Code(0), &["own", "child 0", "parent's"], || {
+            let bomb = Bomb::new();
+            let mut value = Some(SharedExitStack::new());
+            let stack = value.as_ref().unwrap();
+            let id = stack.register(move || {
+                let _bomb = bomb;
+                say("parent's");
+            });
+            let forked = fork(|| {
+                let stack = value.take().unwrap();
+                assert!(stack.is_empty() && !stack.unregister(id) && stack.run_now(id).is_none());
+                stack.clear();
+                drop(stack.pop_all());
+                stack.register(|| say("own"));
+                assert_eq!(stack.len(), 1);
+                OK // the drop drains
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
         case("a_raw_clone_has_values_of_its_own", Code(0), &["own", "child 0", "parent's"], || {
             let value = SharedExitStack::new();
             value.register(|| say("parent's"));
@@ -304,8 +282,9 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             after(cloned, |status| say(&format!("child {status}")))
         }),
+        // A handler forks, and registers in the child.
         case(
-            "a_handler_that_forks_in_a_close_leaves_the_child_its_own",
+            "a_fork_in_a_close_leaves_the_child_its_own",
             Code(0),
             &["own", "in the child", "child 0", "below", "above"],
             || {
@@ -368,7 +347,7 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             after(forked, |_| leave())
         }),
-        case("adopting_a_value_where_nothing_was_forked_changes_nothing", Code(0), &["B", "A"], || {
+        case("adopting_an_unforked_value_changes_nothing", Code(0), &["B", "A"], || {
             let value = SharedExitStack::new();
             value.register(|| say("A"));
             value.register(|| say("B"));
@@ -377,7 +356,7 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         }),
         case(
-            "a_child_adopts_in_the_order_in_which_all_was_registered",
+            "a_child_adopts_in_the_order_of_registration",
             Code(0),
             &["Y", "X", "B", "p2", "p1", "A", "child 4"],
             || {
@@ -398,7 +377,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 })
             },
         ),
-        case("a_child_adopts_below_an_interpreter_of_its_own", Code(0), &["o", "B", "p", "A", "child 4"], || {
+        case("a_child_adopts_below_its_own_interpreter", Code(0), &["o", "B", "p", "A", "child 4"], || {
             says("A");
             let plugin = Interpreter::new("plugin");
             plugin.stack().register(|| say("p"));
@@ -415,7 +394,7 @@ pub(crate) fn cases() -> Vec<Case> {
             })
         }),
         case(
-            "a_child_gives_an_interpreter_its_place_at_the_first_use",
+            "a_child_places_an_interpreter_at_first_use",
             Code(0),
             &["Y", "p2", "X", "child 4", "B", "p1", "A"],
             || {
@@ -434,29 +413,25 @@ pub(crate) fn cases() -> Vec<Case> {
                 ended
             },
         ),
-        case(
-            "adopting_twice_keeps_an_interpreter_made_in_the_child",
-            Code(0),
-            &["Y", "B", "q", "p1", "A", "child 4"],
-            || {
-                says("A");
-                let plugin = Interpreter::new("plugin");
-                plugin.stack().register(|| say("p1"));
-                says("B");
-                let forked = fork(|| {
-                    let made = plugin.subinterpreter("made");
-                    made.stack().register(|| say("q"));
-                    says("Y");
-                    assert!(adopt_after_fork() && adopt_after_fork());
-                    exit(4)
-                });
-                after(forked, |status| {
-                    say(&format!("child {status}"));
-                    leave()
-                })
-            },
-        ),
-        case("no_child_hangs_when_other_threads_use_values_at_the_fork", Code(0), &["100 children"], || {
+        case("adopting_twice_keeps_a_childs_interpreter", Code(0), &["Y", "B", "q", "p1", "A", "child 4"], || {
+            says("A");
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(|| say("p1"));
+            says("B");
+            let forked = fork(|| {
+                let made = plugin.subinterpreter("made");
+                made.stack().register(|| say("q"));
+                says("Y");
+                assert!(adopt_after_fork() && adopt_after_fork());
+                exit(4)
+            });
+            after(forked, |status| {
+                say(&format!("child {status}"));
+                leave()
+            })
+        }),
+        // Other threads use them.
+        case("no_child_hangs_if_values_are_used_at_the_fork", Code(0), &["100 children"], || {
             static VALUE: SharedExitStack = SharedExitStack::new();
             static DONE: AtomicBool = AtomicBool::new(false);
             static RAN: AtomicUsize = AtomicUsize::new(0);
@@ -574,47 +549,39 @@ pub(crate) fn cases() -> Vec<Case> {
         case("a_child_forked_past_the_last_drain_ends", Code(7), &["parent's", "child 4"], || {
             fork_past_the_last_drain(false, || c_exit(4))
         }),
-        case(
-            "what_a_handler_that_forked_in_run_registers_in_the_child_runs",
-            Code(0),
-            &["own", "child 4", "A"],
-            || {
-                Ok(run(|| {
-                    says("A");
-                    let plugin = Interpreter::new("plugin");
-                    plugin.stack().register(|| match fork(|| OK) {
-                        Err(_) => {
-                            register(|| {
-                                say("own");
-                                Err(Exit(4))
-                            });
-                        }
-                        Ok(status) => say(&format!("child {status}")),
-                    });
-                    std::mem::forget(plugin);
-                    Ok::<_, String>(())
-                }))
-            },
-        ),
-        case(
-            "an_exit_code_of_a_handler_that_forked_decides_the_childs_status",
-            Code(5),
-            &["child 9", "child 8"],
-            || {
-                fn forks(code: i32) {
-                    register(move || match fork(|| OK) {
-                        Err(_) => Err(Exit(code)),
-                        Ok(status) => {
-                            say(&format!("child {status}"));
-                            Ok(())
-                        }
-                    });
-                }
-                forks(8);
-                forks(9);
-                exit(5)
-            },
-        ),
+        // A handler forks in `run`, and registers in the child.
+        case("what_a_child_of_run_registers_runs", Code(0), &["own", "child 4", "A"], || {
+            Ok(run(|| {
+                says("A");
+                let plugin = Interpreter::new("plugin");
+                plugin.stack().register(|| match fork(|| OK) {
+                    Err(_) => {
+                        register(|| {
+                            say("own");
+                            Err(Exit(4))
+                        });
+                    }
+                    Ok(status) => say(&format!("child {status}")),
+                });
+                std::mem::forget(plugin);
+                Ok::<_, String>(())
+            }))
+        }),
+        // It decides the status of the child, not of the parent.
+        case("a_forking_handlers_exit_code_is_the_childs", Code(5), &["child 9", "child 8"], || {
+            fn forks(code: i32) {
+                register(move || match fork(|| OK) {
+                    Err(_) => Err(Exit(code)),
+                    Ok(status) => {
+                        say(&format!("child {status}"));
+                        Ok(())
+                    }
+                });
+            }
+            forks(8);
+            forks(9);
+            exit(5)
+        }),
         case("a_child_inherits_the_report_hook", Code(0), &["hook", "child 0"], || {
             exitstack::report::set_hook(Box::new(|_| say("hook")));
             register(|| ());
@@ -642,7 +609,8 @@ pub(crate) fn cases() -> Vec<Case> {
             say(&format!("child {status}"));
             OK
         }),
-        case("threads_of_a_child_that_are_the_first_to_use_a_stack_lose_nothing", Code(0), &["50 children"], || {
+        // Several threads are the first to use a stack there.
+        case("the_first_threads_of_a_child_lose_nothing", Code(0), &["50 children"], || {
             static RAN: AtomicUsize = AtomicUsize::new(0);
             static REPORTED: AtomicUsize = AtomicUsize::new(0);
             fn counts() {
@@ -687,7 +655,8 @@ pub(crate) fn cases() -> Vec<Case> {
             say(&format!("{right} children"));
             leave()
         }),
-        case("a_child_does_not_take_over_what_its_parents_drain_gathered", Code(5), &["child: 0"], || {
+        // The parent's drain has gathered a status when a handler forks.
+        case("a_child_does_not_take_over_its_parents_status", Code(5), &["child: 0"], || {
             register(|| {
                 if let Ok(status) = fork(|| exit(0)) {
                     say(&format!("child: {status}"));
@@ -696,7 +665,8 @@ pub(crate) fn cases() -> Vec<Case> {
             register(|| Err(exitstack::Exit(5)));
             OK
         }),
-        case("a_child_does_not_take_over_the_status_of_a_drain_that_was_gone_on_with", Code(5), &["child: 0"], || {
+        // C's exit has gone on with an interpreter's drain when a handler forks.
+        case("a_child_takes_over_no_resumed_drains_status", Code(5), &["child: 0"], || {
             register(|| {
                 if let Ok(status) = fork(|| OK) {
                     say(&format!("child: {status}"));
@@ -708,7 +678,8 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = x.finalize();
             OK
         }),
-        case("a_child_does_not_drop_what_its_parents_handlers_returned", Code(0), &["child: 0"], || {
+        // The parent's handlers have returned them before one forks.
+        case("a_child_drops_none_of_its_parents_errors", Code(0), &["child: 0"], || {
             register(|| {
                 if let Ok(status) = fork(|| OK) {
                     say(&format!("child: {status}"));
@@ -717,8 +688,9 @@ pub(crate) fn cases() -> Vec<Case> {
             register(|| Err(Bomb::new()));
             OK
         }),
+        // Another thread of the parent drains for good at the fork; that drain's limit is not the child's.
         case(
-            "a_child_forked_while_another_thread_drains_for_good_goes_on_as_any_other",
+            "a_child_of_a_last_drain_is_like_any_other",
             Code(0),
             &["plugin", "first", "plugin again", "second", "third", "child 0", "A"],
             || {
@@ -747,33 +719,29 @@ pub(crate) fn cases() -> Vec<Case> {
                 std::process::exit(0)
             },
         ),
-        case(
-            "a_child_forked_while_another_thread_drains_for_good_ends_whatever_registers_itself",
-            Code(0),
-            &["ended"],
-            || {
-                fn again(ran: &'static AtomicUsize) {
-                    if ran.fetch_add(1, Ordering::Relaxed) < 200_000 {
-                        register(move || again(ran));
-                    }
+        // Another thread of the parent drains for good at the fork. In the child, a handler registers itself for ever.
+        case("a_child_of_a_last_drain_has_its_own_limit", Code(0), &["ended"], || {
+            fn again(ran: &'static AtomicUsize) {
+                if ran.fetch_add(1, Ordering::Relaxed) < 200_000 {
+                    register(move || again(ran));
                 }
-                static RAN: AtomicUsize = AtomicUsize::new(0);
-                register(|| {
-                    let made = Interpreter::new("made");
-                    let forked = thread::spawn(move || {
-                        if let Ok(status) = fork(|| OK) {
-                            return status;
-                        }
-                        made.stack().register(|| again(&RAN));
-                        made.finalize().unwrap();
-                        say(if RAN.load(Ordering::Relaxed) < 200_000 { "ended" } else { "without end" });
-                        exit(0)
-                    });
-                    assert_eq!(forked.join().unwrap(), 0);
+            }
+            static RAN: AtomicUsize = AtomicUsize::new(0);
+            register(|| {
+                let made = Interpreter::new("made");
+                let forked = thread::spawn(move || {
+                    if let Ok(status) = fork(|| OK) {
+                        return status;
+                    }
+                    made.stack().register(|| again(&RAN));
+                    made.finalize().unwrap();
+                    say(if RAN.load(Ordering::Relaxed) < 200_000 { "ended" } else { "without end" });
+                    exit(0)
                 });
-                c_exit(0)
-            },
-        ),
+                assert_eq!(forked.join().unwrap(), 0);
+            });
+            c_exit(0)
+        }),
         case("what_a_child_has_printed_is_flushed_by_exit", Code(0), &["flushed, child 0"], || {
             after(
                 fork(|| {
@@ -783,7 +751,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 |status| say(&format!("child {status}")),
             )
         }),
-        case("a_child_adopts_what_interpreters_inside_interpreters_hold", Code(0), &["B", "C", "A", "child 0"], || {
+        case("a_child_adopts_what_nested_interpreters_hold", Code(0), &["B", "C", "A", "child 0"], || {
             says("A");
             let outer = Interpreter::new("outer");
             let inner = outer.subinterpreter("inner");
@@ -799,7 +767,8 @@ pub(crate) fn cases() -> Vec<Case> {
                 leave()
             })
         }),
-        case("what_a_child_registers_after_it_adopted_is_known_to_its_stack", Code(0), &["child 0"], || {
+        // The child registers them after it has adopted: its stack knows them.
+        case("handlers_after_an_adoption_can_be_removed", Code(0), &["child 0"], || {
             (0..10).for_each(|_| _ = register(|| ()));
             let forked = fork(|| {
                 (0..10).for_each(|_| _ = register(|| ()));
@@ -810,7 +779,7 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             after(forked, |status| say(&format!("child {status}")))
         }),
-        case("a_forked_child_that_returns_runs_nothing_of_its_parents", Code(0), &["child 0", "A"], || {
+        case("a_child_that_returns_runs_nothing_inherited", Code(0), &["child 0", "A"], || {
             says("A");
             after(fork(|| OK), |status| say(&format!("child {status}")))
         }),
@@ -839,7 +808,7 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             after(forked, |status| say(&format!("child {status}")))
         }),
-        case("a_forked_child_that_leaves_by_c_exit_runs_its_own", Code(0), &["own", "child 4", "A"], || {
+        case("a_child_that_leaves_by_c_exit_runs_its_own", Code(0), &["own", "child 4", "A"], || {
             says("A");
             let forked = fork(|| {
                 says("own");
@@ -847,7 +816,7 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             after(forked, |status| say(&format!("child {status}")))
         }),
-        case("a_forked_child_that_leaves_by_exit_runs_its_own", Code(0), &["own", "child 5", "A"], || {
+        case("a_child_that_leaves_by_exit_runs_its_own", Code(0), &["own", "child 5", "A"], || {
             says("A");
             let forked = fork(|| {
                 says("own");
@@ -931,7 +900,7 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             after(cloned, |status| say(&status.to_string()))
         }),
-        case("a_raw_clone_that_registers_nothing_runs_nothing", Code(0), &["child 3", "A"], || {
+        case("a_raw_clone_without_handlers_runs_nothing", Code(0), &["child 3", "A"], || {
             says("A");
             after(raw_clone(|| c_exit(3)), |status| say(&format!("child {status}")))
         }),
@@ -948,7 +917,8 @@ pub(crate) fn cases() -> Vec<Case> {
             say("refused");
             OK
         }),
-        case("no_child_hangs_when_another_thread_registers_at_the_fork", Code(0), &["200 children", "A"], || {
+        // Other threads use the process stack and an interpreter.
+        case("no_child_hangs_if_others_register_at_the_fork", Code(0), &["200 children", "A"], || {
             static DONE: AtomicBool = AtomicBool::new(false);
             says("A");
             let plugin = Interpreter::new("plugin");
@@ -1002,7 +972,7 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         }),
         case(
-            "a_grandchild_adopts_what_both_before_it_registered",
+            "a_grandchild_adopts_from_both_before_it",
             Code(0),
             &["own", "B", "A", "grandchild 0", "B", "child 0", "A"],
             || {
@@ -1019,31 +989,26 @@ pub(crate) fn cases() -> Vec<Case> {
                 after(forked, |status| say(&format!("child {status}")))
             },
         ),
-        case("adopting_where_nothing_was_forked_changes_nothing", Code(0), &["B", "A"], || {
+        case("adopting_without_a_fork_changes_nothing", Code(0), &["B", "A"], || {
             says("A");
             says("B");
             adopt_after_fork();
             OK
         }),
-        case(
-            "an_interpreter_in_a_child_runs_what_the_child_registered",
-            Code(0),
-            &["child's", "child 0", "parent's"],
-            || {
-                let plugin = Interpreter::new("plugin");
-                plugin.stack().register(|| say("parent's"));
-                let forked = fork(|| {
-                    plugin.stack().register(|| say("child's"));
-                    assert_eq!(plugin.stack().len(), 1);
-                    plugin.finalize().map_err(|error| error.to_string())?;
-                    OK
-                });
-                if let Ok(status) = &forked {
-                    say(&format!("child {status}"));
-                }
-                drop(plugin);
-                after(forked, |_| ())
-            },
-        ),
+        case("an_interpreter_in_a_child_runs_the_childs_own", Code(0), &["child's", "child 0", "parent's"], || {
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(|| say("parent's"));
+            let forked = fork(|| {
+                plugin.stack().register(|| say("child's"));
+                assert_eq!(plugin.stack().len(), 1);
+                plugin.finalize().map_err(|error| error.to_string())?;
+                OK
+            });
+            if let Ok(status) = &forked {
+                say(&format!("child {status}"));
+            }
+            drop(plugin);
+            after(forked, |_| ())
+        }),
     ]
 }

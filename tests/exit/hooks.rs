@@ -133,31 +133,36 @@ fn fork_beside_a_busy_thread(handlers: usize, work: fn()) -> Ended {
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case("hooks_from_before_ours_lock_and_use_stacks_at_the_fork", Code(0), &["100 children"], || {
+        // The hooks were given before ours, and lock what is theirs.
+        case("earlier_hooks_may_use_stacks_at_the_fork", Code(0), &["100 children"], || {
             at_fork(Some(lock_and_use), Some(use_and_unlock), Some(use_and_unlock));
             fork_beside_a_busy_thread(4, use_stacks)
         }),
-        case("hooks_from_after_ours_lock_and_use_stacks_at_the_fork", Code(0), &["100 children"], || {
+        // The hooks were given after ours, and lock what is theirs.
+        case("later_hooks_may_use_stacks_at_the_fork", Code(0), &["100 children"], || {
             use_stacks();
             at_fork(Some(lock_and_use), Some(use_and_unlock), Some(use_and_unlock));
             fork_beside_a_busy_thread(4, use_stacks)
         }),
-        case("hooks_from_before_ours_close_the_process_stack_at_the_fork", Code(0), &["100 children"], || {
+        // The hooks were given before ours; they close the process stack, too.
+        case("earlier_hooks_may_close_stacks_at_the_fork", Code(0), &["100 children"], || {
             at_fork(Some(lock_and_close), Some(close_and_unlock), Some(close_and_unlock));
             fork_beside_a_busy_thread(2, close_stacks)
         }),
-        case("hooks_from_after_ours_close_the_process_stack_at_the_fork", Code(0), &["100 children"], || {
+        // The hooks were given after ours; they close the process stack, too.
+        case("later_hooks_may_close_stacks_at_the_fork", Code(0), &["100 children"], || {
             close_stacks();
             at_fork(Some(lock_and_close), Some(close_and_unlock), Some(close_and_unlock));
             fork_beside_a_busy_thread(2, close_stacks)
         }),
-        case("hooks_from_before_and_after_ours_use_stacks_at_the_fork", Code(0), &["100 children"], || {
+        // Some hooks were given before ours, some after.
+        case("hooks_on_both_sides_use_stacks_at_the_fork", Code(0), &["100 children"], || {
             at_fork(Some(lock_and_use), Some(use_and_unlock), Some(use_and_unlock));
             use_stacks();
             at_fork(Some(use_only), Some(use_only), Some(use_only));
             fork_beside_a_busy_thread(4, use_stacks)
         }),
-        case("a_prepare_hook_from_before_ours_may_ask_for_the_length", Code(0), &["child 0"], || {
+        case("an_earlier_prepare_hook_may_ask_for_lengths", Code(0), &["child 0"], || {
             extern "C" fn ask() {
                 assert!(process_stack().len() <= 1 && PLUGIN.stack().is_empty() && VALUE.pending().is_empty());
             }
@@ -168,7 +173,7 @@ pub(crate) fn cases() -> Vec<Case> {
             }
             OK
         }),
-        case("what_a_childs_hook_registers_runs_in_the_child", Code(0), &["hook's", "child 3", "A"], || {
+        case("what_a_child_hook_registers_runs_in_the_child", Code(0), &["hook's", "child 3", "A"], || {
             extern "C" fn hook() {
                 says("hook's");
             }
@@ -179,7 +184,8 @@ pub(crate) fn cases() -> Vec<Case> {
             }
             OK
         }),
-        case("what_a_later_childs_hook_registers_runs_in_the_child", Code(0), &["hook's", "child 3", "A"], || {
+        // It runs in the child; the hook was given after ours.
+        case("what_a_later_child_hook_registers_runs", Code(0), &["hook's", "child 3", "A"], || {
             extern "C" fn hook() {
                 says("hook's");
             }
@@ -190,7 +196,8 @@ pub(crate) fn cases() -> Vec<Case> {
             }
             OK
         }),
-        case("what_a_prepare_hook_registers_runs_in_the_parent_alone", Code(0), &["child 3", "hook's", "A"], || {
+        // It runs in the parent alone.
+        case("what_a_prepare_hook_registers_is_the_parents", Code(0), &["child 3", "hook's", "A"], || {
             extern "C" fn hook() {
                 says("hook's");
             }

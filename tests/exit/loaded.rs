@@ -13,21 +13,23 @@ use crate::{Status, runs_or, status_of, timeout};
 pub(crate) fn trials() -> Vec<Trial> {
     let trial = |name: &str, test: fn() -> Result<(), Failed>| Trial::test(name, test);
     let mut trials = vec![
-        trial("a_loaded_librarys_handlers_run_when_it_is_unloaded", || {
+        trial("a_loaded_library_runs_handlers_when_unloaded", || {
             let host = host()?;
             expect(Command::new(host).arg("close").arg(library()?), 0, &["loaded", "plugin's", "unloaded", "host's"])
         }),
-        trial("a_loaded_librarys_handlers_run_at_exit_if_it_stays", || {
+        trial("a_loaded_library_that_stays_drains_at_exit", || {
             expect(Command::new(host()?).arg("stay").arg(library()?), 0, &["loaded", "plugin's", "host's"])
         }),
-        trial("a_loaded_library_does_not_decide_its_hosts_status", || {
+        // The status of its host stays as it is.
+        trial("an_unloaded_library_decides_no_status", || {
             expect(
                 Command::new(host()?).arg("status").arg(library()?),
                 0,
                 &["loaded", "plugin's", "unloaded", "host's"],
             )
         }),
-        trial("a_loaded_library_decides_its_hosts_status_at_exit", || {
+        // It is still loaded when its host exits.
+        trial("a_loaded_library_decides_the_status_at_exit", || {
             expect(Command::new(host()?).arg("stay-status").arg(library()?), 7, &["loaded", "plugin's", "host's"])
         }),
         trial("a_library_loaded_2000_times_costs_no_memory", || {
@@ -39,7 +41,8 @@ pub(crate) fn trials() -> Vec<Trial> {
                 _ => Err(format!("{output:?}").into()),
             }
         }),
-        trial("a_program_that_has_the_crate_in_a_dylib_is_no_other", || {
+        // Its status is decided, and its threads may race in `exit`, as in any other program.
+        trial("a_program_with_the_crate_in_a_dylib_works", || {
             let (folder, libraries) = linked()?;
             let run = |argument: &str, status, lines: &[&str]| {
                 let mut command = timeout();
@@ -53,7 +56,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             run("exit", 7, &["100"])?;
             (0..runs_or(20)).try_for_each(|_| run("race", 0, &["100"]))
         }),
-        trial("a_loaded_library_exports_a_close_that_tells_failures", || {
+        // The library exports a function that closes its stack.
+        trial("a_loaded_librarys_close_tells_its_failures", || {
             let lines = ["loaded", "callback", "closed: 1", "again: 0", "plugin's", "unloaded", "host's"];
             let output = output(Command::new(host()?).arg("export").arg(library()?))?;
             has_error(&output, "process > exported: exit handler registered at src/lib.rs:")?;
@@ -65,7 +69,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             has_error(&output, " failed: the plugin's failure\n")?;
             compare(&output, Status::Code(3), &["loaded", "callback", "plugin's", "host's"])
         }),
-        trial("a_library_loaded_by_python_runs_its_handlers_at_its_exit", || {
+        trial("a_library_loaded_by_python_drains_at_exit", || {
             let program = "import atexit, ctypes, sys; atexit.register(print, 'python\\'s', flush=True); \
                            ctypes.CDLL(sys.argv[1]).plugin_register(0); print('loaded', flush=True)";
             expect(
@@ -74,13 +78,15 @@ pub(crate) fn trials() -> Vec<Trial> {
                 &["loaded", "python's", "plugin's"],
             )
         }),
-        trial("a_registration_is_refused_and_handed_back_if_c_refuses", || {
+        // C's `atexit` refuses the hook, and so the registration is refused.
+        trial("a_handler_is_handed_back_if_c_refuses", || {
             let refused = build("dev", "refused")?;
             let output = output(&mut Command::new(refused))?;
             has_error(&output, "was refused: the stack no longer accepts handlers")?;
             compare(&output, Status::Code(0), &["handed back"])
         }),
-        trial("c_is_given_as_many_hooks_as_the_first_block_of_its_list_has_room_for", || {
+        // It is the first block of C's list of functions.
+        trial("c_is_given_as_many_hooks_as_one_block_holds", || {
             let counted = build("dev", "counted")?;
             compare(&output(&mut Command::new(counted))?, Status::Code(0), &["16", "31"])
         }),
@@ -90,17 +96,17 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("an_allocator_may_use_the_value_that_is_in_use", || {
             allocating("value", &["each handler was dropped once"])
         }),
-        trial("an_allocator_may_use_the_interpreter_that_is_in_use", || {
+        trial("an_allocator_may_use_an_interpreter_in_use", || {
             allocating("interpreter", &["each handler was dropped once"])
         }),
-        trial("an_allocator_may_use_the_process_stack_that_is_in_use", || {
+        trial("an_allocator_may_use_the_process_stack_in_use", || {
             allocating("process", &["each handler was dropped once"])
         }),
-        trial("an_allocator_with_a_lock_may_use_a_stack_of_threads", || {
-            allocating("threads", &["each handler was dropped once"])
-        }),
+        // Several threads use both.
+        trial("an_allocator_with_a_lock_may_use_a_stack", || allocating("threads", &["each handler was dropped once"])),
         trial("around_a_fork_nothing_is_allocated", || allocating("fork", &["child: 0 calls", "parent: 0 calls"])),
-        trial("with_panic_abort_a_panicking_handler_aborts_and_exit_does_not", || {
+        // A handler that fails or calls `exit` does not abort.
+        trial("with_panic_abort_a_panicking_handler_aborts", || {
             let aborting = build("abort", "aborting")?;
             let panics = output(Command::new(&aborting).arg("panic"))?;
             compare(&panics, Status::Signal(libc::SIGABRT), &["B"])?;
@@ -109,28 +115,30 @@ pub(crate) fn trials() -> Vec<Trial> {
             let exits = output(Command::new(&aborting).arg("exit"))?;
             compare(&exits, Status::Code(3), &["B", "A"])
         }),
-        trial("with_panic_abort_a_hook_that_closes_runs_the_handlers", || {
+        trial("with_panic_abort_a_hook_that_closes_drains", || {
             let panics = output(&mut Command::new(build("abort", "panic_abort")?))?;
             has_error(&panics, "the work panicked")?;
             compare(&panics, Status::Signal(libc::SIGABRT), &["the handler ran"])
         }),
-        trial("with_panic_abort_a_hook_that_exits_goes_on_after_a_handler", || {
+        // A handler panics; the handlers below it run.
+        trial("with_panic_abort_a_hook_that_exits_drains", || {
             let panics = output(Command::new(build("abort", "aborting")?).arg("hook"))?;
             has_error(&panics, "in a handler")?;
             compare(&panics, Status::Code(101), &["B", "A"])
         }),
-        trial("the_guides_optional_dependency_builds_both_ways", optional_dependency),
+        // The manifest is the guide's.
+        trial("an_optional_dependency_builds_both_ways", optional_dependency),
     ];
     for threads in [1, 3, 8] {
-        let name = |order| format!("{threads}_threads_exit_{order}_a_loaded_library_is_unloaded");
+        let name = |order| format!("{threads}_threads_exit_{order}_a_loaded_library_goes");
         trials.push(Trial::test(name("before"), move || meet(threads, 0, || "exit".into())));
         trials.push(Trial::test(name("after"), move || meet(threads, 0, || "unload".into())));
         trials.push(Trial::test(name("while"), move || meet(threads, 0, at_once)));
     }
-    trials.push(trial("a_loaded_library_is_unloaded_when_a_report_at_exit_is_over", || meet(1, 0, || "report".into())));
-    trials.push(trial("a_loaded_library_is_unloaded_while_a_host_with_100_handlers_exits", || {
-        meet(1, 100, || "exit".into())
-    }));
+    // The report is made while the host exits.
+    trials.push(trial("a_loaded_library_is_unloaded_after_a_report", || meet(1, 0, || "report".into())));
+    // The host has 100 handlers, and is running them.
+    trials.push(trial("a_loaded_library_is_unloaded_at_a_hosts_exit", || meet(1, 100, || "exit".into())));
     trials
 }
 

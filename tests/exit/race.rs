@@ -14,12 +14,12 @@ use crate::{Ended, Status, run_child, runs, status_of};
 
 const WAYS: [&str; 7] = ["std", "c", "exit", "std+c", "std+exit", "c+exit", "return+c"];
 
-/// Every handler once, in order, none cut short: the last one says so, and whoever is out of order too.
+/// Every handler once, in order, none cut short: the last one says so, and so does one that is out of order.
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     for way in WAYS {
         for (threads, handlers) in [(2, 100), (8, 100), (64, 100), (64, 10_000)] {
-            let name = format!("{threads}_threads_leave_by_{way}_over_{handlers}_handlers");
+            let name = format!("{threads}_exits_by_{way}_run_{handlers}_handlers");
             trials.push(Trial::test(name, move || {
                 let arguments = [way.to_owned(), threads.to_string(), handlers.to_string()];
                 let bad: Vec<_> = (0..runs())
@@ -34,7 +34,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             }));
         }
     }
-    trials.push(Trial::test("no_child_hangs_if_the_first_handler_comes_at_the_fork", || {
+    // No child hangs, whether another thread registers it just before the fork or during it.
+    trials.push(Trial::test("the_first_handler_may_come_at_the_fork", || {
         let delays = (0..runs()).map(|run| [0, 30, 100, 300, 1000, 3000][run % 6].to_string());
         let bad: Vec<_> = delays
             .map(|delay| run_child("first", &[delay]))

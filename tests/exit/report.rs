@@ -205,7 +205,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 OK
             },
         ),
-        case("a_report_past_the_limit_of_a_files_size_stops_nothing", Code(0), &["B", "A", "10 bytes"], || {
+        case("a_report_past_a_file_size_limit_stops_nothing", Code(0), &["B", "A", "10 bytes"], || {
             static FILE: OnceLock<File> = OnceLock::new();
             extern "C" fn length() {
                 let length = FILE.get().map_or(0, |file| file.metadata().map_or(0, |about| about.len()));
@@ -243,7 +243,8 @@ pub(crate) fn cases() -> Vec<Case> {
             say(&format!("{} bytes, {lines}", text.matches('E').count()));
             OK
         }),
-        case("a_reader_that_stops_costs_one_wait_until_it_reads", Code(0), &["in time", "heard", "200000"], || {
+        // There is no other wait until it reads again.
+        case("a_stopped_reader_costs_one_wait", Code(0), &["in time", "heard", "200000"], || {
             let (mut reads, writes) = pipe();
             set_nonblocking(&reads);
             set_nonblocking(&writes);
@@ -267,8 +268,8 @@ pub(crate) fn cases() -> Vec<Case> {
             say(&String::from_utf8_lossy(&reader.join().unwrap()).matches('E').count().to_string());
             OK
         }),
-        // The hook.
-        case("a_hook_that_calls_c_exit_is_told_of_each_failure_once", Code(3), &["hook: one", "hook: two"], || {
+        // The hook. Here it calls C's exit itself, during the reports of a `close()`.
+        case("a_hook_in_c_exit_hears_each_failure_once", Code(3), &["hook: one", "hook: two"], || {
             say_reports_at_the_end();
             set_hook(Box::new(|error| {
                 say_failure(error);
@@ -293,37 +294,33 @@ pub(crate) fn cases() -> Vec<Case> {
             fails("one");
             OK
         }),
-        case(
-            "a_failure_that_two_threads_come_to_report_is_told_once",
-            Code(3),
-            &["hook: one", "hook: two", "A"],
-            || {
-                say_reports_at_the_end();
-                let (one, wait_one) = mpsc::channel();
-                let (two, wait_two) = mpsc::channel();
-                let wait_two = Mutex::new(wait_two);
-                set_hook(Box::new(move |error| {
-                    say_failure(error);
-                    if format!("{error:#}").ends_with("one") {
-                        one.send(()).unwrap();
-                        wait_two.lock().unwrap().recv().unwrap();
-                    } else {
-                        two.send(()).unwrap();
-                    }
-                }));
-                says("A");
-                register(move || {
-                    thread::spawn(|| c_exit(3)); // is to report both, and is in the hook with the first
-                    wait_one.recv().unwrap();
-                    c_exit(3) // comes to report the second too
-                });
-                fails("two");
-                fails("one");
-                let _ = process_stack().close();
-                say("never reached");
-                OK
-            },
-        ),
+        // Two threads in C's exit come to report the same one.
+        case("a_failure_two_threads_report_is_told_once", Code(3), &["hook: one", "hook: two", "A"], || {
+            say_reports_at_the_end();
+            let (one, wait_one) = mpsc::channel();
+            let (two, wait_two) = mpsc::channel();
+            let wait_two = Mutex::new(wait_two);
+            set_hook(Box::new(move |error| {
+                say_failure(error);
+                if format!("{error:#}").ends_with("one") {
+                    one.send(()).unwrap();
+                    wait_two.lock().unwrap().recv().unwrap();
+                } else {
+                    two.send(()).unwrap();
+                }
+            }));
+            says("A");
+            register(move || {
+                thread::spawn(|| c_exit(3)); // is to report both, and is in the hook with the first
+                wait_one.recv().unwrap();
+                c_exit(3) // comes to report the second too
+            });
+            fails("two");
+            fails("one");
+            let _ = process_stack().close();
+            say("never reached");
+            OK
+        }),
         case("a_hook_that_calls_exit_has_told", Code(3), &["hook: one", "B", "hook: two", "A"], || {
             say_reports_at_the_end();
             set_hook(Box::new(|error| {
@@ -336,8 +333,9 @@ pub(crate) fn cases() -> Vec<Case> {
             fails("one");
             OK
         }),
+        // The hook is told each failure, panics, and the default report tells it.
         case(
-            "a_hook_that_panics_leaves_each_failure_to_the_default_report",
+            "a_panicking_hook_leaves_all_to_the_default",
             Code(0),
             &["hook: one", "B", "hook: two", "A", "default: one", "default: two"],
             || {

@@ -66,17 +66,18 @@ pub(crate) fn cases() -> Vec<Case> {
         case("c_exit_below_a_finalized_parent_loses_nothing", Code(3), &["inner", "outer", "process"], || {
             leaves_below(|| c_exit(3))
         }),
-        case("std_exit_below_a_finalized_parent_loses_nothing", Code(3), &["inner", "outer", "process"], || {
+        case("std_exit_below_a_finalized_parent_drains_all", Code(3), &["inner", "outer", "process"], || {
             leaves_below(|| std::process::exit(3))
         }),
         case("exit_below_a_finalized_parent_loses_nothing", Code(3), &["inner", "outer", "process"], || {
             leaves_below(|| exit(3))
         }),
         case("the_innermost_drain_is_resumed_first", Code(3), &["y", "x", "process"], || leaves_in_another(["x", "y"])),
-        case("the_innermost_drain_is_resumed_first_whichever_is_older", Code(3), &["y", "x", "process"], || {
+        // Its interpreter is older than the one around it.
+        case("the_innermost_drain_goes_first_even_if_older", Code(3), &["y", "x", "process"], || {
             leaves_in_another(["y", "x"])
         }),
-        case("a_drain_inside_the_process_stacks_is_resumed_before_it", Code(3), &["y", "middle", "old"], || {
+        case("an_inner_drain_is_resumed_before_the_process", Code(3), &["y", "middle", "old"], || {
             says_on(process_stack(), "old");
             says_on(process_stack(), "middle");
             let y = Interpreter::new("y");
@@ -85,7 +86,7 @@ pub(crate) fn cases() -> Vec<Case> {
             register(move || y.finalize());
             OK
         }),
-        case("a_status_that_was_asked_for_survives_another_c_exit", Code(5), &[], || {
+        case("a_requested_status_survives_another_c_exit", Code(5), &[], || {
             register(|| c_exit(0));
             let x = Interpreter::new("x");
             x.stack().register(|| c_exit(0));
@@ -93,7 +94,8 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = x.finalize();
             OK
         }),
-        case("a_status_that_was_asked_for_is_every_leaving_threads", Code(7), &[], || {
+        // It is the status of every thread that leaves, whichever asked for it.
+        case("a_requested_status_holds_for_every_thread", Code(7), &[], || {
             let (drains, wait_drains) = channel();
             register(move || {
                 drains.send(()).unwrap();
@@ -108,7 +110,8 @@ pub(crate) fn cases() -> Vec<Case> {
             wait_drains.recv().unwrap();
             OK
         }),
-        case("exit_in_a_drain_that_another_thread_goes_on_with_decides_after_an_older_request", Code(7), &[], || {
+        // Another thread has gone on with the drain.
+        case("exit_in_a_resumed_drain_beats_older_requests", Code(7), &[], || {
             let root = Interpreter::new("root");
             let x = root.subinterpreter("x");
             x.stack().register(|| exit(7));
@@ -132,14 +135,15 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = inner.finalize();
             OK
         }),
-        case("exit_in_a_handler_decides_after_an_older_request_of_its_interpreter", Code(7), &[], || {
+        // Another handler of the same interpreter made the request.
+        case("exit_in_a_handler_beats_an_older_request", Code(7), &[], || {
             let x = Interpreter::new("x");
             x.stack().register(|| assert!(std::panic::catch_unwind(|| exit(7)).is_err()));
             x.stack().register(|| Err(Exit(5)));
             std::mem::forget(x);
             OK
         }),
-        case("exit_in_a_local_stack_decides_after_an_older_request", Code(7), &[], || {
+        case("exit_in_a_local_stack_beats_an_older_request", Code(7), &[], || {
             let x = Interpreter::new("x");
             x.stack().register(|| {
                 let local = ExitStack::new();
@@ -149,14 +153,14 @@ pub(crate) fn cases() -> Vec<Case> {
             std::mem::forget(x);
             OK
         }),
-        case("exit_in_a_finalize_decides_after_an_older_request", Code(7), &[], || {
+        case("exit_in_a_finalize_beats_an_older_request", Code(7), &[], || {
             let x = Interpreter::new("x");
             x.stack().register(|| exit(7));
             x.stack().register(|| Err(Exit(5)));
             let _ = x.finalize();
             OK
         }),
-        case("a_request_of_a_nested_drain_decides_after_an_older_one_around_it", Code(6), &["x"], || {
+        case("a_nested_request_beats_an_older_one_around_it", Code(6), &["x"], || {
             let x = Interpreter::new("x");
             says_on(x.stack(), "x");
             x.stack().register(|| c_exit(0));
@@ -165,7 +169,7 @@ pub(crate) fn cases() -> Vec<Case> {
             register(|| Err(Exit(5)));
             OK
         }),
-        case("a_thread_in_c_exit_waits_though_a_circle_is_opened", Code(9), &["x new", "x old", "old"], || {
+        case("a_thread_in_c_exit_waits_if_a_cycle_is_broken", Code(9), &["x new", "x old", "old"], || {
             // The main thread drains the process stack and comes to `x`; a handler of `x` on a second thread closes the
             // process stack; a third is in C's exit and waits too.
             static DRAINS: LazyLock<(Sender<()>, Mutex<Receiver<()>>)> = LazyLock::new(|| {
@@ -193,34 +197,31 @@ pub(crate) fn cases() -> Vec<Case> {
             thread::park();
             OK
         }),
-        case(
-            "a_thread_that_waited_for_a_close_waits_for_the_handler_that_closed_too",
-            Code(9),
-            &["old", "goes on"],
-            || {
-                // A handler of an interpreter closes the process stack and goes on when that is done; another thread waits for
-                // that close on its way out.
-                says_on(process_stack(), "old");
-                let (runs, wait_runs) = channel();
-                register(move || {
-                    runs.send(()).unwrap();
-                    thread::yield_now(); // lets the other thread come to its wait, if it can
-                });
-                let x = Interpreter::new("x");
-                x.stack().register(|| {
-                    process_stack().close().unwrap();
-                    (0..1000).for_each(|_| thread::yield_now());
-                    say("goes on");
-                });
-                thread::spawn(move || {
-                    let _ = x.finalize();
-                    thread::park();
-                });
-                wait_runs.recv().unwrap();
-                exit(9)
-            },
-        ),
-        case("a_close_that_waits_for_a_thread_that_leaves_returns", Code(3), &["closed", "old"], || {
+        // A thread that leaves waits for the close, and then for the handler.
+        case("a_closing_handler_is_waited_for_to_its_end", Code(9), &["old", "goes on"], || {
+            // A handler of an interpreter closes the process stack and goes on when that is done; another thread waits for
+            // that close on its way out.
+            says_on(process_stack(), "old");
+            let (runs, wait_runs) = channel();
+            register(move || {
+                runs.send(()).unwrap();
+                thread::yield_now(); // lets the other thread come to its wait, if it can
+            });
+            let x = Interpreter::new("x");
+            x.stack().register(|| {
+                process_stack().close().unwrap();
+                (0..1000).for_each(|_| thread::yield_now());
+                say("goes on");
+            });
+            thread::spawn(move || {
+                let _ = x.finalize();
+                thread::park();
+            });
+            wait_runs.recv().unwrap();
+            exit(9)
+        }),
+        // The close waits for that thread.
+        case("a_close_returns_if_the_other_thread_leaves", Code(3), &["closed", "old"], || {
             // A handler of the process stack closes a value, a handler of which leaves on another thread.
             static VALUE: SharedExitStack = SharedExitStack::new();
             says_on(process_stack(), "old");
@@ -242,7 +243,7 @@ pub(crate) fn cases() -> Vec<Case> {
             thread::park();
             OK
         }),
-        case("the_process_ends_though_an_exiting_thread_owns_a_drain", Code(3), &["closed"], || {
+        case("an_exiting_threads_drain_does_not_block_exit", Code(3), &["closed"], || {
             // A handler of a value leaves on another thread, and waits for the main thread, which drains the process stack.
             // That one goes on with another library's handler, which closes the value.
             static VALUE: SharedExitStack = SharedExitStack::new();
@@ -267,20 +268,20 @@ pub(crate) fn cases() -> Vec<Case> {
             std::process::exit(7)
         })
         .or(Code(7)),
-        case("the_process_waits_for_a_handler_that_run_now_runs", Code(0), &["out of turn"], || {
+        case("the_process_waits_for_a_handler_in_run_now", Code(0), &["out of turn"], || {
             ends_while_run_now_runs(process_stack())
         }),
-        case("the_process_waits_for_an_interpreters_that_run_now_runs", Code(0), &["out of turn"], || {
+        case("the_process_waits_for_an_interpreters_run_now", Code(0), &["out of turn"], || {
             static PLUGIN: LazyLock<Interpreter> = LazyLock::new(|| Interpreter::new("plugin"));
             ends_while_run_now_runs(PLUGIN.stack())
         }),
-        case("exit_in_a_handler_that_run_now_runs_drains_the_rest", Code(9), &["old"], || {
+        case("exit_in_run_now_drains_the_rest", Code(9), &["old"], || {
             says_on(process_stack(), "old");
             let id = register(|| exit(9));
             let _ = process_stack().run_now(id);
             OK
         }),
-        case("c_exit_in_a_handler_that_run_now_runs_drains_the_rest", Code(9), &["plugin", "old"], || {
+        case("c_exit_in_run_now_drains_the_rest", Code(9), &["plugin", "old"], || {
             says_on(process_stack(), "old");
             let plugin = Interpreter::new("plugin");
             says_on(plugin.stack(), "plugin");
@@ -288,7 +289,7 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = plugin.stack().run_now(id);
             OK
         }),
-        case("exit_in_a_handler_that_run_now_runs_while_the_process_ends", Code(3), &["old"], || {
+        case("exit_in_run_now_works_as_the_process_ends", Code(3), &["old"], || {
             says_on(process_stack(), "old");
             let (runs, wait_runs) = channel();
             let (ends, wait_ends) = channel::<Watched>();
@@ -303,7 +304,8 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         })
         .or(Code(0)),
-        case("a_failure_that_the_drain_around_has_reported_is_not_reported_again", Code(3), &["1 reports"], || {
+        // The drain around has reported a failure before a handler leaves.
+        case("an_outer_drains_report_is_not_repeated", Code(3), &["1 reports"], || {
             static REPORTS: AtomicUsize = AtomicUsize::new(0);
             exitstack::report::set_hook(Box::new(|_| _ = REPORTS.fetch_add(1, Ordering::SeqCst)));
             register(|| say(&format!("{} reports", REPORTS.load(Ordering::SeqCst))));
@@ -317,7 +319,8 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = child.finalize();
             OK
         }),
-        case("a_failure_that_a_handler_was_told_is_not_reported_on_the_way_out", Code(3), &["0 reports"], || {
+        // A `finalize()` returned it to a handler, which then leaves.
+        case("a_failure_told_to_a_handler_is_not_reported", Code(3), &["0 reports"], || {
             static REPORTS: AtomicUsize = AtomicUsize::new(0);
             exitstack::report::set_hook(Box::new(|_| _ = REPORTS.fetch_add(1, Ordering::SeqCst)));
             register(|| say(&format!("{} reports", REPORTS.load(Ordering::SeqCst))));
@@ -331,7 +334,8 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = child.finalize();
             OK
         }),
-        case("a_failure_of_a_close_that_may_not_return_is_reported", Code(4), &["old"], || {
+        // Another thread leaves, so that the close may not return.
+        case("a_failure_of_an_interrupted_close_is_reported", Code(4), &["old"], || {
             let (fails, wait_fails) = channel();
             let (go, wait_go) = channel();
             says_on(process_stack(), "old");
@@ -350,8 +354,9 @@ pub(crate) fn cases() -> Vec<Case> {
             c_exit(4)
         })
         .err("failed: disk full"),
+        // The interpreters are never dropped.
         case(
-            "refusals_of_interpreters_that_are_never_dropped_are_counted",
+            "refusals_of_leaked_interpreters_are_counted",
             Code(0),
             &["process > a > nested: 999 more", "process > a: 999 more", "process > b: 999 more"],
             || {
@@ -371,7 +376,8 @@ pub(crate) fn cases() -> Vec<Case> {
                 OK
             },
         ),
-        case("interpreters_that_make_interpreters_for_ever_end_and_starve_none", Code(0), &["old"], || {
+        // A handler of each one makes the next one: that comes to an end.
+        case("endless_nested_interpreters_starve_no_handler", Code(0), &["old"], || {
             fn deeper() {
                 let child = Interpreter::current().map_or_else(|| Interpreter::new("d"), |d| d.subinterpreter("d"));
                 child.stack().register(deeper);

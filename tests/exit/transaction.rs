@@ -1015,7 +1015,7 @@ pub(crate) fn trials() -> Vec<Trial> {
                 let output = run_child("transaction", &[way.to_owned(), lead.to_string()]);
                 let was_committed = ended_whole(&output).map_err(|why| format!("{why}: {output:?}"))?;
                 *if was_committed { &mut committed } else { &mut undone } += 1;
-                // Whoever was faster is held up: more, while it stays the faster one, and less, once it is not.
+                // The thread that was faster is held up: more, while it stays the faster one, and less, once it is not.
                 stride = if before == Some(was_committed) { stride * 2 } else { (stride / 2).max(50) };
                 lead += if was_committed { -stride } else { stride };
                 before = Some(was_committed);

@@ -152,7 +152,8 @@ pub(crate) fn cases() -> Vec<Case> {
             on_a_thread(|| std::process::exit(5));
             OK
         }),
-        case("std_exit_under_ten_frames_drops_no_local_and_runs_the_handlers", Code(6), &["A"], || {
+        // It is called under ten frames.
+        case("std_exit_runs_handlers_and_drops_no_local", Code(6), &["A"], || {
             says("A");
             under_frames(10, &|| std::process::exit(6));
             OK
@@ -180,22 +181,19 @@ pub(crate) fn cases() -> Vec<Case> {
             on_a_thread(|| exit(10));
             OK
         }),
-        case(
-            "exit_inside_a_handler_drops_its_locals_and_goes_on_below",
-            Code(3),
-            &["B", "a local", "A", "another library's"],
-            || {
-                another_librarys_handler();
-                says("A");
-                register(|| {
-                    let _local = scopeguard::guard((), |()| say("a local"));
-                    say("B");
-                    exit(3)
-                });
-                OK
-            },
-        ),
-        case("exit_inside_a_handler_is_recorded_though_the_handler_catches_it", Code(3), &["caught", "A"], || {
+        // The drain goes on with the handlers below.
+        case("exit_inside_a_handler_drops_its_locals", Code(3), &["B", "a local", "A", "another library's"], || {
+            another_librarys_handler();
+            says("A");
+            register(|| {
+                let _local = scopeguard::guard((), |()| say("a local"));
+                say("B");
+                exit(3)
+            });
+            OK
+        }),
+        // The handler itself catches the unwinding.
+        case("exit_inside_a_handler_counts_though_caught", Code(3), &["caught", "A"], || {
             says("A");
             register(|| {
                 assert!(std::panic::catch_unwind(|| exit(3)).is_err());
@@ -217,7 +215,7 @@ pub(crate) fn cases() -> Vec<Case> {
             register(|| exit(12));
             exit(11)
         }),
-        case("ten_thousand_handlers_that_exit_do_not_pile_up", Code(42), &["A"], || {
+        case("ten_thousand_exiting_handlers_do_not_pile_up", Code(42), &["A"], || {
             says("A");
             register(|| exit(42));
             for code in 0..10_000 {
@@ -234,7 +232,8 @@ pub(crate) fn cases() -> Vec<Case> {
             say("after");
             Ok(code)
         }),
-        case("after_run_handlers_are_taken_again_though_one_closed_the_stack", Code(0), &["A", "after", "B"], || {
+        // A handler closed it; handlers are taken again.
+        case("a_stack_closed_in_run_is_open_after_it", Code(0), &["A", "after", "B"], || {
             let code = run(|| {
                 says("A");
                 register(|| process_stack().close());
@@ -244,7 +243,7 @@ pub(crate) fn cases() -> Vec<Case> {
             says("B");
             Ok(code)
         }),
-        case("after_a_run_inside_a_run_handlers_are_taken_again", Code(0), &["inner", "after", "A"], || {
+        case("handlers_are_taken_after_a_run_inside_a_run", Code(0), &["inner", "after", "A"], || {
             let code = run(|| {
                 register(|| {
                     let _ = run(|| Ok::<_, String>(()));
@@ -287,7 +286,8 @@ pub(crate) fn cases() -> Vec<Case> {
             say(if all { "all" } else { "some" });
             Ok(code)
         }),
-        case("run_prints_the_bodys_error_though_a_handler_decides_the_status", Code(4), &[], || {
+        // The error is the body's; the handler decides the status.
+        case("run_prints_the_error_under_a_handlers_status", Code(4), &[], || {
             Ok(run(|| {
                 register(|| Err(Exit(4)));
                 Err::<(), _>("bad")
@@ -332,14 +332,15 @@ pub(crate) fn cases() -> Vec<Case> {
                 Err::<(), _>("bad")
             }))
         }),
-        case("run_reports_what_fails_at_the_moment_it_happens", Signal(libc::SIGABRT), &["told"], || {
+        case("run_reports_a_failure_when_it_happens", Signal(libc::SIGABRT), &["told"], || {
             exitstack::report::set_hook(Box::new(|_| say("told")));
             let plugin = Interpreter::new("plugin");
             plugin.stack().register(|| std::process::abort());
             plugin.stack().register(|| Err("disk full"));
             Ok(run(|| ()))
         }),
-        case("run_ends_though_standard_output_is_locked_forever", Code(1), &["A"], || {
+        // Another thread keeps the lock for ever.
+        case("run_ends_though_standard_output_is_locked", Code(1), &["A"], || {
             let (locked, is_locked) = mpsc::channel();
             thread::spawn(move || {
                 let _out = std::io::stdout().lock();
@@ -388,13 +389,13 @@ pub(crate) fn cases() -> Vec<Case> {
             Ok(code)
         })
         .err("in the report"),
-        case("an_exit_code_decides_after_a_report_that_panics", Code(8), &[], || {
+        case("an_exit_code_decides_after_a_panicking_report", Code(8), &[], || {
             Ok(run(|| {
                 register(|| Err(Exit(8)));
                 Unreportable
             }))
         }),
-        case("run_contains_a_panics_payload_whose_drop_panics", Code(101), &["A", "after"], || {
+        case("run_contains_a_payload_whose_drop_panics", Code(101), &["A", "after"], || {
             let code = run(|| {
                 says("A");
                 std::panic::panic_any(Rude)
@@ -409,8 +410,9 @@ pub(crate) fn cases() -> Vec<Case> {
                 panic!("in the body")
             }))
         }),
+        // The drain around it runs the rest.
         case(
-            "run_inside_a_handler_leaves_the_rest_to_the_drain_around_it",
+            "run_inside_a_handler_leaves_the_rest_alone",
             Code(0),
             &["status 7", "A", "status 0", "taken by the hook"],
             || {
@@ -427,24 +429,20 @@ pub(crate) fn cases() -> Vec<Case> {
             register(|| says_status(run(|| ExitCode::from(7))));
             OK
         }),
-        case(
-            "run_twice_is_asked_twice_and_the_hook_once_more",
-            Code(5),
-            &["A", "status 3", "B", "status 4", "C"],
-            || {
-                let run_with = |name, code: u8| {
-                    says(name);
-                    register(move || Err(Exit(code.into())));
-                    run(|| ())
-                };
-                for (name, code) in [("A", 3), ("B", 4)] {
-                    says_status(run_with(name, code));
-                }
-                says("C");
-                register(|| Err(Exit(5)));
-                OK
-            },
-        ),
+        // After that, the process has a third one, of a handler that the hook runs.
+        case("run_twice_returns_two_statuses", Code(5), &["A", "status 3", "B", "status 4", "C"], || {
+            let run_with = |name, code: u8| {
+                says(name);
+                register(move || Err(Exit(code.into())));
+                run(|| ())
+            };
+            for (name, code) in [("A", 3), ("B", 4)] {
+                says_status(run_with(name, code));
+            }
+            says("C");
+            register(|| Err(Exit(5)));
+            OK
+        }),
         // `Exit` as a value of `main`.
         case("exit_as_mains_value_is_the_status", Code(3), &["A"], || {
             says("A");
@@ -459,7 +457,7 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         case("exit_in_an_ok_is_the_status", Code(3), &[], || Ok(run(|| Ok::<_, String>(Exit(3))))),
         case("exit_in_an_err_is_an_error", Code(1), &[], || Ok(run(|| Err::<(), _>(Exit(3))))).err("Error: Exit(3)"),
-        case("exit_of_a_handler_decides_over_exit_of_the_body", Code(8), &[], || {
+        case("exit_of_a_handler_beats_exit_of_the_body", Code(8), &[], || {
             Ok(run(|| {
                 register(|| Err(Exit(8)));
                 Exit(3)
@@ -511,7 +509,7 @@ pub(crate) fn cases() -> Vec<Case> {
             say("after");
             Ok(code)
         }),
-        case("run_reports_what_fails_in_an_interpreter_at_once", Signal(libc::SIGABRT), &[], || {
+        case("run_reports_an_interpreters_failure_at_once", Signal(libc::SIGABRT), &[], || {
             let plugin = Interpreter::new("plugin");
             plugin.stack().register(|| std::process::abort());
             plugin.stack().register(|| Err("before the abort"));
@@ -533,29 +531,25 @@ pub(crate) fn cases() -> Vec<Case> {
             say("after");
             Ok(code)
         }),
-        case(
-            "run_drains_while_thread_locals_live_and_the_net_drains_the_rest",
-            Code(0),
-            &["alive", "A", "after", "late"],
-            || {
-                struct Log(Vec<u8>);
-                impl Drop for Log {
-                    fn drop(&mut self) {
-                        self.0.clear();
-                    }
+        // The hook drains what comes later.
+        case("run_drains_while_thread_locals_live", Code(0), &["alive", "A", "after", "late"], || {
+            struct Log(Vec<u8>);
+            impl Drop for Log {
+                fn drop(&mut self) {
+                    self.0.clear();
                 }
-                thread_local!(static LOG: RefCell<Log> = const { RefCell::new(Log(Vec::new())) });
-                LOG.with_borrow_mut(|log| log.0.push(1));
-                let code = run(|| {
-                    says("A");
-                    register(|| say(if LOG.try_with(|_| ()).is_ok() { "alive" } else { "gone" }));
-                    Ok::<_, String>(())
-                });
-                say("after");
-                says("late");
-                Ok(code)
-            },
-        ),
+            }
+            thread_local!(static LOG: RefCell<Log> = const { RefCell::new(Log(Vec::new())) });
+            LOG.with_borrow_mut(|log| log.0.push(1));
+            let code = run(|| {
+                says("A");
+                register(|| say(if LOG.try_with(|_| ()).is_ok() { "alive" } else { "gone" }));
+                Ok::<_, String>(())
+            });
+            say("after");
+            says("late");
+            Ok(code)
+        }),
         // Roads that do not.
         case("abort_runs_nothing", Signal(libc::SIGABRT), &[], || {
             says("A");
@@ -611,7 +605,8 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             OK
         }),
-        case("registered_by_another_thread_during_the_drain_runs_next", Code(0), &["C", "B", "A"], || {
+        // It registers while the process stack drains.
+        case("what_another_thread_registers_runs_next", Code(0), &["C", "B", "A"], || {
             says("A");
             let (ask, asked) = mpsc::channel();
             let (answer, answered) = mpsc::channel();
@@ -647,7 +642,8 @@ pub(crate) fn cases() -> Vec<Case> {
         })
         .err("process: exit handler registered at")
         .err("was refused: the stack no longer accepts handlers"),
-        case("a_handler_that_registers_itself_for_ever_ends_and_starves_none", Code(0), &["A"], || {
+        // It would do so for ever, and is ended.
+        case("a_handler_that_registers_itself_starves_none", Code(0), &["A"], || {
             fn again() {
                 register(again);
             }
@@ -656,7 +652,7 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         })
         .err("refused"),
-        case("a_storm_of_registrations_from_other_threads_ends", Code(0), &["A"], || {
+        case("a_storm_of_registrations_by_threads_ends", Code(0), &["A"], || {
             says("A");
             for _ in 0..2 {
                 thread::spawn(|| {
@@ -668,23 +664,18 @@ pub(crate) fn cases() -> Vec<Case> {
             thread::sleep(std::time::Duration::from_millis(20)); // lets the storm rise; nothing depends on it
             c_exit(0)
         }),
-        // C exit from inside.
-        case(
-            "c_exit_inside_a_handler_resumes_the_drain_where_it_was",
-            Code(3),
-            &["C", "B", "A", "another library's"],
-            || {
-                another_librarys_handler();
-                says("A");
-                says("B");
-                register(|| {
-                    say("C");
-                    c_exit(3)
-                });
-                register(|| Err("reported once"));
-                OK
-            },
-        )
+        // C exit from inside. Here the drain goes on where it was.
+        case("c_exit_inside_a_handler_resumes_the_drain", Code(3), &["C", "B", "A", "another library's"], || {
+            another_librarys_handler();
+            says("A");
+            says("B");
+            register(|| {
+                say("C");
+                c_exit(3)
+            });
+            register(|| Err("reported once"));
+            OK
+        })
         .err("failed: reported once"),
         case(
             "c_exit_inside_a_nested_interpreters_handler",
@@ -721,30 +712,27 @@ pub(crate) fn cases() -> Vec<Case> {
             std::mem::forget((plugin, db));
             c_exit(1)
         }),
-        case(
-            "exit_inside_a_finalize_resumes_it_then_drains_the_process",
-            Code(3),
-            &["db 2", "db 1", "plugin", "C", "A"],
-            || {
-                says("A");
-                let plugin = Interpreter::new("plugin");
-                plugin.stack().register(|| say("plugin"));
-                let db = plugin.subinterpreter("db");
-                db.stack().register(|| say("db 1"));
-                db.stack().register(|| {
-                    say("db 2");
-                    exit(3)
-                });
-                db.stack().register(|| Err("gathered before the exit"));
-                says("C");
-                let _ = plugin.finalize();
-                say("never reached");
-                OK
-            },
-        )
+        // The process stack drains after that.
+        case("exit_inside_a_finalize_resumes_it", Code(3), &["db 2", "db 1", "plugin", "C", "A"], || {
+            says("A");
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(|| say("plugin"));
+            let db = plugin.subinterpreter("db");
+            db.stack().register(|| say("db 1"));
+            db.stack().register(|| {
+                say("db 2");
+                exit(3)
+            });
+            db.stack().register(|| Err("gathered before the exit"));
+            says("C");
+            let _ = plugin.finalize();
+            say("never reached");
+            OK
+        })
         .err("process > plugin > db: exit handler")
         .err("gathered before the exit"),
-        case("c_exit_inside_a_close_reports_what_it_had_gathered", Code(3), &["B", "A"], || {
+        // The close had gathered it, and does not return.
+        case("c_exit_inside_a_close_reports_what_failed", Code(3), &["B", "A"], || {
             says("A");
             says("B");
             register(|| c_exit(3));
@@ -754,7 +742,7 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         })
         .err("gathered before the exit"),
-        case("interpreters_alive_at_exit_are_finalized_at_their_place", Code(0), &["C", "plugin", "A"], || {
+        case("interpreters_are_finalized_in_place_at_exit", Code(0), &["C", "plugin", "A"], || {
             says("A");
             let plugin = Interpreter::new("plugin");
             plugin.stack().register(|| say("plugin"));
@@ -764,7 +752,7 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         })
         .err("process > plugin: exit handler"),
-        case("an_interpreter_that_another_thread_finalizes_at_exit_is_waited_for", Code(0), &["plugin", "A"], || {
+        case("exit_waits_for_another_threads_finalize", Code(0), &["plugin", "A"], || {
             says("A");
             let (entered, inside) = mpsc::channel();
             let (let_go, released) = mpsc::channel::<()>();
@@ -795,7 +783,7 @@ pub(crate) fn cases() -> Vec<Case> {
             register(|| Err(Exit(8)));
             std::process::exit(1)
         }),
-        case("an_exit_code_decides_after_std_exit_on_a_thread", Code(8), &[], || {
+        case("an_exit_code_decides_after_a_threads_std_exit", Code(8), &[], || {
             register(|| Err(Exit(8)));
             on_a_thread(|| std::process::exit(1));
             OK
@@ -808,7 +796,7 @@ pub(crate) fn cases() -> Vec<Case> {
             register(|| Err(Exit(8)));
             exit(1)
         }),
-        case("an_exit_code_decides_the_status_that_run_returns", Code(8), &[], || {
+        case("an_exit_code_decides_what_run_returns", Code(8), &[], || {
             Ok(run(|| {
                 register(|| Err(Exit(8)));
                 Err::<(), _>("bad")
@@ -832,20 +820,16 @@ pub(crate) fn cases() -> Vec<Case> {
         })
         .err("failed: failed")
         .err("panicked: panicked"),
-        case(
-            "buffers_of_rust_and_c_are_flushed_under_a_decided_status",
-            Code(8),
-            &["C's buffer", "Rust's buffer"],
-            || {
-                register(|| Err(Exit(8)));
-                // SAFETY: a literal with its zero.
-                unsafe { libc::printf(c"C's buffer\n".as_ptr()) };
-                // SAFETY: null means every stream.
-                unsafe { libc::fflush(std::ptr::null_mut()) };
-                print!("Rust's buffer");
-                std::process::exit(1)
-            },
-        ),
+        // There is one of Rust's and one of C's.
+        case("buffers_are_flushed_under_a_decided_status", Code(8), &["C's buffer", "Rust's buffer"], || {
+            register(|| Err(Exit(8)));
+            // SAFETY: a literal with its zero.
+            unsafe { libc::printf(c"C's buffer\n".as_ptr()) };
+            // SAFETY: null means every stream.
+            unsafe { libc::fflush(std::ptr::null_mut()) };
+            print!("Rust's buffer");
+            std::process::exit(1)
+        }),
         case("cs_buffer_is_flushed_under_a_decided_status", Code(8), &["A", "C's buffer"], || {
             says("A");
             register(|| Err(Exit(8)));
@@ -859,7 +843,7 @@ pub(crate) fn cases() -> Vec<Case> {
             says("A");
             OK
         }),
-        a_thread_local_registers("what_a_thread_local_registers_runs_on_std_exit", &["a thread-local's", "A"], || {
+        a_thread_local_registers("what_thread_locals_register_runs_on_std_exit", &["a thread-local's", "A"], || {
             REGISTERS.set(Some(Registers));
             says("A");
             std::process::exit(0)
@@ -874,18 +858,15 @@ pub(crate) fn cases() -> Vec<Case> {
             says("A");
             exit(0)
         }),
-        a_thread_local_registers(
-            "what_a_thread_local_registers_runs_on_exit_on_a_thread",
-            &["A", "a thread-local's"],
-            || {
-                says("A");
-                on_a_thread(|| {
-                    REGISTERS.set(Some(Registers));
-                    exit(0)
-                });
-                OK
-            },
-        ),
+        // A thread that is not the main one calls `exit`.
+        a_thread_local_registers("what_a_threads_thread_local_registers_runs", &["A", "a thread-local's"], || {
+            says("A");
+            on_a_thread(|| {
+                REGISTERS.set(Some(Registers));
+                exit(0)
+            });
+            OK
+        }),
         a_thread_local_registers("what_a_thread_local_registers_runs_after_run", &["A", "a thread-local's"], || {
             REGISTERS.set(Some(Registers));
             Ok(run(|| {
@@ -913,7 +894,8 @@ pub(crate) fn cases() -> Vec<Case> {
             says("A");
             exit(0)
         }),
-        a_thread_local_leaves("exit_in_a_thread_locals_drop_on_std_exit_on_a_thread", || {
+        // A thread that is not the main one is in std's `exit`.
+        a_thread_local_leaves("exit_works_in_a_threads_thread_locals_drop", || {
             says("A");
             on_a_thread(|| {
                 LEAVES.set(Some(Leaves));
@@ -921,8 +903,8 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             OK
         }),
-        // Many of a kind.
-        case("ten_thousand_exits_inside_a_close_do_not_pile_up", Code(3), &["A", "10000"], || {
+        // Many of a kind. Here there are ten thousand.
+        case("exits_inside_a_close_do_not_pile_up", Code(3), &["A", "10000"], || {
             static RAN: AtomicUsize = AtomicUsize::new(0);
             register(|| say(&RAN.load(Ordering::Relaxed).to_string()));
             says("A");
@@ -934,7 +916,8 @@ pub(crate) fn cases() -> Vec<Case> {
             }
             exit(process_stack().close().unwrap_err().exit_code().unwrap())
         }),
-        case("ten_thousand_exits_inside_a_finalize_do_not_pile_up", Code(3), &["A", "10000"], || {
+        // There are ten thousand.
+        case("exits_inside_a_finalize_do_not_pile_up", Code(3), &["A", "10000"], || {
             static RAN: AtomicUsize = AtomicUsize::new(0);
             register(|| say(&RAN.load(Ordering::Relaxed).to_string()));
             says("A");
@@ -948,7 +931,8 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = plugin.finalize();
             OK
         }),
-        case("refusals_of_many_interpreters_are_counted_in_linear_time", Code(0), &["linear"], || {
+        // Many interpreters refuse a few each.
+        case("many_refusals_are_counted_in_linear_time", Code(0), &["linear"], || {
             fn refuse_twice(interpreters: usize) -> Duration {
                 let all: Vec<_> = (0..interpreters).map(|_| Interpreter::new("plugin")).collect();
                 for plugin in &all {
@@ -972,8 +956,8 @@ pub(crate) fn cases() -> Vec<Case> {
             }
             OK
         }),
-        // Locks that others hold.
-        case("standard_output_and_error_locked_for_ever_elsewhere", Code(0), &["B", "A"], || {
+        // Locks that others hold: here another thread, for ever, those of standard output and error.
+        case("the_process_ends_though_its_output_is_locked", Code(0), &["B", "A"], || {
             says("A");
             register(|| Err("failed"));
             register(|| panic!("panicked"));
@@ -992,7 +976,8 @@ pub(crate) fn cases() -> Vec<Case> {
         })
         .err("failed: failed")
         .err("panicked: panicked"),
-        case("thread_locals_are_gone_and_a_handler_that_panics_for_it_is_contained", Code(0), &["A"], || {
+        // The thread-local is gone when a handler asks for it.
+        case("a_panic_over_a_lost_thread_local_is_contained", Code(0), &["A"], || {
             struct Log;
             impl Drop for Log {
                 fn drop(&mut self) {
@@ -1010,7 +995,7 @@ pub(crate) fn cases() -> Vec<Case> {
         } else {
             "panicked: cannot access a Thread Local Storage value"
         }),
-        case("a_hook_that_panics_stops_nothing_and_hides_nothing", Code(0), &["A"], || {
+        case("a_hook_that_panics_stops_and_hides_nothing", Code(0), &["A"], || {
             says("A");
             register(|| Err("failed"));
             exitstack::report::set_hook(Box::new(|_| panic!("the hook")));
@@ -1024,7 +1009,7 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         })
         .err("failed: rude"),
-        case("an_error_whose_drop_panics_does_not_leave_exit", Code(8), &["A"], || {
+        case("an_error_whose_drop_panics_does_not_stop_exit", Code(8), &["A"], || {
             says("A");
             register(|| Err(Rude));
             exitstack::exit(8)
@@ -1039,18 +1024,14 @@ pub(crate) fn cases() -> Vec<Case> {
             }))
         })
         .err("failed: rude"),
-        case(
-            "current_follows_the_drain_also_when_thread_locals_are_gone",
-            Code(0),
-            &["Some(\"plugin\")", "None"],
-            || {
-                let name = || say(&format!("{:?}", Interpreter::current().map(|current| current.name().to_owned())));
-                register(name);
-                let plugin = Interpreter::new("plugin");
-                plugin.stack().register(name);
-                std::mem::forget(plugin.clone());
-                plugin.enter(|| std::process::exit(0))
-            },
-        ),
+        // Thread-locals are gone when the handlers run.
+        case("current_follows_a_drain_past_thread_locals", Code(0), &["Some(\"plugin\")", "None"], || {
+            let name = || say(&format!("{:?}", Interpreter::current().map(|current| current.name().to_owned())));
+            register(name);
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(name);
+            std::mem::forget(plugin.clone());
+            plugin.enter(|| std::process::exit(0))
+        }),
     ]
 }

@@ -171,7 +171,7 @@ thread_local! {
     static REAL: RefCell<Real> = RefCell::default();
 }
 
-/// Looks at the real tree; nothing of the library is called meanwhile.
+/// Looks at the real tree; nothing of the library is called while it does.
 fn real<R>(look: impl FnOnce(&mut Real) -> R) -> R {
     REAL.with(|real| look(&mut real.borrow_mut()))
 }
@@ -876,7 +876,7 @@ impl Model {
             if let Some(nested) = self.stacks[stack].items[at].nested() {
                 // Only its own end says that its work was done.
                 let inner = if reports { Occasion::Abandon } else { Occasion::Finalize };
-                // It stays in its place until it is drained: what registers here meanwhile goes above it.
+                // It stays in its place until it is drained: what registers here before that goes above it.
                 if let Some(gathered) = self.drain_as(nested, inner, Outcome::Failure, true) {
                     self.gather(stack, &gathered);
                 }

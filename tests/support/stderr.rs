@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
-/// The file. Only one may be in use at a time, and nothing else may write to standard error meanwhile.
+/// The file. Only one may be in use at a time, and nothing else may write to standard error at that time.
 pub struct Capture {
     file: File,
 }

@@ -55,7 +55,7 @@ fn a_new_thread_starts_with_none() {
 }
 
 #[test]
-fn an_interpreter_is_current_while_its_handlers_run() {
+fn an_interpreter_is_current_in_its_handlers() {
     let log = Log::default();
     let tell = |what: &str| {
         let (log, what) = (log.clone(), what.to_owned());
@@ -97,7 +97,7 @@ fn an_interpreter_is_current_while_its_handlers_run() {
 }
 
 #[test]
-fn an_interpreter_is_current_while_a_handler_of_its_runs_out_of_turn() {
+fn an_interpreter_is_current_in_run_now() {
     let (a, b) = (Interpreter::new("a"), Interpreter::new("b"));
     let id = a.stack().register(|| assert_eq!(name(), "a"));
     b.enter(|| {
@@ -107,7 +107,7 @@ fn an_interpreter_is_current_while_a_handler_of_its_runs_out_of_turn() {
 }
 
 #[test]
-fn none_is_current_while_a_handler_of_the_process_stack_runs() {
+fn none_is_current_in_handlers_of_the_process() {
     let a = Interpreter::new("a");
     let id = process_stack().register(|| assert_eq!(name(), ""));
     a.enter(|| {
@@ -116,8 +116,9 @@ fn none_is_current_while_a_handler_of_the_process_stack_runs() {
     });
 }
 
+/// It alone knows their ids, functions and keys, too.
 #[test]
-fn what_is_registered_with_the_current_interpreter_is_there_alone() {
+fn only_the_current_interpreter_gets_handlers() {
     fn function() {}
     let (a, b) = (Interpreter::new("a"), Interpreter::new("b"));
     let ids = a.enter(|| {
@@ -140,14 +141,15 @@ fn what_is_registered_with_the_current_interpreter_is_there_alone() {
 }
 
 #[test]
-fn with_none_current_a_registration_goes_to_the_process_stack() {
+fn with_none_current_the_process_gets_handlers() {
     let id = exitstack::register(|| unreachable!());
     assert!(process_stack().pending().iter().any(|pending| pending.id() == id));
     assert!(process_stack().unregister(id));
 }
 
+/// It registers with the current interpreter, which is its own.
 #[test]
-fn what_a_handler_registers_with_the_current_interpreter_runs_in_the_same_drain() {
+fn what_a_handler_registers_runs_in_its_drain() {
     let log = Log::default();
     let parent = Interpreter::new("parent");
     parent.stack().register(log.handler("parent's"));
@@ -161,8 +163,9 @@ fn what_a_handler_registers_with_the_current_interpreter_runs_in_the_same_drain(
     assert_eq!(log.take(), ["late", "old", "parent's"]);
 }
 
+/// From then on, the interpreter refuses handlers.
 #[test]
-fn an_interpreter_finalized_while_entered_stays_current_and_refuses() {
+fn finalized_while_entered_it_stays_current() {
     let a = Interpreter::new("a");
     a.enter(|| {
         a.finalize().unwrap();
@@ -177,8 +180,9 @@ fn an_interpreter_finalized_while_entered_stays_current_and_refuses() {
     });
 }
 
+/// The drop of the last handle runs a handler, which gets a new handle.
 #[test]
-fn a_handle_got_in_a_handler_of_the_last_drop_is_harmless() {
+fn a_handle_got_in_the_last_drop_is_harmless() {
     let log = Log::default();
     let kept = Log::default();
     let (sender, receiver) = std::sync::mpsc::channel();

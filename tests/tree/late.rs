@@ -11,8 +11,9 @@ use crate::{Log, file_reports, reports_of, within_a_minute};
 
 const LATE: usize = 65_536;
 
+/// The limit is 65,536; the next registration is refused.
 #[test]
-fn up_to_65_536_late_registrations_run_and_the_next_is_refused() {
+fn late_registrations_run_up_to_the_limit() {
     file_reports();
     let ran = Arc::new(AtomicUsize::new(0));
     let interpreter = Interpreter::new("counts the late");
@@ -30,8 +31,9 @@ fn up_to_65_536_late_registrations_run_and_the_next_is_refused() {
     assert_eq!(ran.load(Ordering::Relaxed), LATE);
 }
 
+/// It would do so for ever, and is ended; all the older ones run.
 #[test]
-fn a_handler_that_registers_itself_for_ever_ends_and_starves_no_older_one() {
+fn a_handler_that_registers_itself_starves_none() {
     fn again(ran: Arc<AtomicUsize>) {
         ran.fetch_add(1, Ordering::Relaxed);
         exitstack::register(move || again(ran));
@@ -55,8 +57,9 @@ fn a_handler_that_registers_itself_for_ever_ends_and_starves_no_older_one() {
     });
 }
 
+/// A handler makes one in which a handler makes one, and so on.
 #[test]
-fn interpreters_made_late_without_end_are_bounded_too() {
+fn interpreters_made_late_are_bounded_too() {
     within_a_minute(|| {
         fn again(made: &Arc<AtomicUsize>) {
             made.fetch_add(1, Ordering::Relaxed);
@@ -80,7 +83,7 @@ fn interpreters_made_late_without_end_are_bounded_too() {
 
 /// A handler makes interpreters where the drain comes only later, and so on.
 #[test]
-fn interpreters_made_elsewhere_in_a_drain_without_end_are_bounded_too() {
+fn interpreters_made_elsewhere_are_bounded_too() {
     static MADE: Mutex<Vec<Interpreter>> = Mutex::new(Vec::new()); // a last handle that a handler drops would recurse
     fn again(under: &Interpreter) {
         let [older, newer] = ["older", "newer"].map(|name| under.subinterpreter(name));
@@ -100,8 +103,9 @@ fn interpreters_made_elsewhere_in_a_drain_without_end_are_bounded_too() {
     });
 }
 
+/// An interpreter that is made in a drain, outside what is drained, has no limit when that drain is over.
 #[test]
-fn an_interpreter_made_elsewhere_in_a_drain_is_like_any_other_when_that_is_over() {
+fn made_elsewhere_it_is_ordinary_after_the_drain() {
     let parent = Interpreter::new("parent");
     let made = Arc::new(Mutex::new(None));
     let drained = Interpreter::new("drained");
@@ -121,8 +125,9 @@ fn an_interpreter_made_elsewhere_in_a_drain_is_like_any_other_when_that_is_over(
     assert_eq!(ran.load(Ordering::Relaxed), LATE);
 }
 
+/// An interpreter that is made in a drain, inside what is drained.
 #[test]
-fn an_interpreter_made_late_stays_bounded_when_it_is_closed() {
+fn made_late_it_stays_bounded_when_it_is_closed() {
     let taken = Arc::new(AtomicUsize::new(0));
     let interpreter = Interpreter::new("makes one");
     let (own, counter) = (interpreter.clone(), Arc::clone(&taken));
@@ -136,9 +141,9 @@ fn an_interpreter_made_late_stays_bounded_when_it_is_closed() {
     assert!(taken.load(Ordering::Relaxed) <= LATE);
 }
 
-/// It is finalized by another thread meanwhile, and that goes on after the drain that it was made in is over.
+/// Another thread finalizes it, and goes on after the drain that it was made in is over.
 #[test]
-fn an_interpreter_made_elsewhere_in_a_drain_stays_finalized_and_bounded() {
+fn made_elsewhere_it_stays_finalized_and_bounded() {
     within_a_minute(|| {
         let parent = Interpreter::new("parent");
         let (give, made) = channel::<Interpreter>();

@@ -116,8 +116,9 @@ impl Modelled {
     }
 }
 
+/// There are sixty-four of them, on eight threads.
 #[test]
-fn sixty_four_interpreters_on_eight_threads_do_as_their_models_do() {
+fn interpreters_under_load_do_as_their_models_do() {
     file_reports();
     within_a_minute(|| {
         let root = Interpreter::new("load");

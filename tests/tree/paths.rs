@@ -5,7 +5,7 @@ use exitstack::{Exit, Handler, Interpreter};
 use crate::{file_reports, reports_of};
 
 #[test]
-fn a_failure_carries_the_path_from_the_process_down() {
+fn a_failure_carries_its_path_from_the_process() {
     let plugin = Interpreter::new("plugin-a");
     let db = plugin.subinterpreter("db");
     db.stack().register(Handler::new(|| Err("disk full")).named("flush"));
@@ -21,7 +21,7 @@ fn a_failure_carries_the_path_from_the_process_down() {
 }
 
 #[test]
-fn a_handler_run_out_of_turn_carries_the_path_too() {
+fn a_failure_in_run_now_carries_the_path_too() {
     let plugin = Interpreter::new("plugin-a");
     let id = plugin.stack().register(|| Err("disk full"));
     let error = plugin.stack().run_now(id).unwrap().unwrap_err();
@@ -54,8 +54,9 @@ fn a_name_is_kept_as_given_and_shown_on_one_line() {
     }
 }
 
+/// It reports what failed in the interpreter, and in those below it.
 #[test]
-fn the_drop_of_the_last_handle_reports_what_failed_in_it_and_below() {
+fn the_last_handles_drop_reports_what_failed() {
     file_reports();
     let outer = Interpreter::new("dropped outer");
     let inner = outer.subinterpreter("dropped inner");
@@ -79,8 +80,9 @@ fn what_finalize_returns_is_not_reported_too() {
     assert!(reports_of("told outer").is_empty());
 }
 
+/// An interpreter below asked for it.
 #[test]
-fn an_exit_status_asked_for_below_comes_up_and_the_last_one_wins() {
+fn an_exit_status_comes_up_and_the_last_one_wins() {
     let outer = Interpreter::new("outer");
     outer.stack().register(|| Err(Exit(5)));
     let inner = outer.subinterpreter("inner");

@@ -23,7 +23,7 @@ fn a_finalized_interpreter_hands_a_handler_back() {
 }
 
 #[test]
-fn of_many_refusals_the_first_is_reported_in_full_and_the_rest_are_not() {
+fn only_the_first_refusal_is_reported_in_full() {
     file_reports();
     let outer = Interpreter::new("refuses outer");
     let interpreter = outer.subinterpreter("refuses");
@@ -44,8 +44,9 @@ fn of_many_refusals_the_first_is_reported_in_full_and_the_rest_are_not() {
     assert_eq!(first[0].path(), Some("process > refuses outer > refuses"));
 }
 
+/// All but the first one are counted; the count is reported when the interpreter ends.
 #[test]
-fn of_many_refusals_all_but_the_first_are_reported_as_a_count_at_the_interpreters_end() {
+fn further_refusals_are_reported_as_a_count() {
     file_reports();
     let outer = Interpreter::new("counts outer");
     let interpreter = outer.subinterpreter("counts");

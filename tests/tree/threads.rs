@@ -54,8 +54,9 @@ impl Count {
     }
 }
 
+/// One finalizes the parent, one the child; each returns when all that it has to wait for is done.
 #[test]
-fn parent_and_child_finalized_by_two_threads_run_each_handler_once_and_return_when_it_is_done() {
+fn two_finalizers_run_each_handler_once() {
     within_a_minute(|| {
         for round in rounds() {
             let (in_child, in_parent) = (Count::default(), Count::default());
@@ -82,8 +83,9 @@ fn parent_and_child_finalized_by_two_threads_run_each_handler_once_and_return_wh
     });
 }
 
+/// Two threads finalize parent and child, and no failure is lost.
 #[test]
-fn the_childs_failures_are_returned_to_a_closer_and_never_lost() {
+fn a_childs_failures_are_returned_to_a_closer() {
     within_a_minute(|| {
         for _ in rounds() {
             let parent = Interpreter::new("parent");
@@ -100,8 +102,9 @@ fn the_childs_failures_are_returned_to_a_closer_and_never_lost() {
     });
 }
 
+/// A parent's handler finalizes the child, and a child's the parent; both drain at once.
 #[test]
-fn handlers_of_parent_and_child_that_finalize_the_other_do_not_wait_in_a_circle() {
+fn handlers_that_finalize_each_other_do_not_hang() {
     within_a_minute(|| {
         for _ in rounds() {
             let count = Count::default();
@@ -119,8 +122,9 @@ fn handlers_of_parent_and_child_that_finalize_the_other_do_not_wait_in_a_circle(
     });
 }
 
+/// Each of three threads finalizes one.
 #[test]
-fn three_generations_finalized_by_three_threads_end() {
+fn three_generations_finalized_at_once_end() {
     within_a_minute(|| {
         for _ in rounds() {
             let counts = [(); 3].map(|()| Count::default());
@@ -150,8 +154,9 @@ fn three_generations_finalized_by_three_threads_end() {
     });
 }
 
+/// Two threads register while a third one finalizes.
 #[test]
-fn a_registration_that_races_with_finalize_is_run_or_handed_back() {
+fn a_racing_registration_is_run_or_handed_back() {
     within_a_minute(|| {
         for _ in rounds() {
             let (ran, back) = (Count::default(), Count::default());
@@ -169,8 +174,9 @@ fn a_registration_that_races_with_finalize_is_run_or_handed_back() {
     });
 }
 
+/// One thread makes it while another one finalizes its parent.
 #[test]
-fn a_child_made_while_its_parent_is_finalized_is_finalized_with_it_or_refuses() {
+fn a_racing_child_is_finalized_too_or_refuses() {
     within_a_minute(|| {
         for _ in rounds() {
             let (ran, back) = (Count::default(), Count::default());
@@ -193,8 +199,9 @@ fn a_child_made_while_its_parent_is_finalized_is_finalized_with_it_or_refuses() 
     });
 }
 
+/// Several threads drop them.
 #[test]
-fn the_last_handles_dropped_by_several_threads_finalize_once() {
+fn last_handles_dropped_at_once_finalize_once() {
     within_a_minute(|| {
         for _ in rounds() {
             let count = Count::default();
@@ -212,7 +219,7 @@ fn the_last_handles_dropped_by_several_threads_finalize_once() {
 /// The parent's drain comes to the child while a handler of the child, on another thread, waits for it: that handler is
 /// told to go on, and the parent's older handlers wait for all of the child's.
 #[test]
-fn a_parent_waits_for_a_child_whose_handler_finalizes_it() {
+fn a_parent_waits_for_a_child_that_finalizes_it() {
     within_a_minute(|| {
         let log = Log::default();
         let parent = Interpreter::new("parent");
@@ -240,7 +247,7 @@ fn a_parent_waits_for_a_child_whose_handler_finalizes_it() {
 /// The grandparent's drain, inside a handler of the child, has handed the child's failure to the parent already when the
 /// thread that drains the parent is told of the child's end.
 #[test]
-fn a_failure_that_two_drains_come_by_is_returned_once() {
+fn a_failure_met_by_two_drains_is_returned_once() {
     within_a_minute(|| {
         for _ in rounds().take(200) {
             let grandparent = Interpreter::new("grandparent");
@@ -272,7 +279,7 @@ fn a_failure_that_two_drains_come_by_is_returned_once() {
 /// The child's handler closes the parent, which another thread finalizes: that one waits for the close, and then for the
 /// handler.
 #[test]
-fn a_finalizer_that_waited_for_a_handlers_close_waits_for_the_handler_too() {
+fn a_finalizer_waits_for_a_handler_that_closes() {
     within_a_minute(|| {
         for _ in rounds().take(200) {
             let done = Count::default();
@@ -343,7 +350,7 @@ fn a_finalizer_that_waits_twice_is_told_of_both() {
 
 /// A close has passed a child whose handler waits for this very thread. The next one does not wait in a circle.
 #[test]
-fn a_close_waits_for_a_handler_that_the_close_before_has_passed() {
+fn a_close_waits_for_a_handler_passed_before() {
     within_a_minute(|| {
         for _ in rounds().take(100) {
             let done = Count::default();
@@ -404,7 +411,7 @@ fn beside_run_now(interpreter: &Interpreter, wait: impl FnOnce()) {
 }
 
 #[test]
-fn finalize_waits_for_a_handler_that_run_now_runs() {
+fn finalize_waits_for_a_handler_in_run_now() {
     within_a_minute(|| {
         let interpreter = Interpreter::new("own");
         beside_run_now(&interpreter, || {
@@ -415,7 +422,7 @@ fn finalize_waits_for_a_handler_that_run_now_runs() {
 }
 
 #[test]
-fn a_parents_drain_waits_for_a_handler_that_run_now_runs() {
+fn a_parents_drain_waits_for_a_childs_run_now() {
     within_a_minute(|| {
         let parent = Interpreter::new("parent");
         let child = parent.subinterpreter("child");
@@ -429,8 +436,9 @@ fn a_parents_drain_waits_for_a_handler_that_run_now_runs() {
     });
 }
 
+/// It finalizes its own interpreter and the parent.
 #[test]
-fn a_handler_in_run_now_may_finalize_its_own_and_the_parent() {
+fn a_handler_in_run_now_may_finalize_both() {
     within_a_minute(|| {
         let count = Count::default();
         let parent = Interpreter::new("parent");
@@ -450,8 +458,9 @@ fn a_handler_in_run_now_may_finalize_its_own_and_the_parent() {
     });
 }
 
+/// Two threads run one each, and both come to an end.
 #[test]
-fn handlers_in_run_now_that_finalize_each_other_end() {
+fn handlers_in_run_now_may_finalize_each_other() {
     within_a_minute(|| {
         for _ in rounds() {
             let count = Count::default();
@@ -476,8 +485,9 @@ fn handlers_in_run_now_that_finalize_each_other_end() {
     });
 }
 
+/// A child's handler does so in `run_now`, while the parent's finalizer waits for it.
 #[test]
-fn a_handler_in_run_now_may_finalize_a_parent_that_waits() {
+fn run_now_may_finalize_a_parent_that_waits() {
     within_a_minute(|| {
         for _ in rounds() {
             let count = Count::default();
@@ -507,7 +517,7 @@ fn a_handler_in_run_now_may_finalize_a_parent_that_waits() {
 /// waited for. (The other way round, where thread 1 came to its wait first, it is the handler that waits for the finalizer,
 /// which returns before it. That is to be the rare case.)
 #[test]
-fn a_finalizer_waits_for_what_another_thread_has_passed_in_its_place() {
+fn a_finalizer_waits_for_what_others_passed() {
     within_a_minute(|| {
         let (all, waited) = (Count::default(), Count::default());
         for _ in rounds().take(200) {
@@ -543,8 +553,9 @@ fn a_finalizer_waits_for_what_another_thread_has_passed_in_its_place() {
 }
 
 /// A drain that waited for another one may be the last to hold what that one's handlers returned.
+/// The drop of such an error panics there.
 #[test]
-fn an_error_whose_drop_panics_in_a_drain_that_did_not_run_its_handler_ends_no_drain() {
+fn an_error_that_panics_elsewhere_ends_no_drain() {
     #[derive(Debug)]
     struct Rude;
     impl std::fmt::Display for Rude {
@@ -590,7 +601,7 @@ fn an_error_whose_drop_panics_in_a_drain_that_did_not_run_its_handler_ends_no_dr
 /// Each of two threads drains an interpreter, a handler of which finalizes what the other's is nested in: no closer waits
 /// that could be told to go on, so one of them runs what is left of the other's.
 #[test]
-fn drains_that_come_to_each_others_interpreters_end() {
+fn drains_that_come_to_each_other_end() {
     within_a_minute(|| {
         for _ in rounds() {
             let counts = [(); 2].map(|()| Count::default());
@@ -616,8 +627,9 @@ fn drains_that_come_to_each_others_interpreters_end() {
     });
 }
 
+/// Each of three stacks has a handler that closes the next one.
 #[test]
-fn handlers_that_close_each_others_stacks_do_not_wait_in_a_circle() {
+fn handlers_that_close_in_a_circle_do_not_hang() {
     within_a_minute(|| {
         for _ in rounds() {
             let stacks = [(); 3].map(|()| Arc::new(SharedExitStack::new()));

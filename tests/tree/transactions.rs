@@ -288,7 +288,7 @@ fn raced(name: &'static str, drain: impl Fn(&Interpreter, &Interpreter, &Interpr
             assert_eq!(log.take(), (0..STEPS).rev().map(|place| format!("{word} {place}")).collect::<Vec<_>>());
             assert!(ended.is_ok() || is_rolled_back(&ended), "{ended:?}");
             ends[usize::from(ended.is_ok())] += 1;
-            // Whoever was faster is held up: more, while it stays the faster one, and less, once it is not.
+            // The thread that was faster is held up: more, while it stays the faster one, and less, once it is not.
             stride = if before == Some(ended.is_ok()) { stride * 2 } else { (stride / 2).max(20) };
             lead += if ended.is_ok() { -stride } else { stride };
             before = Some(ended.is_ok());
@@ -312,7 +312,7 @@ fn a_commit_raced_from_further_out_is_whole() {
     raced("raced from outside", |outer, _, _| outer.finalize().unwrap());
 }
 
-/// Whoever commits it, its own end and its parent's cannot both happen.
+/// Whichever thread commits it, its own end and its parent's cannot both happen.
 #[test]
 fn a_commit_by_two_raced_by_a_parent_is_whole() {
     raced("raced by two", |_, parent, tx| {

@@ -6,8 +6,9 @@ use exitstack::{Exit, ExitStack, Handler, Interpreter, process_stack};
 
 use crate::{Log, messages, within_a_minute};
 
+/// Its place is among the handlers of its parent.
 #[test]
-fn a_child_is_torn_down_at_its_place_among_its_parents_handlers() {
+fn a_child_is_torn_down_at_its_place() {
     let log = Log::default();
     let parent = Interpreter::new("parent");
     parent.stack().register(log.handler("before"));
@@ -19,8 +20,9 @@ fn a_child_is_torn_down_at_its_place_among_its_parents_handlers() {
     assert_eq!(log.take(), ["after", "child 2", "child 1", "before"]);
 }
 
+/// It does not matter when its handlers were registered.
 #[test]
-fn it_is_the_childs_making_that_counts_not_when_its_handlers_were_registered() {
+fn a_childs_place_is_where_it_was_made() {
     let log = Log::default();
     let parent = Interpreter::new("parent");
     let children: Vec<_> = (0..4)
@@ -40,7 +42,7 @@ fn it_is_the_childs_making_that_counts_not_when_its_handlers_were_registered() {
 }
 
 #[test]
-fn the_process_stack_is_the_parent_of_a_new_interpreter() {
+fn a_new_interpreters_parent_is_the_process() {
     let child = Interpreter::new("of the process");
     let error = {
         child.stack().register(|| Err("seen"));
@@ -72,8 +74,9 @@ fn from_the_root(depth: usize) -> Vec<String> {
 
 const DEPTHS: [usize; 3] = [3, 1000, 10_000];
 
+/// The order is kept, and there is no recursion.
 #[test]
-fn a_deep_tree_is_torn_down_in_order_without_recursion_from_the_root() {
+fn a_deep_tree_is_torn_down_from_the_root() {
     within_a_minute(|| {
         for depth in DEPTHS {
             let log = Log::default();
@@ -86,8 +89,9 @@ fn a_deep_tree_is_torn_down_in_order_without_recursion_from_the_root() {
     });
 }
 
+/// It is torn down in order and without recursion.
 #[test]
-fn a_deep_tree_is_torn_down_in_order_without_recursion_by_dropping_handles_outermost_first() {
+fn a_deep_tree_may_be_dropped_outermost_first() {
     within_a_minute(|| {
         for depth in DEPTHS {
             let log = Log::default();
@@ -100,8 +104,9 @@ fn a_deep_tree_is_torn_down_in_order_without_recursion_by_dropping_handles_outer
     });
 }
 
+/// It is torn down in order and without recursion.
 #[test]
-fn a_deep_tree_is_torn_down_in_order_without_recursion_by_dropping_handles_innermost_first() {
+fn a_deep_tree_may_be_dropped_innermost_first() {
     within_a_minute(|| {
         for depth in DEPTHS {
             let log = Log::default();
@@ -115,8 +120,9 @@ fn a_deep_tree_is_torn_down_in_order_without_recursion_by_dropping_handles_inner
     });
 }
 
+/// All the other handles are gone; there is no recursion.
 #[test]
-fn a_deep_tree_whose_innermost_handle_alone_is_left_goes_without_recursion() {
+fn the_innermost_handle_alone_ends_a_deep_tree() {
     within_a_minute(|| {
         for depth in [3, 100_000] {
             let mut innermost = Interpreter::new("0");
@@ -130,8 +136,9 @@ fn a_deep_tree_whose_innermost_handle_alone_is_left_goes_without_recursion() {
     });
 }
 
+/// They come back in order.
 #[test]
-fn failures_at_any_depth_come_back_in_order_with_their_paths() {
+fn failures_at_any_depth_come_back_with_paths() {
     within_a_minute(|| {
         let log = Log::default();
         let chain = chain(100, &log);
@@ -147,7 +154,7 @@ fn failures_at_any_depth_come_back_in_order_with_their_paths() {
 }
 
 #[test]
-fn finalized_early_it_leaves_nothing_in_its_parent() {
+fn an_early_finalize_leaves_nothing_in_a_parent() {
     let log = Log::default();
     let parent = Interpreter::new("parent");
     parent.stack().register(log.handler("before"));
@@ -179,8 +186,9 @@ fn a_second_finalize_is_ok_and_runs_nothing() {
     assert_eq!(log.take(), ["once"]);
 }
 
+/// To close an interpreter's stack runs its handlers, and does not end the interpreter.
 #[test]
-fn closing_its_stack_runs_its_handlers_and_leaves_it_usable_at_its_place() {
+fn a_closed_stack_stays_usable_at_its_place() {
     let log = Log::default();
     let parent = Interpreter::new("parent");
     parent.stack().register(log.handler("before"));
@@ -194,8 +202,9 @@ fn closing_its_stack_runs_its_handlers_and_leaves_it_usable_at_its_place() {
     assert_eq!(log.take(), ["after", "second", "before"]);
 }
 
+/// The parent itself stays usable.
 #[test]
-fn closing_the_parents_stack_finalizes_the_children_and_leaves_the_parent_usable() {
+fn closing_a_parents_stack_finalizes_children() {
     let log = Log::default();
     let parent = Interpreter::new("parent");
     let child = parent.subinterpreter("child");
@@ -209,8 +218,9 @@ fn closing_the_parents_stack_finalizes_the_children_and_leaves_the_parent_usable
     assert_eq!(log.take(), ["child", "second", "parent"]);
 }
 
+/// A handler of the child registers while the child drains, and the parent does not.
 #[test]
-fn a_childs_handler_may_register_on_the_parent_while_the_child_drains() {
+fn a_draining_child_may_register_on_its_parent() {
     let log = Log::default();
     let parent = Interpreter::new("parent");
     parent.stack().register(log.handler("old"));
@@ -226,8 +236,9 @@ fn a_childs_handler_may_register_on_the_parent_while_the_child_drains() {
     assert_eq!(log.take(), ["late", "old"]);
 }
 
+/// A handler of the child registers while the parent drains.
 #[test]
-fn a_childs_handler_may_register_on_the_parent_while_the_parent_drains() {
+fn a_child_may_register_on_a_draining_parent() {
     let log = Log::default();
     let parent = Interpreter::new("parent");
     parent.stack().register(log.handler("old"));
@@ -241,8 +252,9 @@ fn a_childs_handler_may_register_on_the_parent_while_the_parent_drains() {
     assert_eq!(log.take(), ["child 1", "late", "old"]);
 }
 
+/// A handler of the parent registers while the parent drains.
 #[test]
-fn a_parents_handler_may_register_on_the_child_while_the_parent_drains() {
+fn a_draining_parent_may_register_on_its_child() {
     let log = Log::default();
     let parent = Interpreter::new("parent");
     parent.stack().register(log.handler("old"));
@@ -256,8 +268,9 @@ fn a_parents_handler_may_register_on_the_child_while_the_parent_drains() {
     assert_eq!(log.take(), ["late", "child 1", "old"]);
 }
 
+/// A handler of the child does so while the parent drains.
 #[test]
-fn a_handler_of_the_child_may_finalize_a_sibling_and_the_parent() {
+fn a_child_may_finalize_a_sibling_and_the_parent() {
     let log = Log::default();
     let parent = Interpreter::new("parent");
     let sibling = parent.subinterpreter("sibling");
@@ -274,8 +287,9 @@ fn a_handler_of_the_child_may_finalize_a_sibling_and_the_parent() {
     assert_eq!(log.take(), ["sibling", "child 2", "child 1"]);
 }
 
+/// What is left in its own interpreter runs at its place.
 #[test]
-fn a_handler_that_finalizes_what_its_interpreter_is_nested_in_runs_what_is_left_at_its_place() {
+fn a_handler_may_finalize_what_it_is_nested_in() {
     let log = Log::default();
     let root = Interpreter::new("root");
     root.stack().register(log.handler("root, old"));
@@ -295,8 +309,9 @@ fn a_handler_that_finalizes_what_its_interpreter_is_nested_in_runs_what_is_left_
     assert!([&root, &parent, &child].iter().all(|done| done.stack().try_register(|| ()).is_err()));
 }
 
+/// It was handed on to a drain inside before.
 #[test]
-fn a_status_that_is_asked_for_again_after_it_was_handed_on_is_the_last() {
+fn a_status_requested_again_is_the_last() {
     let outer = Interpreter::new("outer");
     let parent = outer.subinterpreter("parent");
     parent.stack().register(|| Err(Exit(7)));
@@ -310,8 +325,9 @@ fn a_status_that_is_asked_for_again_after_it_was_handed_on_is_the_last() {
     assert_eq!(parent.finalize().unwrap_err().exit_code(), Some(5));
 }
 
+/// It was handed on to a drain inside once, and another one came after it.
 #[test]
-fn a_status_that_was_handed_on_is_not_handed_on_again_over_a_later_one() {
+fn a_status_is_not_handed_on_over_a_later_one() {
     let outer = Interpreter::new("outer");
     let parent = outer.subinterpreter("parent");
     parent.stack().register(|| Err(Exit(7)));
@@ -323,7 +339,7 @@ fn a_status_that_was_handed_on_is_not_handed_on_again_over_a_later_one() {
 }
 
 #[test]
-fn failures_of_nested_drains_are_listed_as_they_happened() {
+fn nested_failures_are_listed_as_they_happened() {
     let outer = Interpreter::new("outer");
     outer.stack().register(|| Err("third"));
     let inner = outer.subinterpreter("inner");
@@ -337,7 +353,7 @@ fn failures_of_nested_drains_are_listed_as_they_happened() {
 }
 
 #[test]
-fn of_the_statuses_of_nested_drains_the_last_asked_for_wins() {
+fn the_last_status_of_nested_drains_wins() {
     let outer = Interpreter::new("outer");
     let inner = outer.subinterpreter("inner");
     outer.stack().register(|| {
@@ -353,8 +369,9 @@ fn of_the_statuses_of_nested_drains_the_last_asked_for_wins() {
     assert_eq!(messages(&inner.finalize()), Vec::<String>::new());
 }
 
+/// It returns at once, and the drain goes on.
 #[test]
-fn finalize_inside_its_own_handler_is_ok_at_once_and_the_drain_goes_on() {
+fn finalize_inside_its_own_handler_is_ok() {
     let log = Log::default();
     let interpreter = Interpreter::new("own");
     interpreter.stack().register(log.handler("old"));
@@ -368,7 +385,7 @@ fn finalize_inside_its_own_handler_is_ok_at_once_and_the_drain_goes_on() {
 }
 
 #[test]
-fn finalize_inside_a_close_makes_that_drain_the_last() {
+fn finalize_inside_a_close_makes_it_the_last() {
     let log = Log::default();
     let interpreter = Interpreter::new("own");
     interpreter.stack().register(log.handler("old"));
@@ -379,8 +396,9 @@ fn finalize_inside_a_close_makes_that_drain_the_last() {
     assert!(interpreter.stack().try_register(|| ()).is_err());
 }
 
+/// A handler of the parent makes it.
 #[test]
-fn an_interpreter_made_while_its_parent_drains_is_torn_down_next() {
+fn a_child_made_in_a_drain_is_torn_down_next() {
     let log = Log::default();
     let parent = Interpreter::new("parent");
     parent.stack().register(log.handler("old"));
@@ -397,8 +415,9 @@ fn an_interpreter_made_while_its_parent_drains_is_torn_down_next() {
     assert!(kept.recv().is_ok());
 }
 
+/// One of them was finalized before, whichever it is.
 #[test]
-fn children_are_torn_down_newest_first_whichever_went_before() {
+fn children_are_torn_down_newest_first() {
     const CHILDREN: usize = 7;
     for gone in 0..CHILDREN {
         let log = Log::default();
@@ -418,8 +437,9 @@ fn children_are_torn_down_newest_first_whichever_went_before() {
     }
 }
 
+/// A handler closes its own interpreter, which is being finalized.
 #[test]
-fn a_close_by_a_handler_while_it_is_finalized_leaves_it_finalized() {
+fn a_close_in_the_last_drain_leaves_it_finalized() {
     let interpreter = Interpreter::new("closed");
     let own = interpreter.clone();
     interpreter.stack().register(move || own.stack().close());
@@ -428,7 +448,7 @@ fn a_close_by_a_handler_while_it_is_finalized_leaves_it_finalized() {
 }
 
 #[test]
-fn a_child_of_a_finalized_parent_takes_no_handlers() {
+fn a_finalized_parents_child_takes_no_handlers() {
     let parent = Interpreter::new("parent");
     parent.finalize().unwrap();
     let child = parent.subinterpreter("child");
@@ -458,8 +478,9 @@ fn a_child_is_no_handler_of_its_parent() {
     assert_eq!(log.take(), ["keyed", "child"]);
 }
 
+/// `pop_all` moves those of its parent away.
 #[test]
-fn a_child_keeps_its_place_when_its_parents_handlers_are_cleared_or_moved_away() {
+fn a_child_keeps_its_place_if_handlers_are_moved() {
     let log = Log::default();
     let parent = Interpreter::new("parent");
     parent.stack().register(log.handler("moved"));
@@ -474,7 +495,7 @@ fn a_child_keeps_its_place_when_its_parents_handlers_are_cleared_or_moved_away()
 }
 
 #[test]
-fn an_id_of_one_interpreter_is_unknown_in_every_other() {
+fn an_interpreters_id_is_unknown_in_the_others() {
     let parent = Interpreter::new("parent");
     let others = [parent.subinterpreter("a"), parent.subinterpreter("b"), parent.subinterpreter("a").clone()];
     let ids: Vec<_> = others.iter().map(|other| other.stack().register(|| ())).collect();
@@ -487,8 +508,9 @@ fn an_id_of_one_interpreter_is_unknown_in_every_other() {
     assert_eq!(others[0].stack().len(), 1);
 }
 
+/// Clones are handles to the same interpreter.
 #[test]
-fn clones_are_handles_to_the_same_interpreter_and_the_last_to_go_finalizes() {
+fn the_last_of_an_interpreters_clones_finalizes() {
     let log = Log::default();
     let first = Interpreter::new("same");
     let second = first.clone();
