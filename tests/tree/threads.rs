@@ -378,6 +378,43 @@ fn a_close_waits_for_a_handler_that_the_close_before_has_passed() {
     });
 }
 
+/// The same, where that handler runs out of its turn.
+#[test]
+fn a_close_waits_for_a_run_now_that_was_passed() {
+    within_a_minute(|| {
+        for _ in rounds().take(100) {
+            let done = Count::default();
+            let [parent, other] = ["parent", "other"].map(Interpreter::new);
+            let inner = other.subinterpreter("inner");
+            let (waits, wait_waits) = channel::<Watched>();
+            let (closes, wait_closes) = channel();
+            let both_run = Arc::new(Barrier::new(2));
+            let (runs, then) = (Arc::clone(&both_run), done.handler());
+            let id = parent.stack().register(move || {
+                runs.wait();
+                waits.send(Watched::this()).unwrap();
+                other.finalize().unwrap();
+                wait_closes.recv().unwrap();
+                (0..200).for_each(|_| thread::yield_now());
+                then();
+            });
+            let around = parent.clone();
+            inner.stack().register(move || {
+                both_run.wait();
+                wait_waits.recv().unwrap().until_it_sleeps();
+                around.stack().close().unwrap();
+            });
+            let close_again = || {
+                inner.finalize().unwrap();
+                closes.send(()).unwrap();
+                parent.stack().close().unwrap();
+                assert_eq!(done.get(), 1);
+            };
+            at_once([&|| parent.stack().run_now(id).unwrap().unwrap(), &close_again]);
+        }
+    });
+}
+
 /// Does `wait` while two handlers of `interpreter` run out of their turn on other threads: it is to wait for both.
 fn beside_run_now(interpreter: &Interpreter, wait: impl FnOnce()) {
     let done = Count::default();
@@ -411,6 +448,26 @@ fn finalize_waits_for_a_handler_that_run_now_runs() {
             interpreter.stack().register(|| Err("its own"));
             assert_eq!(messages(&interpreter.finalize()), ["own"]);
         });
+    });
+}
+
+#[test]
+fn a_finalizer_is_told_what_run_now_failed_with() {
+    within_a_minute(|| {
+        let interpreter = Interpreter::new("own");
+        let (runs, wait_runs) = channel();
+        let (waits, wait_waits) = channel::<Watched>();
+        let id = interpreter.stack().register(move || {
+            runs.send(()).unwrap();
+            wait_waits.recv().unwrap().until_it_sleeps();
+            Err("told")
+        });
+        let own = interpreter.clone();
+        let thread = thread::spawn(move || own.stack().run_now(id).unwrap());
+        wait_runs.recv().unwrap();
+        waits.send(Watched::this()).unwrap();
+        assert_eq!(messages(&interpreter.finalize()), ["told"]);
+        assert_eq!(messages(&thread.join().unwrap()), ["told"]);
     });
 }
 
