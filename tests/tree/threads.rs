@@ -237,6 +237,36 @@ fn a_parent_waits_for_a_child_whose_handler_finalizes_it() {
     });
 }
 
+/// The same, where the handler is sure to have come to its wait first: it is told to go on, rather than passed.
+#[test]
+fn a_closer_that_waits_in_a_circle_is_let_go() {
+    within_a_minute(|| {
+        let log = Log::default();
+        let parent = Interpreter::new("parent");
+        parent.stack().register(log.handler("parent, old"));
+        let child = parent.subinterpreter("child");
+        child.stack().register(log.handler("child, old"));
+        let (runs, wait_runs) = channel();
+        let (drains, wait_drains) = channel();
+        let (outer, inner_log) = (parent.clone(), log.clone());
+        child.stack().register(move || {
+            runs.send(Watched::this()).unwrap();
+            wait_drains.recv().unwrap();
+            outer.finalize().unwrap();
+            inner_log.push("child, new");
+        });
+        let thread = thread::spawn(move || child.finalize().unwrap());
+        let closer = wait_runs.recv().unwrap();
+        parent.stack().register(move || {
+            drains.send(()).unwrap();
+            closer.until_it_sleeps();
+        });
+        parent.finalize().unwrap();
+        assert_eq!(log.take(), ["child, new", "child, old", "parent, old"]);
+        thread.join().unwrap();
+    });
+}
+
 /// The grandparent's drain, inside a handler of the child, has handed the child's failure to the parent already when the
 /// thread that drains the parent is told of the child's end.
 #[test]
@@ -337,6 +367,33 @@ fn a_finalizer_that_waits_twice_is_told_of_both() {
             let both_ask = told(|| Err(Exit(5).into()));
             assert_eq!(both_ask.exit_code(), Some(5));
             assert_eq!(messages(&Err(both_ask)), ["first"]);
+        }
+    });
+}
+
+/// The handler closes again and again, so the finalizer comes to several of those closes. Only the first one fails.
+#[test]
+fn what_a_finalizer_was_told_first_is_kept() {
+    within_a_minute(|| {
+        for _ in rounds().take(20) {
+            let parent = Interpreter::new("parent");
+            let (runs, wait_runs) = channel();
+            let (waits, wait_waits) = channel::<Watched>();
+            parent.stack().register(move || {
+                runs.send(()).unwrap();
+                wait_waits.recv().unwrap().until_it_sleeps();
+                Err("first")
+            });
+            let child = parent.subinterpreter("child");
+            let around = parent.clone();
+            child.stack().register(move || {
+                (0..1000).for_each(|_| _ = around.stack().close());
+            });
+            let thread = thread::spawn(move || child.finalize());
+            wait_runs.recv().unwrap();
+            waits.send(Watched::this()).unwrap();
+            assert_eq!(messages(&parent.finalize()), ["first"]);
+            thread.join().unwrap().unwrap();
         }
     });
 }
