@@ -114,6 +114,14 @@ fn time_used() -> Duration {
     )
 }
 
+/// Registers a handler that says how many registrations the process stack takes from it.
+fn counts_late_ones() {
+    register(|| {
+        let taken = (0..70_000).filter(|_| process_stack().try_register(|| ()).is_ok()).count();
+        say(&taken.to_string());
+    });
+}
+
 #[expect(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -656,6 +664,18 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         })
         .err("refused"),
+        case("run_takes_65_536_late_ones", Code(0), &["65536"], || {
+            counts_late_ones();
+            Ok(run(|| ()))
+        }),
+        case("exit_takes_65_536_late_ones", Code(0), &["65536"], || {
+            counts_late_ones();
+            exit(0)
+        }),
+        case("c_exit_takes_65_536_late_ones", Code(0), &["65536"], || {
+            counts_late_ones();
+            c_exit(0)
+        }),
         case("a_storm_of_registrations_from_other_threads_ends", Code(0), &["A"], || {
             says("A");
             for _ in 0..2 {
