@@ -255,6 +255,73 @@ pub(crate) fn cases() -> Vec<Case> {
                 leave()
             })
         }),
+        case("what_was_refused_a_place_is_in_a_child_too", Code(0), &["refuses", "child 0"], || {
+            let parent = Interpreter::new("parent");
+            let own = parent.clone();
+            parent.stack().register(move || {
+                while own.stack().try_register(|| ()).is_ok() {}
+                let late = own.subinterpreter("late"); // in a drain that takes no more
+                let refuses = || late.stack().try_register(|| ()).is_err();
+                assert!(refuses());
+                let in_child = || {
+                    say(if refuses() { "refuses" } else { "takes" });
+                    leave()
+                };
+                if let Ok(status) = fork(in_child) {
+                    say(&format!("child {status}"));
+                }
+            });
+            parent.finalize().unwrap();
+            OK
+        }),
+        case("a_child_forked_in_a_drain_has_its_own_count", Code(0), &["takes", "child 0"], || {
+            let elsewhere = Interpreter::new("elsewhere");
+            let drained = Interpreter::new("drained");
+            drained.stack().register(move || {
+                let takes = || elsewhere.stack().try_register(|| ()).is_ok();
+                while takes() {} // until this thread has no more to register in this drain
+                let in_child = || {
+                    say(if takes() { "takes" } else { "refuses" });
+                    leave()
+                };
+                if let Ok(status) = fork(in_child) {
+                    say(&format!("child {status}"));
+                }
+            });
+            drained.finalize().unwrap();
+            OK
+        }),
+        case(
+            "a_forked_childs_failure_is_told_or_reported",
+            Code(0),
+            &["told", "child 0", "reported", "child 0"],
+            || {
+                fn forks() -> Result<(), &'static str> {
+                    match fork(|| OK) {
+                        Err(_) => Err("in the child"),
+                        Ok(status) => {
+                            say(&format!("child {status}"));
+                            Ok(())
+                        }
+                    }
+                }
+                exitstack::report::set_hook(Box::new(|_| say("reported")));
+                let parent = pid();
+                let closed = Interpreter::new("closed");
+                closed.stack().register(forks);
+                if closed.stack().close().is_err() {
+                    say("told");
+                    leave();
+                }
+                let dropped = Interpreter::new("dropped");
+                dropped.stack().register(forks);
+                drop(dropped);
+                if pid() != parent {
+                    leave();
+                }
+                OK
+            },
+        ),
         case("a_finalized_interpreter_does_not_adopt", Code(0), &["adopted: false, 0 wait", "child 0"], || {
             let plugin = Interpreter::new("plugin");
             plugin.stack().register(|| say("parent's"));
