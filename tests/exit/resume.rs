@@ -85,6 +85,21 @@ pub(crate) fn cases() -> Vec<Case> {
             register(move || y.finalize());
             OK
         }),
+        case("exit_in_a_resumed_drain_leaves_its_handler", Code(7), &["unwound", "old"], || {
+            struct Says(&'static str);
+            impl Drop for Says {
+                fn drop(&mut self) {
+                    say(self.0);
+                }
+            }
+            says_on(process_stack(), "old");
+            register(|| {
+                let _unwound = Says("unwound");
+                exit(7)
+            });
+            register(|| c_exit(3));
+            OK
+        }),
         case("a_status_that_was_asked_for_survives_another_c_exit", Code(5), &[], || {
             register(|| c_exit(0));
             let x = Interpreter::new("x");
