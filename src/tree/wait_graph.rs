@@ -237,6 +237,19 @@ mod tests {
         assert_eq!(graph.path(c, a).count(), 1);
     }
 
+    /// Between looking up the drain and waiting for it, it may end, and its owner come to wait for this thread.
+    #[test]
+    fn a_wait_that_has_ended_closes_no_cycle() {
+        let owner = ThreadKey(usize::MAX - 6);
+        for who in [Who::Closer, Who::MustWait] {
+            GRAPH.lock().edges.push(edge(owner, Who::MustWait, ThreadKey::current()));
+            let slot = Slot::new();
+            slot.latch.set(Waited::Ended(DrainResult { all: Ok(()), unmerged: Ok(()) }));
+            assert!(matches!(wait(owner, &slot, who), Waited::Ended(_)), "{who:?}");
+            assert_eq!(GRAPH.lock().edges.take_if(|edge| edge.waiter == owner).len(), 1);
+        }
+    }
+
     #[test]
     fn a_wait_that_has_ended_leaves_no_edge_and_touches_no_others() {
         let [owner, other] = [ThreadKey(usize::MAX - 4), ThreadKey(usize::MAX - 5)];
