@@ -224,3 +224,22 @@ fn a_threads_late_ones_count_across_inner_drains() {
     assert_eq!(elsewhere.stack().len(), LATE - 2);
     elsewhere.stack().clear();
 }
+
+#[test]
+fn a_stacks_late_ones_count_on_any_thread() {
+    within_a_minute(|| {
+        let interpreter = Interpreter::new("counts for all");
+        let own = interpreter.clone();
+        let (tell, taken) = channel();
+        interpreter.stack().register(move || {
+            let register = || (0..LATE).filter(|_| own.stack().try_register(|| ()).is_ok()).count();
+            let both = thread::scope(|scope| {
+                let others = [scope.spawn(register), scope.spawn(register)];
+                others.map(|other| other.join().unwrap())
+            });
+            tell.send(both[0] + both[1]).unwrap();
+        });
+        interpreter.finalize().unwrap();
+        assert_eq!(taken.recv(), Ok(LATE));
+    });
+}
