@@ -113,6 +113,15 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = x.finalize();
             OK
         }),
+        case("a_failure_in_a_close_that_was_left_is_told", Code(3), &["old"], || {
+            says_on(process_stack(), "old");
+            let x = Interpreter::new("x");
+            x.stack().register(|| Err("after it was left"));
+            x.stack().register(|| c_exit(3));
+            let _ = x.stack().close();
+            OK
+        })
+        .err("after it was left"),
         case("exit_in_a_resumed_drain_leaves_its_handler", Code(7), &["unwound", "old"], || {
             struct Says(&'static str);
             impl Drop for Says {
