@@ -664,6 +664,12 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         })
         .err("refused"),
+        case("what_the_process_stack_refuses_is_counted", Code(0), &["A"], || {
+            says("A");
+            register(|| (0..65_539).for_each(|_| _ = register(|| ()))); // three too many, one is reported by itself
+            OK
+        })
+        .err("process: 2 more exit handlers were refused"),
         case("run_takes_65_536_late_ones", Code(0), &["65536"], || {
             counts_late_ones();
             Ok(run(|| ()))
