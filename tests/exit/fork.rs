@@ -435,6 +435,24 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             after(forked, |_| leave())
         }),
+        case("a_grandchild_adopts_one_of_both_at_one_place", Code(0), &["B", "A", "old", "end"], || {
+            says("old");
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(|| say("A"));
+            let forked = fork(|| {
+                plugin.stack().register(|| say("B")); // gives it a place in this process, too
+                let forked = fork(|| {
+                    assert!(adopt_after_fork());
+                    // It looks for its own place when the drain around it has to pass it.
+                    plugin.stack().register(|| process_stack().close());
+                    plugin.finalize().unwrap();
+                    say("end");
+                    leave()
+                });
+                after(forked, |_| leave())
+            });
+            after(forked, |_| leave())
+        }),
         case("adopting_a_value_where_nothing_was_forked_changes_nothing", Code(0), &["B", "A"], || {
             let value = SharedExitStack::new();
             value.register(|| say("A"));
