@@ -85,6 +85,16 @@ pub(crate) fn cases() -> Vec<Case> {
             register(move || y.finalize());
             OK
         }),
+        case("a_drain_around_the_process_stacks_comes_later", Code(3), &["new", "x", "old"], || {
+            says_on(process_stack(), "old");
+            let x = Interpreter::new("x");
+            says_on(x.stack(), "x");
+            x.stack().register(|| process_stack().close());
+            says_on(process_stack(), "new");
+            register(|| c_exit(3));
+            let _ = x.finalize();
+            OK
+        }),
         case("what_another_resumed_is_waited_for_first", Code(3), &["x new", "x", "new", "old"], || {
             // The main thread leaves in `y`, inside `x`. While it drains the rest of `y`, a second thread resumes `x`, and
             // closes the process stack there: that close is told to go on, and `x` ends before what is newer than it runs.
