@@ -435,6 +435,19 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             after(forked, |_| leave())
         }),
+        case("a_child_may_use_the_innermost_of_10_000_first", Code(0), &["own", "child 0"], || {
+            let mut line = vec![Interpreter::new("0")];
+            for n in 1..10_000 {
+                line.push(line[n - 1].subinterpreter("inside"));
+            }
+            let forked = fork(|| {
+                // All that it is nested in take their places, too: one after the other, not each inside the next.
+                line[9_999].stack().register(|| say("own"));
+                line[0].finalize().unwrap();
+                leave()
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
         case("a_grandchild_adopts_one_of_both_at_one_place", Code(0), &["B", "A", "old", "end"], || {
             says("old");
             let plugin = Interpreter::new("plugin");
