@@ -448,6 +448,23 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             after(forked, |status| say(&format!("child {status}")))
         }),
+        case("a_child_that_refuses_below_takes_above", Code(0), &["takes", "child 0"], || {
+            let plugin = Interpreter::new("plugin");
+            let inner = plugin.subinterpreter("inner");
+            let forked = fork(|| {
+                plugin.stack().register(|| ()); // has its place in the child; the inner one has none
+                let elsewhere = Interpreter::new("elsewhere");
+                let drained = Interpreter::new("drained");
+                drained.stack().register(move || {
+                    while elsewhere.stack().try_register(|| ()).is_ok() {}
+                    assert!(inner.stack().try_register(|| ()).is_err());
+                });
+                drained.finalize().unwrap();
+                say(if plugin.stack().try_register(|| ()).is_ok() { "takes" } else { "refuses" });
+                leave()
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
         case("a_grandchild_adopts_one_of_both_at_one_place", Code(0), &["B", "A", "old", "end"], || {
             says("old");
             let plugin = Interpreter::new("plugin");
