@@ -465,6 +465,42 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             after(forked, |status| say(&format!("child {status}")))
         }),
+        case("a_child_registers_above_any_threads_handlers", Code(0), &["own", "A", "child 0"], || {
+            says("A");
+            // More than the thread that forks has ids for: these are of the other thread, and greater.
+            thread::spawn(|| (0..40).for_each(|_| _ = register(|| ()))).join().unwrap();
+            let forked = fork(|| {
+                let id = register(|| say("not run"));
+                assert!(adopt_after_fork());
+                assert!(process_stack().unregister(id));
+                says("own");
+                OK
+            });
+            after(forked, |status| {
+                say(&format!("child {status}"));
+                leave()
+            })
+        }),
+        case("a_grandchild_does_not_drop_what_failed_before", Code(0), &["grandchild 0", "child 0"], || {
+            let x = Interpreter::new("x");
+            let own = x.clone();
+            x.stack().register(move || match fork(|| OK) {
+                Err(_) => {
+                    own.stack().register(|| {
+                        if let Ok(status) = fork(|| OK) {
+                            say(&format!("grandchild {status}"));
+                        }
+                    });
+                    Err(Bomb::new())
+                }
+                Ok(status) => {
+                    say(&format!("child {status}"));
+                    Ok(())
+                }
+            });
+            let _ = x.stack().close();
+            OK
+        }),
         case("a_grandchild_adopts_one_of_both_at_one_place", Code(0), &["B", "A", "old", "end"], || {
             says("old");
             let plugin = Interpreter::new("plugin");
