@@ -664,6 +664,16 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         })
         .err("refused"),
+        case("a_single_further_refusal_is_counted", Code(0), &[], || {
+            let plugin = Interpreter::new("plugin");
+            plugin.finalize().unwrap();
+            plugin.stack().register(|| ());
+            plugin.stack().register(|| ());
+            std::mem::forget(plugin);
+            register(|| ()); // so that the process stack has something to drain
+            OK
+        })
+        .err("process > plugin: 1 more exit handler was refused"),
         case("what_the_process_stack_refuses_is_counted", Code(0), &["A"], || {
             says("A");
             register(|| (0..65_539).for_each(|_| _ = register(|| ()))); // three too many, one is reported by itself
