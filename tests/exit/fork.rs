@@ -501,6 +501,17 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = x.stack().close();
             OK
         }),
+        case("a_value_emptied_before_a_fork_drains_after_it", Code(0), &["own", "child 0"], || {
+            let value = SharedExitStack::new();
+            value.register(|| ());
+            value.close().unwrap();
+            let forked = fork(|| {
+                value.register(|| say("own"));
+                drop(value);
+                leave()
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
         case("a_grandchild_adopts_one_of_both_at_one_place", Code(0), &["B", "A", "old", "end"], || {
             says("old");
             let plugin = Interpreter::new("plugin");
