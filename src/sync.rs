@@ -268,3 +268,17 @@ impl<T: Clone> Latch<T> {
         }
     }
 }
+
+#[cfg(all(test, not(all(loom, feature = "loom"))))]
+mod tests {
+    use super::*;
+
+    /// A thread may be told how its wait ended, and before it wakes, that something else has happened since.
+    #[test]
+    fn a_latch_keeps_what_it_was_set_to_first() {
+        let latch = Latch::default();
+        latch.set(1);
+        latch.set(2);
+        assert_eq!((latch.wait(), latch.wait()), (1, 1));
+    }
+}

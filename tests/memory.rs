@@ -210,6 +210,24 @@ fn interpreters_that_refuse_cost_no_memory() {
     });
 }
 
+/// What a drain cannot take out of the tree, because a handler of it runs, goes when that handler is done.
+#[test]
+fn what_settles_after_its_drain_costs_no_memory() {
+    let outer = Interpreter::new("outer");
+    cycles(|_| {
+        let own = outer.subinterpreter("own");
+        let inside = own.clone();
+        let id = own.stack().register(move || inside.finalize());
+        own.stack().run_now(id).unwrap().unwrap();
+    });
+    cycles(|_| {
+        let parent = outer.subinterpreter("parent");
+        let child = parent.subinterpreter("child");
+        child.stack().register(move || parent.finalize());
+        child.finalize().unwrap();
+    });
+}
+
 /// One that lives long is closed a hundred thousand times.
 #[test]
 fn closing_an_interpreter_again_costs_no_memory() {

@@ -132,6 +132,20 @@ fn appending_leaves_the_storage_to_its_owner() {
     assert_eq!(older.len(), 101);
 }
 
+/// A gap is not moved along, and leaves no trace where it was.
+#[test]
+fn appending_leaves_gaps_behind() {
+    let (mut newer, _) = filled(1);
+    let mut older = newer.take();
+    let ids = fill(&mut newer, 10);
+    assert!(newer.take_out(ids[2]).is_some() && newer.take_out(ids[5]).is_some());
+    older.append(&mut newer);
+    assert_eq!((older.len(), values(&older).len(), newer.len()), (9, 9, 0));
+    newer.push(0);
+    check(&older);
+    check(&newer);
+}
+
 /// A list that is not empty keeps its storage.
 #[test]
 fn release_quietly_takes_an_empty_lists_storage() {

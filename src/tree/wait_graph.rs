@@ -298,6 +298,19 @@ mod tests {
         assert_eq!(graph.path(c, a).count(), 1);
     }
 
+    /// Between looking up the drain and waiting for it, it may end, and its owner come to wait for this thread.
+    #[test]
+    fn a_wait_that_has_ended_closes_no_cycle() {
+        let owner = ThreadKey(usize::MAX - 6);
+        for who in [Who::Closer, Who::MustWait] {
+            GRAPH.lock().edges.push(edge(owner, Who::MustWait, ThreadKey::current()));
+            let slot = Slot::new();
+            slot.latch.set(Waited::Ended(DrainResult { all: Ok(()), unmerged: Ok(()) }));
+            assert!(matches!(wait(owner, 0, &slot, who), Waited::Ended(_)), "{who:?}");
+            assert_eq!(GRAPH.lock().edges.take_if(|edge| edge.waiter == owner).len(), 1);
+        }
+    }
+
     /// The edges of other threads stay as they were.
     #[test]
     fn a_wait_that_has_ended_leaves_no_edge() {

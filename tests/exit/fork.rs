@@ -237,6 +237,73 @@ pub(crate) fn cases() -> Vec<Case> {
                 leave()
             })
         }),
+        case("what_was_refused_a_place_is_in_a_child_too", Code(0), &["refuses", "child 0"], || {
+            let parent = Interpreter::new("parent");
+            let own = parent.clone();
+            parent.stack().register(move || {
+                while own.stack().try_register(|| ()).is_ok() {}
+                let late = own.subinterpreter("late"); // in a drain that takes no more
+                let refuses = || late.stack().try_register(|| ()).is_err();
+                assert!(refuses());
+                let in_child = || {
+                    say(if refuses() { "refuses" } else { "takes" });
+                    leave()
+                };
+                if let Ok(status) = fork(in_child) {
+                    say(&format!("child {status}"));
+                }
+            });
+            parent.finalize().unwrap();
+            OK
+        }),
+        case("a_child_forked_in_a_drain_has_its_own_count", Code(0), &["takes", "child 0"], || {
+            let elsewhere = Interpreter::new("elsewhere");
+            let drained = Interpreter::new("drained");
+            drained.stack().register(move || {
+                let takes = || elsewhere.stack().try_register(|| ()).is_ok();
+                while takes() {} // until this thread has no more to register in this drain
+                let in_child = || {
+                    say(if takes() { "takes" } else { "refuses" });
+                    leave()
+                };
+                if let Ok(status) = fork(in_child) {
+                    say(&format!("child {status}"));
+                }
+            });
+            drained.finalize().unwrap();
+            OK
+        }),
+        case(
+            "a_forked_childs_failure_is_told_or_reported",
+            Code(0),
+            &["told", "child 0", "reported", "child 0"],
+            || {
+                fn forks() -> Result<(), &'static str> {
+                    match fork(|| OK) {
+                        Err(_) => Err("in the child"),
+                        Ok(status) => {
+                            say(&format!("child {status}"));
+                            Ok(())
+                        }
+                    }
+                }
+                exitstack::report::set_hook(Box::new(|_| say("reported")));
+                let parent = pid();
+                let closed = Interpreter::new("closed");
+                closed.stack().register(forks);
+                if closed.stack().close().is_err() {
+                    say("told");
+                    leave();
+                }
+                let dropped = Interpreter::new("dropped");
+                dropped.stack().register(forks);
+                drop(dropped);
+                if pid() != parent {
+                    leave();
+                }
+                OK
+            },
+        ),
         case("a_finalized_interpreter_does_not_adopt", Code(0), &["adopted: false, 0 wait", "child 0"], || {
             let plugin = Interpreter::new("plugin");
             plugin.stack().register(|| say("parent's"));
@@ -344,6 +411,101 @@ pub(crate) fn cases() -> Vec<Case> {
                     say(&format!("grandchild {status}"));
                     leave()
                 })
+            });
+            after(forked, |_| leave())
+        }),
+        case("a_child_may_use_the_innermost_of_10_000_first", Code(0), &["own", "child 0"], || {
+            let mut line = vec![Interpreter::new("0")];
+            for n in 1..10_000 {
+                line.push(line[n - 1].subinterpreter("inside"));
+            }
+            let forked = fork(|| {
+                // All that it is nested in take their places, too: one after the other, not each inside the next.
+                line[9_999].stack().register(|| say("own"));
+                line[0].finalize().unwrap();
+                leave()
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
+        case("a_child_that_refuses_below_takes_above", Code(0), &["takes", "child 0"], || {
+            let plugin = Interpreter::new("plugin");
+            let inner = plugin.subinterpreter("inner");
+            let forked = fork(|| {
+                plugin.stack().register(|| ()); // has its place in the child; the inner one has none
+                let elsewhere = Interpreter::new("elsewhere");
+                let drained = Interpreter::new("drained");
+                drained.stack().register(move || {
+                    while elsewhere.stack().try_register(|| ()).is_ok() {}
+                    assert!(inner.stack().try_register(|| ()).is_err());
+                });
+                drained.finalize().unwrap();
+                say(if plugin.stack().try_register(|| ()).is_ok() { "takes" } else { "refuses" });
+                leave()
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
+        case("a_child_registers_above_any_threads_handlers", Code(0), &["own", "A", "child 0"], || {
+            says("A");
+            // More than the thread that forks has ids for: these are of the other thread, and greater.
+            thread::spawn(|| (0..40).for_each(|_| _ = register(|| ()))).join().unwrap();
+            let forked = fork(|| {
+                let id = register(|| say("not run"));
+                assert!(adopt_after_fork());
+                assert!(process_stack().unregister(id));
+                says("own");
+                OK
+            });
+            after(forked, |status| {
+                say(&format!("child {status}"));
+                leave()
+            })
+        }),
+        case("a_grandchild_does_not_drop_what_failed_before", Code(0), &["grandchild 0", "child 0"], || {
+            let x = Interpreter::new("x");
+            let own = x.clone();
+            x.stack().register(move || match fork(|| OK) {
+                Err(_) => {
+                    own.stack().register(|| {
+                        if let Ok(status) = fork(|| OK) {
+                            say(&format!("grandchild {status}"));
+                        }
+                    });
+                    Err(Bomb::new())
+                }
+                Ok(status) => {
+                    say(&format!("child {status}"));
+                    Ok(())
+                }
+            });
+            let _ = x.stack().close();
+            OK
+        }),
+        case("a_value_emptied_before_a_fork_drains_after_it", Code(0), &["own", "child 0"], || {
+            let value = SharedExitStack::new();
+            value.register(|| ());
+            value.close().unwrap();
+            let forked = fork(|| {
+                value.register(|| say("own"));
+                drop(value);
+                leave()
+            });
+            after(forked, |status| say(&format!("child {status}")))
+        }),
+        case("a_grandchild_adopts_one_of_both_at_one_place", Code(0), &["B", "A", "old", "end"], || {
+            says("old");
+            let plugin = Interpreter::new("plugin");
+            plugin.stack().register(|| say("A"));
+            let forked = fork(|| {
+                plugin.stack().register(|| say("B")); // gives it a place in this process, too
+                let forked = fork(|| {
+                    assert!(adopt_after_fork());
+                    // It looks for its own place when the drain around it has to pass it.
+                    plugin.stack().register(|| process_stack().close());
+                    plugin.finalize().unwrap();
+                    say("end");
+                    leave()
+                });
+                after(forked, |_| leave())
             });
             after(forked, |_| leave())
         }),

@@ -86,6 +86,68 @@ pub(crate) fn cases() -> Vec<Case> {
             register(move || y.finalize());
             OK
         }),
+        case("a_drain_around_the_process_stacks_comes_later", Code(3), &["new", "x", "old"], || {
+            says_on(process_stack(), "old");
+            let x = Interpreter::new("x");
+            says_on(x.stack(), "x");
+            x.stack().register(|| process_stack().close());
+            says_on(process_stack(), "new");
+            register(|| c_exit(3));
+            let _ = x.finalize();
+            OK
+        }),
+        case("what_another_resumed_is_waited_for_first", Code(3), &["x new", "x", "new", "old"], || {
+            // The main thread leaves in `y`, inside `x`. While it drains the rest of `y`, a second thread resumes `x`, and
+            // closes the process stack there: that close is told to go on, and `x` ends before what is newer than it runs.
+            says_on(process_stack(), "old");
+            let [x, y] = ["x", "y"].map(Interpreter::new);
+            says_on(process_stack(), "new");
+            let (begins, wait_begins) = channel();
+            let (closes, wait_closes) = channel();
+            says_on(x.stack(), "x");
+            x.stack().register(move || {
+                closes.send(Watched::this()).unwrap();
+                let _ = process_stack().close();
+                say("x new");
+            });
+            y.stack().register(move || {
+                begins.send(()).unwrap();
+                wait_closes.recv().unwrap().until_it_sleeps();
+            });
+            y.stack().register(|| c_exit(3));
+            x.stack().register(move || y.finalize());
+            let resumed = x.clone();
+            thread::spawn(move || {
+                wait_begins.recv().unwrap();
+                let _ = resumed.finalize();
+            });
+            let _ = x.finalize();
+            OK
+        }),
+        case("a_failure_in_a_close_that_was_left_is_told", Code(3), &["old"], || {
+            says_on(process_stack(), "old");
+            let x = Interpreter::new("x");
+            x.stack().register(|| Err("after it was left"));
+            x.stack().register(|| c_exit(3));
+            let _ = x.stack().close();
+            OK
+        })
+        .err("after it was left"),
+        case("exit_in_a_resumed_drain_leaves_its_handler", Code(7), &["unwound", "old"], || {
+            struct Says(&'static str);
+            impl Drop for Says {
+                fn drop(&mut self) {
+                    say(self.0);
+                }
+            }
+            says_on(process_stack(), "old");
+            register(|| {
+                let _unwound = Says("unwound");
+                exit(7)
+            });
+            register(|| c_exit(3));
+            OK
+        }),
         case("a_requested_status_survives_another_c_exit", Code(5), &[], || {
             register(|| c_exit(0));
             let x = Interpreter::new("x");

@@ -114,6 +114,14 @@ fn time_used() -> Duration {
     )
 }
 
+/// Registers a handler that says how many registrations the process stack takes from it.
+fn counts_late_ones() {
+    register(|| {
+        let taken = (0..70_000).filter(|_| process_stack().try_register(|| ()).is_ok()).count();
+        say(&taken.to_string());
+    });
+}
+
 #[expect(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -652,6 +660,34 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         })
         .err("refused"),
+        case("a_single_further_refusal_is_counted", Code(0), &[], || {
+            let plugin = Interpreter::new("plugin");
+            plugin.finalize().unwrap();
+            plugin.stack().register(|| ());
+            plugin.stack().register(|| ());
+            std::mem::forget(plugin);
+            register(|| ()); // so that the process stack has something to drain
+            OK
+        })
+        .err("process > plugin: 1 more exit handler was refused"),
+        case("what_the_process_stack_refuses_is_counted", Code(0), &["A"], || {
+            says("A");
+            register(|| (0..65_539).for_each(|_| _ = register(|| ()))); // three too many, one is reported by itself
+            OK
+        })
+        .err("process: 2 more exit handlers were refused"),
+        case("run_takes_65_536_late_ones", Code(0), &["65536"], || {
+            counts_late_ones();
+            Ok(run(|| ()))
+        }),
+        case("exit_takes_65_536_late_ones", Code(0), &["65536"], || {
+            counts_late_ones();
+            exit(0)
+        }),
+        case("c_exit_takes_65_536_late_ones", Code(0), &["65536"], || {
+            counts_late_ones();
+            c_exit(0)
+        }),
         case("a_storm_of_registrations_by_threads_ends", Code(0), &["A"], || {
             says("A");
             for _ in 0..2 {

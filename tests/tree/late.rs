@@ -5,7 +5,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use exitstack::Interpreter;
+use exitstack::{Interpreter, SharedExitStack};
 
 use crate::{Log, file_reports, reports_of, within_a_minute};
 
@@ -190,4 +190,61 @@ fn an_ordinary_close_counts_nothing() {
     });
     interpreter.stack().close().unwrap();
     assert_eq!(ran.load(Ordering::Relaxed), LATE + 1);
+}
+
+/// Its handlers register elsewhere, where no stack of its own counts them.
+#[test]
+fn a_dropped_value_counts_nothing() {
+    let elsewhere = Interpreter::new("elsewhere");
+    let value = SharedExitStack::new();
+    let under = elsewhere.clone();
+    value.register(move || assert!((0..=LATE).all(|_| under.stack().try_register(|| ()).is_ok())));
+    drop(value);
+    assert_eq!(elsewhere.stack().len(), LATE + 1);
+    elsewhere.stack().clear();
+}
+
+/// A drain inside a drain neither begins to count anew nor ends the count.
+#[test]
+fn a_threads_late_ones_count_across_inner_drains() {
+    let elsewhere = Interpreter::new("elsewhere");
+    let drained = Interpreter::new("drained");
+    let under = elsewhere.clone();
+    drained.stack().register(move || {
+        let in_a_drain_of_its_own = |times: usize| {
+            let inner = Interpreter::new("inner");
+            let (under, (tell, taken)) = (under.clone(), channel());
+            inner.stack().register(move || {
+                tell.send((0..times).filter(|_| under.stack().try_register(|| ()).is_ok()).count()).unwrap();
+            });
+            inner.finalize().unwrap();
+            taken.recv().unwrap()
+        };
+        // Two are the interpreter inside and its handler.
+        assert_eq!(in_a_drain_of_its_own(LATE), LATE - 2);
+        assert!(under.stack().try_register(|| ()).is_err());
+        assert!(Interpreter::new("refuses").stack().try_register(|| ()).is_err());
+    });
+    drained.finalize().unwrap();
+    assert_eq!(elsewhere.stack().len(), LATE - 2);
+    elsewhere.stack().clear();
+}
+
+#[test]
+fn a_stacks_late_ones_count_on_any_thread() {
+    within_a_minute(|| {
+        let interpreter = Interpreter::new("counts for all");
+        let own = interpreter.clone();
+        let (tell, taken) = channel();
+        interpreter.stack().register(move || {
+            let register = || (0..LATE).filter(|_| own.stack().try_register(|| ()).is_ok()).count();
+            let both = thread::scope(|scope| {
+                let others = [scope.spawn(register), scope.spawn(register)];
+                others.map(|other| other.join().unwrap())
+            });
+            tell.send(both[0] + both[1]).unwrap();
+        });
+        interpreter.finalize().unwrap();
+        assert_eq!(taken.recv(), Ok(LATE));
+    });
 }

@@ -244,6 +244,36 @@ fn a_parent_waits_for_a_child_that_finalizes_it() {
     });
 }
 
+/// The same, where the handler is sure to have come to its wait first: it is told to go on, rather than passed.
+#[test]
+fn a_closer_that_waits_in_a_circle_is_let_go() {
+    within_a_minute(|| {
+        let log = Log::default();
+        let parent = Interpreter::new("parent");
+        parent.stack().register(log.handler("parent, old"));
+        let child = parent.subinterpreter("child");
+        child.stack().register(log.handler("child, old"));
+        let (runs, wait_runs) = channel();
+        let (drains, wait_drains) = channel();
+        let (outer, inner_log) = (parent.clone(), log.clone());
+        child.stack().register(move || {
+            runs.send(Watched::this()).unwrap();
+            wait_drains.recv().unwrap();
+            outer.finalize().unwrap();
+            inner_log.push("child, new");
+        });
+        let thread = thread::spawn(move || child.finalize().unwrap());
+        let closer = wait_runs.recv().unwrap();
+        parent.stack().register(move || {
+            drains.send(()).unwrap();
+            closer.until_it_sleeps();
+        });
+        parent.finalize().unwrap();
+        assert_eq!(log.take(), ["child, new", "child, old", "parent, old"]);
+        thread.join().unwrap();
+    });
+}
+
 /// The grandparent's drain, inside a handler of the child, has handed the child's failure to the parent already when the
 /// thread that drains the parent is told of the child's end.
 #[test]
@@ -348,6 +378,33 @@ fn a_finalizer_that_waits_twice_is_told_of_both() {
     });
 }
 
+/// The handler closes again and again, so the finalizer comes to several of those closes. Only the first one fails.
+#[test]
+fn what_a_finalizer_was_told_first_is_kept() {
+    within_a_minute(|| {
+        for _ in rounds().take(20) {
+            let parent = Interpreter::new("parent");
+            let (runs, wait_runs) = channel();
+            let (waits, wait_waits) = channel::<Watched>();
+            parent.stack().register(move || {
+                runs.send(()).unwrap();
+                wait_waits.recv().unwrap().until_it_sleeps();
+                Err("first")
+            });
+            let child = parent.subinterpreter("child");
+            let around = parent.clone();
+            child.stack().register(move || {
+                (0..1000).for_each(|_| _ = around.stack().close());
+            });
+            let thread = thread::spawn(move || child.finalize());
+            wait_runs.recv().unwrap();
+            waits.send(Watched::this()).unwrap();
+            assert_eq!(messages(&parent.finalize()), ["first"]);
+            thread.join().unwrap().unwrap();
+        }
+    });
+}
+
 /// A close has passed a child whose handler waits for this very thread. The next one does not wait in a circle.
 #[test]
 fn a_close_waits_for_a_handler_passed_before() {
@@ -385,6 +442,43 @@ fn a_close_waits_for_a_handler_passed_before() {
     });
 }
 
+/// The same, where that handler runs out of its turn.
+#[test]
+fn a_close_waits_for_a_run_now_that_was_passed() {
+    within_a_minute(|| {
+        for _ in rounds().take(100) {
+            let done = Count::default();
+            let [parent, other] = ["parent", "other"].map(Interpreter::new);
+            let inner = other.subinterpreter("inner");
+            let (waits, wait_waits) = channel::<Watched>();
+            let (closes, wait_closes) = channel();
+            let both_run = Arc::new(Barrier::new(2));
+            let (runs, then) = (Arc::clone(&both_run), done.handler());
+            let id = parent.stack().register(move || {
+                runs.wait();
+                waits.send(Watched::this()).unwrap();
+                other.finalize().unwrap();
+                wait_closes.recv().unwrap();
+                (0..200).for_each(|_| thread::yield_now());
+                then();
+            });
+            let around = parent.clone();
+            inner.stack().register(move || {
+                both_run.wait();
+                wait_waits.recv().unwrap().until_it_sleeps();
+                around.stack().close().unwrap();
+            });
+            let close_again = || {
+                inner.finalize().unwrap();
+                closes.send(()).unwrap();
+                parent.stack().close().unwrap();
+                assert_eq!(done.get(), 1);
+            };
+            at_once([&|| parent.stack().run_now(id).unwrap().unwrap(), &close_again]);
+        }
+    });
+}
+
 /// Does `wait` while two handlers of `interpreter` run out of their turn on other threads: it is to wait for both.
 fn beside_run_now(interpreter: &Interpreter, wait: impl FnOnce()) {
     let done = Count::default();
@@ -418,6 +512,26 @@ fn finalize_waits_for_a_handler_in_run_now() {
             interpreter.stack().register(|| Err("its own"));
             assert_eq!(messages(&interpreter.finalize()), ["own"]);
         });
+    });
+}
+
+#[test]
+fn a_finalizer_is_told_what_run_now_failed_with() {
+    within_a_minute(|| {
+        let interpreter = Interpreter::new("own");
+        let (runs, wait_runs) = channel();
+        let (waits, wait_waits) = channel::<Watched>();
+        let id = interpreter.stack().register(move || {
+            runs.send(()).unwrap();
+            wait_waits.recv().unwrap().until_it_sleeps();
+            Err("told")
+        });
+        let own = interpreter.clone();
+        let thread = thread::spawn(move || own.stack().run_now(id).unwrap());
+        wait_runs.recv().unwrap();
+        waits.send(Watched::this()).unwrap();
+        assert_eq!(messages(&interpreter.finalize()), ["told"]);
+        assert_eq!(messages(&thread.join().unwrap()), ["told"]);
     });
 }
 
