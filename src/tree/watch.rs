@@ -477,6 +477,7 @@ impl Watched<'_, '_> {
         let run = self.run.take();
         if set_run(self.teardown.number(), None).is_err() {
             self.teardown.set_late();
+            failure.into_iter().for_each(report); // nobody else is told
             if let Some(run) = run {
                 run.top.stack().come_back(self.teardown.number());
             }
@@ -524,9 +525,7 @@ impl Source<dyn Bound + Send> for Watched<'_, '_> {
         if self.end_run(error.as_ref()) {
             self.teardown.keep(failures, error.as_ref());
         } else {
-            // Late: nobody waits for it, and an exit status that it asks for does not count.
-            error.iter().for_each(report);
-            discard((failures, error));
+            discard((failures, error)); // an exit status that it asks for does not count
         }
     }
 }

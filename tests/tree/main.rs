@@ -7,6 +7,7 @@
 #![allow(missing_docs, reason = "a test")]
 #![allow(unreachable_pub, reason = "`watched` is shared with other tests")]
 
+mod bounded;
 mod current;
 mod late;
 mod load;

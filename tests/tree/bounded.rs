@@ -1,0 +1,584 @@
+//! Interpreters that are finalized within a time, and what becomes of handlers that do not return within it.
+//!
+//! A handler that is to be given up waits for a channel and has a limit of its own. Everything else has more time than it
+//! can need.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use exitstack::shutdown::{Closed, Expiry, Fate, Limits, Record, running, time_left};
+use exitstack::{CloseError, Exit, Handler, HandlerErrorKind, Interpreter, SharedExitStack};
+
+use crate::watched::Watched;
+use crate::{Log, file_reports, message, reports_of, within_a_minute};
+
+/// What a handler has that is to be given up.
+const SHORT: Duration = Duration::from_millis(100);
+
+/// What is enough for anything, and still bounded.
+const LONG: Duration = Duration::from_secs(20);
+
+/// How much longer than its total `finalize_within` may take on a machine that is busy.
+const SLACK: Duration = Duration::from_secs(2);
+
+/// Waits until something is so that will be.
+fn until(is_so: impl Fn() -> bool) {
+    let end = Instant::now() + LONG;
+    while !is_so() {
+        assert!(Instant::now() < end, "it never happens");
+        thread::yield_now();
+    }
+}
+
+/// A handler that returns when the sender is gone, and one message on the receiver once it has begun.
+fn held<R: 'static>(name: &'static str, then: fn() -> R) -> (Handler<impl FnOnce() -> R + Send + 'static>, Held) {
+    let (release, released) = channel::<()>();
+    let (begins, begun) = channel();
+    let handler = move || {
+        let _ = begins.send(Watched::this());
+        let _ = released.recv();
+        then()
+    };
+    (Handler::new(handler).named(name), Held { release, begun })
+}
+
+struct Held {
+    release: Sender<()>,
+    begun: Receiver<Watched>,
+}
+
+impl Held {
+    fn until_it_runs(&self) -> Watched {
+        self.begun.recv_timeout(LONG).expect("it begins")
+    }
+
+    fn release(self) {
+        drop(self.release);
+    }
+}
+
+fn fate(record: &Record) -> String {
+    let fate = match record.fate() {
+        Fate::Done => "done",
+        Fate::Failed(error) => return format!("{} failed with {}", record.name().unwrap_or("?"), message(error)),
+        Fate::GivenUp => "given up",
+        Fate::NotRun => "not run",
+        Fate::Running => "running",
+        _ => "something else",
+    };
+    format!("{} {fate}", record.name().unwrap_or("?"))
+}
+
+fn fates(closed: &Closed) -> Vec<String> {
+    closed.records().iter().map(fate).collect()
+}
+
+fn kinds(result: &Result<(), CloseError>) -> Vec<String> {
+    let errors = result.as_ref().err().map_or(&[][..], CloseError::errors);
+    let kind = |kind: &HandlerErrorKind| match kind {
+        HandlerErrorKind::Failed(_) => "failed",
+        HandlerErrorKind::Panicked(_) => "panicked",
+        HandlerErrorKind::TimedOut(_) => "timed out",
+        HandlerErrorKind::NotRun => "not run",
+        _ => "something else",
+    };
+    errors.iter().map(|error| format!("{} {}", error.name().unwrap_or("?"), kind(error.kind()))).collect()
+}
+
+fn named(interpreter: &Interpreter, log: &Log, name: &'static str) {
+    interpreter.stack().register(Handler::new(log.handler(name)).named(name));
+}
+
+#[test]
+fn without_a_handler_that_hangs_all_is_done() {
+    let (plugin, log) = (Interpreter::new("bounded-done"), Log::default());
+    named(&plugin, &log, "A");
+    plugin.stack().register(Handler::new(|| Err("full")).named("B"));
+    named(&plugin, &log, "C");
+    let closed = plugin.finalize_within(&Limits::new().within(LONG).each(LONG));
+    assert_eq!(log.take(), ["C", "A"]);
+    assert_eq!(fates(&closed), ["C done", "B failed with full", "A done"]);
+    assert_eq!(kinds(&closed.result()), ["B failed"]);
+    assert!(closed.is_over());
+    assert!(plugin.stack().try_register(|| ()).is_err());
+    assert!(closed.records().iter().all(|record| record.path() == Some("process > bounded-done")));
+    assert!(closed.records().iter().all(|record| record.thread().is_none_or(|thread| thread == "exitstack-drain")));
+}
+
+#[test]
+fn a_handler_that_hangs_is_given_up() {
+    file_reports();
+    let (plugin, log) = (Interpreter::new("bounded-hangs"), Log::default());
+    named(&plugin, &log, "A");
+    let (handler, held) = held("B", || Err::<(), _>("late"));
+    plugin.stack().register(handler.within(SHORT));
+    named(&plugin, &log, "C");
+    let closed = within_a_minute({
+        let plugin = plugin.clone();
+        move || plugin.finalize_within(&Limits::new().within(LONG))
+    });
+    assert_eq!(log.take(), ["C", "A"]);
+    assert_eq!(fates(&closed), ["C done", "B given up", "A done"]);
+    assert_eq!(kinds(&closed.result()), ["B timed out"]);
+    let took = closed.records()[1].took();
+    assert!(took >= SHORT && took < LONG, "{took:?}");
+    assert!(!closed.is_over());
+    assert!(running().iter().any(|running| running.path() == Some("process > bounded-hangs")));
+    held.release();
+    until(|| closed.is_over());
+    let reports = reports_of("bounded-hangs");
+    assert_eq!(reports.iter().map(message).collect::<Vec<_>>(), ["late"], "only what came late");
+    assert_eq!(closed.result().unwrap_err().errors().len(), 1);
+}
+
+#[test]
+fn it_returns_by_its_total() {
+    let (plugin, log) = (Interpreter::new("bounded-total"), Log::default());
+    let token = Arc::new(());
+    let alive: Weak<()> = Arc::downgrade(&token);
+    plugin.stack().register(Handler::new(move || drop(token)).named("A"));
+    let (handler, held) = held("B", || ());
+    plugin.stack().register(handler);
+    named(&plugin, &log, "C");
+    let total = Duration::from_millis(500);
+    let began = Instant::now();
+    let closed = plugin.finalize_within(&Limits::new().within(total));
+    let took = began.elapsed();
+    assert!(took >= total && took < total + SLACK, "{took:?}");
+    assert_eq!(log.take(), ["C"]);
+    assert_eq!(fates(&closed)[..2], ["C done", "B given up"]);
+    until(|| plugin.stack().is_empty());
+    assert!(alive.upgrade().is_some(), "what has no time is not dropped");
+    assert!(!closed.is_over());
+    held.release();
+    until(|| closed.is_over());
+    assert!(alive.upgrade().is_some(), "what has no time is not dropped");
+}
+
+#[test]
+fn what_is_not_run_is_among_the_failures() {
+    let (plugin, log) = (Interpreter::new("bounded-not-run"), Log::default());
+    named(&plugin, &log, "A");
+    named(&plugin, &log, "B");
+    let (handler, held) = held("C", || ());
+    plugin.stack().register(handler.within(SHORT));
+    // With `Leave`, nothing below the first one that is given up is run.
+    let closed = plugin.finalize_within(&Limits::new().within(LONG).on_expiry(Expiry::Leave));
+    assert_eq!(fates(&closed), ["C given up", "B not run", "A not run"]);
+    assert_eq!(kinds(&closed.result()), ["C timed out", "B not run", "A not run"]);
+    assert!(log.take().is_empty());
+    assert!(closed.records()[1..].iter().all(|record| record.took().is_zero()));
+    held.release();
+    until(|| closed.is_over());
+    assert!(log.take().is_empty());
+}
+
+#[test]
+fn expiry_that_waits_gives_nothing_up() {
+    let plugin = Interpreter::new("bounded-waits");
+    let (handler, held) = held("A", || ());
+    plugin.stack().register(handler.within(Duration::ZERO));
+    let limits = Limits::new().each(Duration::ZERO).on_expiry(Expiry::Wait);
+    let closes = thread::spawn(move || plugin.finalize_within(&limits));
+    held.until_it_runs().until_it_sleeps();
+    held.release();
+    let closed = closes.join().expect("no panic");
+    assert_eq!(fates(&closed), ["A done"]);
+    assert!(closed.result().is_ok() && closed.is_over());
+}
+
+#[test]
+fn several_are_given_up_one_after_the_other() {
+    let (plugin, log) = (Interpreter::new("bounded-several"), Log::default());
+    named(&plugin, &log, "A");
+    let inner = plugin.subinterpreter("inner");
+    let mut all = Vec::new();
+    for (at, name) in [(&plugin, "first"), (&inner, "second"), (&plugin, "third"), (&inner, "fourth")] {
+        let (handler, held) = held(name, || ());
+        at.stack().register(handler.within(SHORT));
+        named(at, &log, name);
+        all.push(held);
+    }
+    let closed = within_a_minute(move || plugin.finalize_within(&Limits::new().within(LONG)));
+    // `inner` is older than what was registered with the plugin after it, and younger than "A".
+    assert_eq!(log.take(), ["third", "first", "fourth", "second", "A"]);
+    let names = ["third", "first", "fourth", "second"];
+    let expected: Vec<_> = names.iter().flat_map(|name| [format!("{name} done"), format!("{name} given up")]).collect();
+    assert_eq!(fates(&closed)[..8], expected);
+    assert_eq!(closed.records().len(), 9);
+    assert_eq!(kinds(&closed.result()), names.map(|name| format!("{name} timed out")));
+    for held in all {
+        assert!(!closed.is_over());
+        held.release();
+    }
+    until(|| closed.is_over());
+}
+
+/// What is reserved is shared by those that wait: the first one has all but that, the others have a third and a half of it.
+#[test]
+fn a_reserve_is_shared_evenly() {
+    let plugin = Interpreter::new("bounded-reserve");
+    let (total, reserve) = (Duration::from_millis(1500), Duration::from_millis(1200));
+    let mut all = Vec::new();
+    for name in ["C", "B", "A"] {
+        let (handler, held) = held(name, || ());
+        plugin.stack().register(Handler::new(|| ()).named("quick"));
+        plugin.stack().register(handler);
+        all.push(held);
+    }
+    let closed = plugin.finalize_within(&Limits::new().within(total).reserve(reserve));
+    let given_up: Vec<_> =
+        closed.records().iter().filter(|record| matches!(record.fate(), Fate::GivenUp)).map(Record::took).collect();
+    let [first, second, third] = given_up[..] else { panic!("{:?}", fates(&closed)) };
+    let least = |part: u32| (reserve / part).saturating_sub(Duration::from_millis(250)); // on a machine that is busy
+    assert!(first + Duration::from_millis(10) >= total - reserve && first < total, "{given_up:?}");
+    assert!(second + third <= reserve + SLACK && second >= least(4), "{given_up:?}");
+    let is_done = |name: &str| fates(&closed).iter().filter(|fate| *fate == name).count();
+    assert_eq!(is_done("quick done"), 3, "{:?}", fates(&closed));
+    drop(all);
+    until(|| closed.is_over());
+}
+
+#[test]
+fn a_parents_drain_does_not_wait_for_what_is_given_up() {
+    let (parent, log) = (Interpreter::new("bounded-parent"), Log::default());
+    named(&parent, &log, "A");
+    let child = parent.subinterpreter("child");
+    let (handler, held) = held("stuck", || ());
+    child.stack().register(handler.within(SHORT));
+    named(&parent, &log, "B");
+    let closed = child.finalize_within(&Limits::new());
+    assert!(!closed.is_over());
+    within_a_minute(move || parent.finalize()).unwrap();
+    assert_eq!(log.take(), ["B", "A"]);
+    assert!(!closed.is_over());
+    held.release();
+    until(|| closed.is_over());
+}
+
+/// What is unlinked is dropped with its last handle.
+#[test]
+fn a_child_is_unlinked_when_the_last_one_returns() {
+    struct Dropped(Arc<()>);
+    let parent = Interpreter::new("bounded-unlinked");
+    let alive = Arc::new(());
+    for _ in 0..20 {
+        let child = parent.subinterpreter("child");
+        let grandchild = child.subinterpreter("grandchild");
+        let (handler, held) = held("stuck", || ());
+        grandchild.stack().register(handler.within(Duration::ZERO));
+        let kept = Dropped(Arc::clone(&alive));
+        child.stack().register(move || drop(kept.0));
+        let closed = child.finalize_within(&Limits::new().within(LONG));
+        assert!(!closed.is_over());
+        held.release();
+        until(|| closed.is_over());
+    }
+    assert_eq!(Arc::strong_count(&alive), 1);
+    assert!(!format!("{parent:?}").contains("child"));
+    let closed = parent.finalize_within(&Limits::new().within(LONG));
+    assert!(closed.records().is_empty() && closed.is_over());
+}
+
+#[test]
+fn inside_its_own_handler_it_returns_at_once() {
+    let (plugin, log) = (Interpreter::new("bounded-own"), Log::default());
+    named(&plugin, &log, "A");
+    let (own, inside) = (plugin.clone(), log.clone());
+    plugin.stack().register(move || {
+        let closed = own.finalize_within(&Limits::new().within(LONG));
+        inside.push(format!("{:?}, over: {}", closed.result(), closed.is_over()));
+    });
+    let result = within_a_minute(move || plugin.finalize());
+    assert!(result.is_ok());
+    assert_eq!(log.take(), ["Ok(()), over: false", "A"]);
+}
+
+#[test]
+fn inside_its_own_bounded_drain_it_returns_at_once() {
+    let (plugin, log) = (Interpreter::new("bounded-twice"), Log::default());
+    named(&plugin, &log, "A");
+    let (own, inside) = (plugin.clone(), log.clone());
+    plugin.stack().register(move || {
+        let closed = own.finalize_within(&Limits::new().within(LONG));
+        inside.push(format!("{:?}", closed.result()));
+    });
+    let closed = within_a_minute(move || plugin.finalize_within(&Limits::new().within(LONG)));
+    assert!(closed.result().is_ok() && closed.is_over());
+    assert_eq!(log.take(), ["Ok(())", "A"]);
+}
+
+/// The drain comes to the child whose handler waits for it: it waits for that one, and the call returns.
+#[test]
+fn inside_a_childs_handler_there_is_no_deadlock() {
+    let (plugin, log) = (Interpreter::new("bounded-from-child"), Log::default());
+    named(&plugin, &log, "A");
+    let child = plugin.subinterpreter("child");
+    named(&child, &log, "c1");
+    let (outer, inside) = (plugin.clone(), log.clone());
+    child.stack().register(move || {
+        let closed = outer.finalize_within(&Limits::new());
+        inside.push(format!("over: {}", closed.is_over()));
+    });
+    named(&plugin, &log, "B");
+    within_a_minute(move || child.finalize()).unwrap();
+    within_a_minute({
+        let plugin = plugin.clone();
+        move || plugin.finalize()
+    })
+    .unwrap();
+    assert_eq!(log.take(), ["B", "over: false", "c1", "A"]);
+}
+
+#[test]
+fn a_child_may_be_finalized_inside_a_handler() {
+    let (plugin, log) = (Interpreter::new("bounded-child"), Log::default());
+    let child = plugin.subinterpreter("child");
+    let (handler, held) = held("stuck", || ());
+    named(&child, &log, "c1");
+    child.stack().register(handler.within(SHORT));
+    named(&plugin, &log, "A");
+    let (inner, inside) = (child.clone(), log.clone());
+    plugin.stack().register(move || {
+        let closed = inner.finalize_within(&Limits::new().within(LONG));
+        inside.push(kinds(&closed.result()).join(", "));
+    });
+    let closed = within_a_minute(move || plugin.finalize_within(&Limits::new().within(LONG)));
+    assert_eq!(log.take(), ["c1", "stuck timed out", "A"]);
+    assert!(!closed.is_over(), "the child's handler is part of it");
+    held.release();
+    until(|| closed.is_over());
+}
+
+#[test]
+fn two_threads_may_finalize_it_at_once() {
+    let (plugin, log) = (Interpreter::new("bounded-two"), Log::default());
+    named(&plugin, &log, "A");
+    let (handler, held) = held("stuck", || ());
+    plugin.stack().register(handler.within(SHORT));
+    named(&plugin, &log, "B");
+    let threads: Vec<_> = (0..2)
+        .map(|_| {
+            let plugin = plugin.clone();
+            thread::spawn(move || within_a_minute(move || plugin.finalize_within(&Limits::new().within(LONG))))
+        })
+        .collect();
+    let all: Vec<Closed> = threads.into_iter().map(|thread| thread.join().expect("no panic")).collect();
+    assert_eq!(log.take(), ["B", "A"]);
+    // Whichever came first, or the one that waited for it, has noted what was given up.
+    let given_up: usize = all.iter().flat_map(fates).filter(|fate| fate == "stuck given up").count();
+    assert_eq!(given_up, 1, "{all:?}");
+    held.release();
+    until(|| all.iter().all(Closed::is_over));
+}
+
+/// The other thread has begun without limits.
+#[test]
+fn a_finalize_that_hangs_elsewhere_is_given_up() {
+    let (plugin, log) = (Interpreter::new("bounded-elsewhere"), Log::default());
+    named(&plugin, &log, "A");
+    let (handler, held) = held("stuck", || ());
+    plugin.stack().register(handler.within(SHORT));
+    // Drains are watched once something has asked for it.
+    let _ = Interpreter::new("bounded-watch").finalize_within(&Limits::new());
+    let other = plugin.clone();
+    let finalizes = thread::spawn(move || other.finalize());
+    held.until_it_runs();
+    let closed = within_a_minute(move || plugin.finalize_within(&Limits::new().within(LONG)));
+    assert_eq!(log.take(), ["A"]);
+    assert_eq!(fates(&closed), ["stuck given up", "A done"]);
+    assert!(!closed.is_over());
+    held.release();
+    assert!(finalizes.join().expect("no panic").is_ok(), "the drain is another's");
+    until(|| closed.is_over());
+}
+
+#[test]
+fn what_runs_is_listed_with_its_path_and_thread() {
+    let outer = Interpreter::new("bounded-listed");
+    let inner = outer.subinterpreter("inner");
+    let (handler, held) = held("listed", || ());
+    inner.stack().register(handler);
+    inner.stack().register(Handler::new(|| ()).named("before"));
+    outer.stack().register(Handler::new(|| ()).named("before, too"));
+    let below = outer.subinterpreter("newer");
+    below.stack().register(|| ());
+    let list = || -> Vec<_> {
+        running().into_iter().filter(|running| running.path() == Some("process > bounded-listed > inner")).collect()
+    };
+    assert!(list().is_empty());
+    let before = Instant::now();
+    let finalizes = {
+        let outer = outer.clone();
+        thread::Builder::new().name("finalizes".into()).spawn(move || outer.finalize_within(&Limits::new()))
+    };
+    held.until_it_runs();
+    let all = list();
+    let [running] = &all[..] else { panic!("{all:?}") };
+    assert_eq!(running.name(), Some("listed"));
+    assert!(running.location().file().ends_with("bounded.rs"));
+    assert!(running.since() >= before && running.since() <= Instant::now());
+    assert!(running.thread().is_none_or(|thread| thread == "exitstack-drain"), "{running:?}");
+    held.release();
+    let closed = finalizes.expect("a thread").join().expect("no panic");
+    assert_eq!(closed.records().len(), 4);
+    assert!(list().is_empty());
+}
+
+#[test]
+fn a_handler_can_ask_how_much_time_it_has() {
+    let (plugin, seen) = (Interpreter::new("bounded-left"), Arc::<Mutex<Vec<Option<Duration>>>>::default());
+    for limit in [None, Some(LONG / 4)] {
+        let seen = Arc::clone(&seen);
+        let handler = Handler::new(move || seen.lock().unwrap_or_else(PoisonError::into_inner).push(time_left()));
+        match limit {
+            Some(limit) => plugin.stack().register(handler.within(limit)),
+            None => plugin.stack().register(handler),
+        };
+    }
+    let _ = plugin.finalize_within(&Limits::new().within(LONG));
+    let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let [Some(own), Some(total)] = seen[..] else { panic!("{seen:?}") };
+    assert!(own <= LONG / 4 && own > LONG / 8, "{own:?}");
+    assert!(total <= LONG && total > LONG / 2, "{total:?}");
+    assert_eq!(time_left(), None);
+}
+
+#[test]
+fn the_interpreter_is_current_on_the_librarys_thread() {
+    let (plugin, log) = (Interpreter::new("bounded-current"), Log::default());
+    let inner = plugin.subinterpreter("inner");
+    for at in [&plugin, &inner] {
+        // Before and after a handler that is given up: on the first thread and on the one that goes on.
+        for _ in 0..2 {
+            let log = log.clone();
+            at.stack().register(move || {
+                log.push(Interpreter::current().map(|current| current.name().to_owned()).unwrap_or_default());
+            });
+        }
+    }
+    let (handler, held) = held("stuck", || ());
+    inner.stack().register(handler.within(SHORT));
+    inner.stack().register({
+        let log = log.clone();
+        move || log.push(Interpreter::current().map(|current| current.name().to_owned()).unwrap_or_default())
+    });
+    let closed = plugin.finalize_within(&Limits::new().within(LONG));
+    // The plugin's own were registered after `inner` was created.
+    let expected = ["bounded-current", "bounded-current", "inner", "inner", "inner"];
+    assert_eq!(log.take(), expected);
+    assert_eq!(kinds(&closed.result()), ["stuck timed out"]);
+    assert!(Interpreter::current().is_none());
+    held.release();
+    until(|| closed.is_over());
+}
+
+#[test]
+fn a_panic_or_an_exit_is_kept_as_ever() {
+    let plugin = Interpreter::new("bounded-panics");
+    plugin.stack().register(Handler::new(|| Err(Exit(7))).named("exits"));
+    let (handler, held) = held("stuck", || ());
+    plugin.stack().register(handler.within(SHORT));
+    plugin.stack().register(Handler::new(|| -> () { std::panic::resume_unwind(Box::new("oh")) }).named("panics"));
+    let closed = plugin.finalize_within(&Limits::new().within(LONG));
+    let result = closed.result();
+    assert_eq!(kinds(&result), ["panics panicked", "stuck timed out"]);
+    assert_eq!(result.unwrap_err().exit_code(), Some(7));
+    assert_eq!(closed.records().len(), 3);
+    held.release();
+    until(|| closed.is_over());
+    assert_eq!(closed.result().unwrap_err().exit_code(), Some(7));
+}
+
+/// The exit status is no longer this handler's to ask for.
+#[test]
+fn a_late_exit_status_is_not_among_the_results() {
+    let plugin = Interpreter::new("bounded-late-exit");
+    let (handler, held) = held("stuck", || Err::<(), _>(Exit(9)));
+    plugin.stack().register(handler.within(SHORT));
+    let closed = plugin.finalize_within(&Limits::new().within(LONG));
+    held.release();
+    until(|| closed.is_over());
+    assert_eq!(closed.result().unwrap_err().exit_code(), None);
+}
+
+/// The handler that called `finalize` is never told.
+#[test]
+fn failures_of_a_lost_inner_finalize_are_reported() {
+    file_reports();
+    let (outer, log) = (Interpreter::new("bounded-outer"), Log::default());
+    let inner = Interpreter::new("bounded-inner");
+    inner.stack().register(Handler::new(|| Err("below")).named("below"));
+    let (handler, held) = held("stuck", || ());
+    inner.stack().register(handler.within(SHORT));
+    inner.stack().register(Handler::new(|| Err("above")).named("above"));
+    named(&outer, &log, "A");
+    let (finalizes, inside) = (inner.clone(), log.clone());
+    outer.stack().register(
+        Handler::new(move || {
+            let result = finalizes.finalize();
+            inside.push(format!("told of {} failures", kinds(&result).len()));
+        })
+        .named("finalizes"),
+    );
+    let closed = within_a_minute(move || outer.finalize_within(&Limits::new().within(LONG)));
+    assert_eq!(log.take(), ["A"]);
+    assert_eq!(fates(&closed)[..2], ["above failed with above", "stuck given up"]);
+    let mut reported: Vec<_> = reports_of("bounded-inner").iter().filter_map(|e| e.name().map(str::to_owned)).collect();
+    reported.sort();
+    assert_eq!(reported, ["above", "below", "stuck"]);
+    held.release();
+    until(|| closed.is_over());
+    until(|| inner.stack().try_register(|| ()).is_err());
+    assert_eq!(log.take(), ["told of 0 failures"], "it runs on, though late");
+}
+
+/// A thread that was given up closes what is a value, and nothing of the tree.
+#[test]
+fn a_late_thread_drains_values_and_nothing_else() {
+    static OTHER: OnceLock<(Interpreter, Log)> = OnceLock::new();
+    let (plugin, log) = (Interpreter::new("bounded-late"), Log::default());
+    let other = Interpreter::new("bounded-late-other");
+    named(&other, &log, "the other's");
+    let _ = OTHER.set((other.clone(), log.clone()));
+    named(&plugin, &log, "A");
+    let (handler, held) = held("stuck", || {
+        let Some((other, log)) = OTHER.get() else { return };
+        let value = SharedExitStack::new();
+        value.register(log.handler("a value's"));
+        assert!(value.close().is_ok());
+        let local = exitstack::ExitStack::new();
+        local.register(log.handler("a local's"));
+        drop(local);
+        assert!(other.finalize().is_ok() && other.stack().close().is_ok());
+        log.push("late");
+    });
+    plugin.stack().register(handler.within(SHORT));
+    let closed = plugin.finalize_within(&Limits::new().within(LONG));
+    assert_eq!(log.take(), ["A"]);
+    held.release();
+    until(|| closed.is_over());
+    assert_eq!(log.take(), ["a value's", "a local's", "late"]);
+    other.finalize().unwrap();
+    assert_eq!(log.take(), ["the other's"]);
+}
+
+/// While it runs nothing has become of it, and it is last.
+#[test]
+fn records_say_what_still_runs() {
+    let (plugin, log) = (Interpreter::new("bounded-records"), Log::default());
+    let inner = Interpreter::new("bounded-records-inner");
+    named(&plugin, &log, "A");
+    let (handler, held) = held("runs", || ());
+    inner.stack().register(handler);
+    plugin.stack().register(Handler::new(move || drop(inner.finalize())).named("finalizes"));
+    let limits = Limits::new().within(Duration::from_millis(300));
+    let closed = plugin.finalize_within(&limits);
+    // The innermost is given up, and the drain goes on with nothing but what has no time.
+    assert_eq!(fates(&closed).first().map(String::as_str), Some("runs given up"));
+    held.release();
+    until(|| closed.is_over());
+    assert!(log.take().is_empty());
+}
