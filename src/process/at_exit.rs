@@ -72,6 +72,9 @@ extern "C" fn exit_hook() {
         if unload::are_all(called) {
             let _ = catch_unwind(end::report_refused).map_err(discard);
         }
+        if end::signal().is_some() {
+            status = end::decided(); // the last drain was perhaps that of another thread, which leaves the end to this one
+        }
         unload::begin_list_anew(); // as it does below, where hooks are registered
     } else {
         // First of all: the next thread must find a hook, too.
@@ -93,6 +96,7 @@ extern "C" fn exit_hook() {
         end::signal().into_iter().for_each(die_by); // what was registered with C before ours does not run
     }
     if let Some(status) = status.filter(|status| GIVEN.get() != Some(*status)) {
+        GIVEN.set(Some(status));
         raw::end_with(status);
     }
 }
@@ -112,14 +116,16 @@ pub(crate) fn end_by_signal() -> ! {
         discard(payload);
         None
     });
+    if let Some(status) = status {
+        GIVEN.set(Some(status));
+        // What else is registered with C runs. If another thread is in std's `exit` already, this one waits there forever,
+        // so it may not be the one that leaves.
+        std::process::exit(status);
+    }
     if !end::leaves_first() {
         raw::park() // another thread is past the last drain, and ends the process
     }
     flush_stdout();
-    if let Some(status) = status {
-        GIVEN.set(Some(status));
-        std::process::exit(status); // what else is registered with C runs
-    }
     end::signal().into_iter().for_each(die_by);
     raw::end_now(1)
 }
