@@ -148,10 +148,12 @@ pub(crate) struct Setup {
     limits: Limits,
     keeper: Option<Sender<Job>>,
     observer: Option<Observer>,
+    /// How often what blocks a drain at the end of the process has still to be given up.
+    hurried: usize,
 }
 
 global! {
-    static SETUP: PerProcess<Setup> = PerProcess::new(Setup { limits: Limits::new(), keeper: None, observer: None });
+    static SETUP: PerProcess<Setup> = PerProcess::new(Setup { limits: Limits::new(), keeper: None, observer: None, hurried: 0 });
 }
 
 /// The epoch of the process in which an exit has given up a handler.
@@ -277,17 +279,7 @@ pub(crate) fn watch_end(
             finish(result);
         };
         let (finish, relieved) = (Arc::new(finish), Arc::new(|| ()));
-        let _ = keeper.send(Job {
-            began,
-            hurried: keeper::HURRIED.load(Ordering::Relaxed),
-            watch,
-            root,
-            limits,
-            observer,
-            finish,
-            relieved,
-            force: Some(force),
-        });
+        let _ = keeper.send(Job { began, watch, root, limits, observer, finish, relieved, force: Some(force) });
     }
     Some(Watching { watch, root, observer })
 }
@@ -318,10 +310,19 @@ pub(crate) fn ensure_keeper() -> io::Result<()> {
     set_limits(limits)
 }
 
-/// Lets what blocks a drain at the end of the process be given up now.
+/// Lets what blocks a drain at the end of the process be given up now, or as soon as there is one.
 #[cfg(all(unix, feature = "signals"))]
 pub(crate) fn hurry() {
-    keeper::HURRIED.fetch_add(1, Ordering::Relaxed);
+    SETUP.lock().hurried += 1;
+}
+
+/// Whether what blocks a drain has to be given up because of a [`hurry`], each of which counts for one drain: another may be
+/// watched that waits for it.
+fn answer_hurry() -> bool {
+    let mut setup = SETUP.lock();
+    let hurried = setup.hurried > 0;
+    setup.hurried -= usize::from(hurried);
+    hurried
 }
 
 /// Whether an exit of this process has given up a handler, so that the process has to be ended without C.
@@ -368,17 +369,7 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
         let relieved = move || leaning.upgrade().into_iter().for_each(|lean| lean.on(ThreadKey::current()));
         let (root, observer) = (root.clone(), observer.clone());
         let (finish, relieved) = (Arc::new(finish), Arc::new(relieved));
-        Job {
-            began,
-            hurried: keeper::HURRIED.load(Ordering::Relaxed),
-            watch,
-            root,
-            limits,
-            observer,
-            finish,
-            relieved,
-            force: None,
-        }
+        Job { began, watch, root, limits, observer, finish, relieved, force: None }
     };
     let (running, node) = (job.clone(), Arc::clone(node));
     let drain = move || {
