@@ -316,7 +316,7 @@ pub(crate) fn hurry() {
     SETUP.lock().hurried += 1;
 }
 
-/// Whether what blocks a drain has to be given up because of a [`hurry`], each of which counts for one drain: another may be
+/// Whether what blocks a drain has to be given up because of a `hurry`, each of which counts for one drain: another may be
 /// watched that waits for it.
 fn answer_hurry() -> bool {
     let mut setup = SETUP.lock();
