@@ -20,8 +20,8 @@
 //!
 //! **An [`ExitStack`] is a local variable**: it does not run on `std::process::exit` or Ctrl-C.
 //!
-//! The [guide] has recipes: for terminals, temporary files, rollback, guards, error types, exit statuses, tests, threads,
-//! async programs, C, plugins and daemons.
+//! The [guide] has recipes: for terminals, signals and deadlines, temporary files, rollback, guards, error types, exit
+//! statuses, tests, threads, async programs, C, plugins and daemons.
 //!
 //! # What runs, and when
 //!
@@ -78,14 +78,15 @@
 //!   after it. An `Err` and [`Exit`] work as usual. [`exit`] inside a handler cannot unwind then: the handlers below
 //!   run within that call, each such call on top of the one before, and the handler's locals are not dropped.
 //! - **Nothing runs on SIGKILL, `_exit`** and the other exit paths that the table answers with no.
-//! - **Nothing here is async-signal-safe.** A signal handler must not register, close or exit. Let a thread wait for
-//!   the signal instead; the [README](https://crates.io/crates/exitstack) says, under "Limits", how a program cleans up
-//!   and then dies by the signal.
+//! - **Nothing here is async-signal-safe.** A signal handler must not register, close or exit. A program that is to clean
+//!   up on SIGINT, SIGTERM or SIGHUP enables the feature `signals` and installs `signals::Signals`: see
+//!   [`guide::signals_and_deadlines`].
 //! - **Thread-locals with destructors are gone** when the process exits through C's `atexit`, that is on every exit
 //!   path but [`run`] and [`exit`]. A handler that needs one (to log through `tracing`, say) panics, which is caught
 //!   and reported like any other panic.
 //! - **Other threads keep running** while the process drains: what a handler shares with them needs a lock. A handler
-//!   that never returns, or that waits for a thread which is itself in `exit`, keeps the process from ending.
+//!   that never returns, or that waits for a thread which is itself in `exit`, keeps the process from ending, unless
+//!   [`shutdown`] sets limits.
 //! - Other libraries' `atexit` handlers run at their place in C's list: before ours if they were registered after our
 //!   first one, otherwise after ours. [`run`] and [`exit`] drain first, so there they all run after ours.
 //! - Our handlers are safe however many threads are in `std::process::exit` and [`exit`] at once, and with 16 that
@@ -112,14 +113,20 @@
 //! # Unsafe code
 //!
 //! All of it is in `src/raw`; a lint holds every other module to safe Rust. `closure.rs` stores small handlers in the
-//! stack without an allocation, `appendable.rs` lends out what is entered, `fork.rs` tells a child from its parent, and
-//! one file for each kind of system is the boundary to C (`atexit`, `exit`, a raw write to standard error). Each file
-//! opens with the argument why it is sound; `docs/checks.md` in the repository says how that is checked.
+//! stack without an allocation, `appendable.rs` lends out what is entered, `fork.rs` tells a child from its parent,
+//! `signals.rs` asks C what a signal does, and one file for each kind of system is the boundary to C (`atexit`, `exit`, a
+//! raw write to standard error). Each file opens with the argument why it is sound; `docs/checks.md` in the repository
+//! says how that is checked.
 //!
 //! # Features and Rust version
 //!
-//! No feature is on by default. `async` adds [`AsyncExitStack`] and [`scope_async`], for handlers that are awaited, on any runtime
-//! and without a further dependency. `loom` is for the crate's own tests. The minimum supported Rust version is 1.85.
+//! - `async`: [`AsyncExitStack`] and [`scope_async`], for handlers that are awaited, on any runtime and without a further
+//!   dependency.
+//! - `signals`: the module `signals`, on Unix, with the crate signal-hook. For programs: SIGINT, SIGTERM and SIGHUP run the
+//!   handlers, and the process dies by the signal.
+//! - `loom` is for the crate's own tests.
+//!
+//! None is enabled by default. The minimum supported Rust version is 1.85.
 //!
 //! # Neighbours
 //!

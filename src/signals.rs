@@ -118,28 +118,37 @@ impl Signals {
     ///
     /// # Errors
     ///
-    /// Returns an error if this was called before in this process, if one of the signals cannot be caught, or if no thread can
-    /// be started.
+    /// Returns an error if this was called before in this process, if one of the signals cannot be caught (SIGKILL and SIGSEGV
+    /// are among them; nothing has changed then), or if no thread can be started.
     pub fn install(self) -> io::Result<Vec<i32>> {
         static INSTALLED_IN: AtomicUsize = AtomicUsize::new(0);
 
+        let mut caught = Vec::new();
+        for &signal in &self.caught {
+            if !raw::is_ignored(signal)? {
+                caught.push(signal);
+            }
+        }
         let process = raw::epoch();
         if INSTALLED_IN.swap(process, Ordering::AcqRel) == process {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "signals are installed already"));
         }
-        let caught: Vec<i32> = self.caught.iter().copied().filter(|&signal| !raw::is_ignored(signal)).collect();
         shutdown::ensure_keeper()?;
         process::arm();
+        // Before the action changes in any other way: what comes from here on is answered, if a little later.
+        let incoming = Incoming::new(&caught)?;
         for &signal in &caught {
             raw::only_here(signal)?;
         }
-        let incoming = Incoming::new(&caught)?;
         let draining = Arc::new(Draining::default());
         let worker = Arc::clone(&draining);
         let (grace, repeat) = (self.grace, self.repeat);
+        let first = if grace.is_zero() { Step::Drains } else { Step::Asked };
         // Before the one that may need it, and not by a thread that exits.
         thread::Builder::new().name("exitstack-drain".into()).spawn(move || worker.run(grace, self.on_request))?;
-        thread::Builder::new().name("exitstack-sig".into()).spawn(move || answer(incoming, repeat, &draining))?;
+        thread::Builder::new()
+            .name("exitstack-sig".into())
+            .spawn(move || answer(incoming, first, repeat, &draining))?;
         Ok(caught)
     }
 }
@@ -218,8 +227,8 @@ impl Draining {
     }
 }
 
-/// Takes the process one step further at each signal.
-fn answer(mut incoming: Incoming, repeat: Duration, draining: &Draining) {
+/// Takes the process one step further at each signal, to begin with to the `first`.
+fn answer(mut incoming: Incoming, first: Step, repeat: Duration, draining: &Draining) {
     let mut last: Option<Instant> = None;
     for signal in incoming.forever() {
         let now = Instant::now();
@@ -230,7 +239,7 @@ fn answer(mut incoming: Incoming, repeat: Duration, draining: &Draining) {
         match draining.get() {
             Step::Idle => {
                 process::note_signal(signal);
-                draining.set(Step::Asked);
+                draining.set(first);
             }
             Step::Asked => draining.set(Step::Drains),
             Step::Drains => {

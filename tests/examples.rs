@@ -577,6 +577,143 @@ fn the_terminal_example_says_if_there_is_none() {
     });
 }
 
+#[cfg(feature = "signals")]
+mod signals {
+    use std::io::Write;
+    use std::os::unix::process::{CommandExt, ExitStatusExt};
+    use std::process::Child;
+
+    use libc::{SIGHUP, SIGINT, SIGTERM};
+
+    use super::*;
+
+    /// Starts an example whose standard input and output are ours.
+    fn start(example: &str, args: &[&str], directory: &Path) -> (Child, BufReader<std::process::ChildStdout>) {
+        let mut command = command(example, args, directory);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        (child, stdout)
+    }
+
+    /// Reads a line, which the example must print.
+    fn expect(stdout: &mut impl BufRead, expected: &str) {
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        assert_eq!(line.trim_end(), expected);
+    }
+
+    #[allow(unsafe_code, reason = "std sends SIGKILL alone")]
+    fn send(child: &Child, signal: i32) {
+        // SAFETY: no condition; the child was not waited for, so its number is nobody else's.
+        assert_eq!(unsafe { libc::kill(child.id().try_into().unwrap(), signal) }, 0);
+    }
+
+    #[test]
+    fn ctrl_c_leaves_no_half_written_file() {
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            in_directory(&format!("ctrl-c-{signal}"), |directory| {
+                let (mut child, mut stdout) = start("ctrl_c", &[], directory);
+                let mut stdin = child.stdin.take().unwrap();
+                stdin.write_all(b"a line\n").unwrap();
+                expect(&mut stdout, "a line is copied");
+                assert_eq!(names(directory), [PathBuf::from("copy.partial")]);
+                send(&child, signal);
+                let ended = child.wait_with_output().unwrap(); // it reads until then: its standard input is open
+                drop(stdin);
+                assert_eq!((ended.status.signal(), &*ended.stderr), (Some(signal), &b""[..]));
+                assert!(names(directory).is_empty(), "{:?}", names(directory));
+            });
+        }
+    }
+
+    #[test]
+    fn without_ctrl_c_the_file_is_written() {
+        in_directory("no-ctrl-c", |directory| {
+            let (mut child, _stdout) = start("ctrl_c", &[], directory);
+            child.stdin.take().unwrap().write_all(b"a line\n").unwrap();
+            assert!(child.wait().unwrap().success());
+            assert_eq!(fs::read_to_string(directory.join("copy")).unwrap(), "a line\n");
+            assert_eq!(names(directory), [PathBuf::from("copy")]);
+        });
+    }
+
+    #[test]
+    fn a_service_finishes_its_work_on_sigterm() {
+        in_directory("service", |directory| {
+            let (child, mut stdout) = start("service", &[], directory);
+            expect(&mut stdout, "a task works");
+            send(&child, SIGTERM);
+            let mut rest = String::new();
+            stdout.read_to_string(&mut rest).unwrap();
+            let told = "signal 15\na task has finished\nnothing is served any more\nthe pool is closed\n";
+            let ended = child.wait_with_output().unwrap();
+            assert_eq!((&*rest, ended.status.signal(), &*ended.stderr), (told, Some(SIGTERM), &b""[..]));
+        });
+    }
+
+    #[test]
+    fn a_service_does_not_wait_for_a_slow_task() {
+        in_directory("slow-service", |directory| {
+            let (child, mut stdout) = start("service", &["200", "slow"], directory);
+            expect(&mut stdout, "a task works");
+            expect(&mut stdout, "a slow task works");
+            send(&child, SIGTERM);
+            let mut rest = String::new();
+            stdout.read_to_string(&mut rest).unwrap();
+            let told =
+                "signal 15\na task has finished\n1 task is cancelled\nnothing is served any more\nthe pool is closed\n";
+            let ended = child.wait_with_output().unwrap();
+            assert_eq!((&*rest, ended.status.signal(), &*ended.stderr), (told, Some(SIGTERM), &b""[..]));
+        });
+    }
+
+    /// Makes standard input the terminal whose Ctrl-C is the command's.
+    #[allow(unsafe_code, reason = "C knows of sessions")]
+    fn at_its_terminal(command: &mut Command) -> &mut Command {
+        let take = || {
+            // SAFETY: no condition.
+            let session = unsafe { libc::setsid() };
+            // SAFETY: standard input is a terminal that no session has.
+            if session < 0 || unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) } < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        };
+        // SAFETY: what runs in the child makes two system calls.
+        unsafe { command.pre_exec(take) }
+    }
+
+    #[test]
+    fn ctrl_c_gives_the_terminal_back() {
+        let shown = "\x1b[?1049hq ends this, and so does Ctrl-C";
+        for (key, signal) in [(&b"q"[..], None), (b"\x03", Some(SIGINT)), (b"", Some(SIGTERM))] {
+            in_directory(&format!("pager-{signal:?}"), |directory| {
+                let (mut ours, programs) = open_terminal();
+                let before = mode_of(&programs);
+                let end = || programs.try_clone().unwrap();
+                let mut command = command("pager", &[], directory);
+                let mut child = at_its_terminal(command.stdin(end()).stdout(end()).stderr(end())).spawn().unwrap();
+                let mut told = vec![0; shown.len()];
+                ours.read_exact(&mut told).unwrap();
+                assert_eq!(String::from_utf8(told).unwrap(), shown);
+                assert_ne!(mode_of(&programs), before);
+                if key.is_empty() {
+                    send(&child, SIGTERM);
+                } else {
+                    ours.write_all(key).unwrap();
+                }
+                assert_eq!(child.wait().unwrap().signal(), signal);
+                assert_eq!(mode_of(&programs), before, "after {key:?}");
+                drop((programs, command)); // which has copies of its own
+                let mut rest = Vec::new();
+                let _ = ours.read_to_end(&mut rest);
+                let rest = String::from_utf8(rest).unwrap();
+                assert!(rest.ends_with("\x1b[?1049l"), "{rest:?}"); // Ctrl-C itself may be shown before
+            });
+        }
+    }
+}
+
 /// As `guide::tests` shows it.
 #[test]
 fn exit_runs_the_handlers() {

@@ -3,6 +3,7 @@
 //! | what you want | chapter |
 //! | --- | --- |
 //! | a terminal that works, and a message that can be read, after every end of the program | [`terminal`] |
+//! | handlers that run on Ctrl-C and SIGTERM, and a shutdown that takes no longer than it may | [`signals_and_deadlines`] |
 //! | temporary files and directories that do not stay behind | [`temporary_files`] |
 //! | steps that are undone unless all succeed, also on `std::process::exit` | [`rollback`] |
 //! | a guard that lives until the process ends: a logger's, a profiler's, a lock | [`guards`] |
@@ -36,6 +37,7 @@ pub mod own_errors;
 pub mod panic_abort;
 pub mod plugins;
 pub mod rollback;
+pub mod signals_and_deadlines;
 pub mod stack_in_a_struct;
 pub mod sweep;
 pub mod temporary_files;

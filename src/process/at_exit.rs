@@ -14,7 +14,8 @@
 use std::cell::Cell;
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{end, flush_stdout, process_stack, unload};
 use crate::error::{CloseError, ExitRequest, Outcome};
@@ -35,7 +36,17 @@ static LEFT_IN: AtomicUsize = AtomicUsize::new(0);
 /// The epoch of this process, once it is on its way out.
 static EXITING_IN: AtomicUsize = AtomicUsize::new(0);
 
+/// The epoch of this process, while a thread drains because of a signal.
+static SIGNAL_DRAINS_IN: AtomicUsize = AtomicUsize::new(0);
+
+/// How long another thread waits for that one to have decided, once the stack is closed. It may be in C's `exit`, and never
+/// come back.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 thread_local! {
+    /// Whether this thread drains because of a signal.
+    static IS_SIGNALS: Cell<bool> = const { Cell::new(false) };
+
     /// Whether this thread is inside C's `exit`.
     static IN_C_EXIT: Cell<bool> = const { Cell::new(false) };
 
@@ -72,6 +83,11 @@ extern "C" fn exit_hook() {
         if unload::are_all(called) {
             let _ = catch_unwind(end::report_refused).map_err(discard);
         }
+        if end::signal().is_some() {
+            // The last drain was perhaps that of another thread, which leaves the end to this one.
+            await_signals_drain();
+            status = end::decided();
+        }
         unload::begin_list_anew(); // as it does below, where hooks are registered
     } else {
         // First of all: the next thread must find a hook, too.
@@ -93,7 +109,17 @@ extern "C" fn exit_hook() {
         end::signal().into_iter().for_each(die_by); // what was registered with C before ours does not run
     }
     if let Some(status) = status.filter(|status| GIVEN.get() != Some(*status)) {
+        GIVEN.set(Some(status));
         raw::end_with(status);
+    }
+}
+
+/// Waits until the thread that drains because of a signal knows what its handlers have decided. The stack is closed a little
+/// earlier.
+fn await_signals_drain() {
+    let until = Instant::now() + PATIENCE;
+    while SIGNAL_DRAINS_IN.load(Ordering::Acquire) == raw::epoch() && !IS_SIGNALS.get() && Instant::now() < until {
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -108,18 +134,23 @@ fn die_by(signal: i32) {
 /// Drains the process stack on a thread of this crate, because of a signal, and ends the process by that signal.
 #[cfg(all(unix, feature = "signals"))]
 pub(crate) fn end_by_signal() -> ! {
+    IS_SIGNALS.set(true);
+    SIGNAL_DRAINS_IN.store(raw::epoch(), Ordering::Release);
     let status = catch_unwind(|| drain_to_exit(Purpose::Exit, Outcome::Failure)).unwrap_or_else(|payload| {
         discard(payload);
         None
     });
+    SIGNAL_DRAINS_IN.store(0, Ordering::Release);
+    if let Some(status) = status {
+        GIVEN.set(Some(status));
+        // What else is registered with C runs. If another thread is in std's `exit` already, this one waits there forever,
+        // so it may not be the one that leaves.
+        std::process::exit(status);
+    }
     if !end::leaves_first() {
         raw::park() // another thread is past the last drain, and ends the process
     }
     flush_stdout();
-    if let Some(status) = status {
-        GIVEN.set(Some(status));
-        std::process::exit(status); // what else is registered with C runs
-    }
     end::signal().into_iter().for_each(die_by);
     raw::end_now(1)
 }

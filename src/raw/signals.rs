@@ -5,8 +5,8 @@
 //! handlers of its parent, but not the thread that answers them. And a process that has cleaned up after a signal has to die
 //! by it, so that a shell sees that.
 //!
-//! **Mechanism.** `sigaction` is asked for the action that is set, without setting one. In a child, the handler does at once
-//! what the signal does by default.
+//! **Mechanism.** `sigaction` is asked for the action that is set, without setting one. In a child that has not installed
+//! signals itself, the handler does at once what the signal does by default.
 //!
 //! **Why the handler is safe to call at any time.** It loads atomics, compares them, and calls `getpid`, `_exit` and
 //! signal-hook's emulation of the default action, all of which are async-signal-safe. It takes no lock, allocates nothing
@@ -16,25 +16,40 @@ use std::ffi::c_int;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use signal_hook::consts::FORBIDDEN;
 use signal_hook::low_level::{emulate_default_handler, register};
 
 use super::fork;
 
-/// Returns whether this process ignores the signal.
-pub(crate) fn is_ignored(signal: c_int) -> bool {
+/// For each signal, the epoch of the last process of this line of forks that has caught it.
+static CAUGHT_IN: [AtomicUsize; 129] = [const { AtomicUsize::new(0) }; 129];
+
+/// Returns whether this process ignores the signal, or an error if no process can catch it.
+pub(crate) fn is_ignored(signal: c_int) -> io::Result<bool> {
+    let is_known = usize::try_from(signal).is_ok_and(|signal| signal < CAUGHT_IN.len());
+    if !is_known || FORBIDDEN.contains(&signal) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("signal {signal} cannot be caught")));
+    }
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: null leaves the action as it is; the other pointer is to a live variable of the right type.
-    let asked = unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) };
-    // SAFETY: a `sigaction` of zeros is valid, and the call has filled it if it succeeded.
-    asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+    if unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a `sigaction` of zeros is valid, and the call has filled it.
+    Ok(unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN)
 }
 
-/// Makes the signal do in children of this process what it does by default.
+/// Makes a signal that this process catches do in its children what it does by default, until they catch it themselves.
 pub(crate) fn only_here(signal: c_int) -> io::Result<()> {
-    let process = fork::epoch();
+    let Some(caught_in) = usize::try_from(signal).ok().and_then(|signal| CAUGHT_IN.get(signal)) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    caught_in.store(fork::epoch(), Ordering::Relaxed);
+    // In a child there is a second one of these then, and the first does no more.
     let in_child = move || {
-        if !fork::is_still(process) {
+        if !fork::is_still(caught_in.load(Ordering::Relaxed)) {
             default_action(signal);
         }
     };

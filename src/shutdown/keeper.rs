@@ -4,11 +4,12 @@
 //! thread waits in case that it is needed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
+use super::answer_hurry;
 use super::limits::{Expiry, Limits};
 use super::observer::{Observer, Told};
 use crate::error::{CloseError, OneLine};
@@ -21,17 +22,12 @@ const TICK: Duration = Duration::from_millis(10);
 /// How long the end of the process waits, when there is no time left, for what is not a handler: a report hook, say.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How often what blocks a drain at the end of the process was to be given up at once.
-pub(super) static HURRIED: AtomicUsize = AtomicUsize::new(0);
-
 /// What is called with the result where a drain is over that was continued on another thread.
 pub(super) type Finish = Arc<dyn Fn(Result<(), CloseError>) + Send + Sync>;
 
 /// A drain to be watched.
 #[derive(Clone)]
 pub(super) struct Job {
-    /// How much of [`HURRIED`] has been done.
-    pub(super) hurried: usize,
     pub(super) began: Instant,
     pub(super) watch: Arc<Watch>,
     pub(super) root: Spot,
@@ -124,9 +120,7 @@ impl Job {
                 self.tell_slow(&blocking.run.running(waiting));
             }
         }
-        let hurried = HURRIED.load(Ordering::Relaxed);
-        if self.force.is_some() && hurried > self.hurried {
-            self.hurried += 1;
+        if self.force.is_some() && answer_hurry() {
             self.give_up(&blocking, spare);
             next = now;
         } else if self.limits.expiry != Expiry::Wait {

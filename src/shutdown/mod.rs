@@ -45,7 +45,6 @@ mod observer;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -148,10 +147,12 @@ pub(crate) struct Setup {
     limits: Limits,
     keeper: Option<Sender<Job>>,
     observer: Option<Observer>,
+    /// How often what blocks a drain at the end of the process has still to be given up.
+    hurried: usize,
 }
 
 global! {
-    static SETUP: PerProcess<Setup> = PerProcess::new(Setup { limits: Limits::new(), keeper: None, observer: None });
+    static SETUP: PerProcess<Setup> = PerProcess::new(Setup { limits: Limits::new(), keeper: None, observer: None, hurried: 0 });
 }
 
 /// Sets how much time every way out of the process has, replacing any earlier limits.
@@ -274,17 +275,7 @@ pub(crate) fn watch_end(
             finish(result);
         };
         let (finish, relieved) = (Arc::new(finish), Arc::new(|| ()));
-        let _ = keeper.send(Job {
-            began,
-            hurried: keeper::HURRIED.load(Ordering::Relaxed),
-            watch,
-            root,
-            limits,
-            observer,
-            finish,
-            relieved,
-            force: Some(force),
-        });
+        let _ = keeper.send(Job { began, watch, root, limits, observer, finish, relieved, force: Some(force) });
     }
     Some(Watching { watch, root, observer })
 }
@@ -315,10 +306,19 @@ pub(crate) fn ensure_keeper() -> io::Result<()> {
     set_limits(limits)
 }
 
-/// Lets what blocks a drain at the end of the process be given up now.
+/// Lets what blocks a drain at the end of the process be given up now, or as soon as there is one.
 #[cfg(all(unix, feature = "signals"))]
 pub(crate) fn hurry() {
-    keeper::HURRIED.fetch_add(1, Ordering::Relaxed);
+    SETUP.lock().hurried += 1;
+}
+
+/// Whether what blocks a drain has to be given up because of a `hurry`, each of which counts for one drain: another may be
+/// watched that waits for it.
+fn answer_hurry() -> bool {
+    let mut setup = SETUP.lock();
+    let hurried = setup.hurried > 0;
+    setup.hurried -= usize::from(hurried);
+    hurried
 }
 
 /// The exit status of a process that has given up a handler, if no handler has asked for one.
@@ -355,17 +355,7 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
         let relieved = move || leaning.upgrade().into_iter().for_each(|lean| lean.on(ThreadKey::current()));
         let (root, observer) = (root.clone(), observer.clone());
         let (finish, relieved) = (Arc::new(finish), Arc::new(relieved));
-        Job {
-            began,
-            hurried: keeper::HURRIED.load(Ordering::Relaxed),
-            watch,
-            root,
-            limits,
-            observer,
-            finish,
-            relieved,
-            force: None,
-        }
+        Job { began, watch, root, limits, observer, finish, relieved, force: None }
     };
     let (running, node) = (job.clone(), Arc::clone(node));
     let drain = move || {

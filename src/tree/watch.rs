@@ -588,18 +588,22 @@ impl Watch {
             (progress.driver, progress.moved)
         };
         let frames = FRAMES.lock();
-        // None if it waits for a thread that has begun to drain the stack before.
+        let awaited = |thread| {
+            awaited_by(thread).filter(|&(owner, teardown)| {
+                let is_it = |frame: &Frame| frame.teardown == teardown && frame.thread == owner && !frame.is_given_up;
+                frames.iter().any(is_it)
+            })
+        };
         let own = frames.iter().filter(|frame| frame.thread == driver && frame.is_of(self));
-        let (mut thread, mut from) = (driver, own.map(|frame| frame.teardown).min());
+        let (mut thread, mut from) = match own.map(|frame| frame.teardown).min() {
+            Some(outermost) => (driver, outermost),
+            None => awaited(driver)?, // it has not begun: another thread still drains the same stack
+        };
         let mut steps = 0..=frames.len(); // an end, whatever happens to the graph in between
         while steps.next().is_some() {
-            let Some((owner, teardown)) = awaited_by(thread) else { break };
-            if !frames.iter().any(|frame| frame.teardown == teardown && frame.thread == owner && !frame.is_given_up) {
-                break;
-            }
-            (thread, from) = (owner, Some(teardown));
+            let Some(next) = awaited(thread) else { break };
+            (thread, from) = next;
         }
-        let from = from?;
         let innermost = frames.iter().find(|frame| frame.thread == thread && !frame.is_given_up)?;
         let run = Arc::clone(innermost.run.as_ref()?);
         let since = run.since.max(moved);

@@ -119,7 +119,7 @@ fn fork_past_the_last_drain(from_before: bool, child: fn() -> Ended) -> ! {
 }
 
 /// A fork that `pthread_atfork`'s hooks do not see.
-fn raw_clone(child: impl FnOnce() -> Ended) -> Result<i32, Ended> {
+pub(crate) fn raw_clone(child: impl FnOnce() -> Ended) -> Result<i32, Ended> {
     // SAFETY: `clone` without a new stack and without shared memory is a fork.
     let forked = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
     in_both(libc::pid_t::try_from(forked).expect("a pid"), child)

@@ -16,8 +16,13 @@ mod hooks;
 mod limits;
 mod loaded;
 mod race;
+#[cfg(feature = "signals")]
+#[path = "../support/random.rs"]
+mod random;
 mod report;
 mod resume;
+#[cfg(feature = "signals")]
+mod signals;
 mod transaction;
 #[path = "../support/watched.rs"]
 mod watched;
@@ -146,8 +151,16 @@ fn main() -> Ended {
             "transaction" => return transaction::child(),
             "limits" => return limits::child(),
             "slow" => return limits::child_that_is_slow(),
+            #[cfg(feature = "signals")]
+            "signals" => return signals::child_that_races(),
+            #[cfg(feature = "signals")]
+            "signals_ignored" => return signals::child_with_ignored(),
+            #[cfg(feature = "signals")]
+            "signals_to_the_group" => return signals::child_of_a_shell(),
             _ => {}
         }
+        #[cfg(feature = "signals")]
+        cases.extend(signals::cases());
         let case = cases.iter().find(|case| case.name == name).ok_or("no such case")?;
         return (case.child)();
     }
@@ -156,5 +169,7 @@ fn main() -> Ended {
     trials.extend(transaction::trials());
     trials.extend(limits::trials());
     trials.extend(loaded::trials());
+    #[cfg(feature = "signals")]
+    trials.extend(signals::trials());
     Ok(libtest_mimic::run(&Arguments::from_args(), trials).exit_code())
 }

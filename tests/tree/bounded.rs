@@ -184,9 +184,9 @@ fn expiry_that_waits_gives_nothing_up() {
     let closes = thread::spawn(move || plugin.finalize_within(&limits));
     held.until_it_runs().until_it_sleeps();
     held.release();
-    let closed = closes.join().expect("no panic");
-    assert_eq!(fates(&closed), ["A done"]);
-    assert!(closed.result().is_ok() && closed.is_over());
+    let ended = closes.join().expect("no panic");
+    assert_eq!(fates(&ended), ["A done"]);
+    assert!(ended.result().is_ok() && ended.is_over());
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn a_reserve_is_shared_evenly() {
         closed.records().iter().filter(|record| matches!(record.fate(), Fate::GivenUp)).map(Record::took).collect();
     let [first, second, third] = given_up[..] else { panic!("{:?}", fates(&closed)) };
     let least = |part: u32| (reserve / part).saturating_sub(Duration::from_millis(250)); // on a machine that is busy
-    assert!(first + Duration::from_millis(10) >= total - reserve && first < total, "{given_up:?}");
+    assert!(first + reserve + Duration::from_millis(10) >= total && first < total, "{given_up:?}");
     assert!(second + third <= reserve + SLACK && second >= least(4), "{given_up:?}");
     let is_done = |name: &str| fates(&closed).iter().filter(|fate| *fate == name).count();
     assert_eq!(is_done("quick done"), 3, "{:?}", fates(&closed));

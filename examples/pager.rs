@@ -1,0 +1,33 @@
+//! A terminal program that gives the terminal back on Ctrl-C, SIGTERM and SIGHUP too. What a panic needs besides is in
+//! `terminal`.
+
+use std::io::{self, Read, Write};
+use std::process::{Command, ExitCode, Stdio};
+
+use exitstack::signals::Signals;
+
+/// Reads or changes the terminal's mode.
+fn stty(arguments: &[&str]) -> io::Result<String> {
+    let output = Command::new("stty").args(arguments).stdin(Stdio::inherit()).output()?;
+    let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(io::Error::other(text(&output.stderr))) }
+}
+
+fn show(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+fn main() -> ExitCode {
+    exitstack::run(|| {
+        Signals::new().install()?; // before there is anything to give back
+        let before = stty(&["-g"])?;
+        exitstack::register(move || stty(&[&before]).map(drop));
+        stty(&["-icanon", "-echo"])?; // keys come one by one, and Ctrl-C is a signal still
+        exitstack::register(|| show("\x1b[?1049l")); // leaves the alternate screen
+        show("\x1b[?1049hq ends this, and so does Ctrl-C")?;
+        while !matches!(io::stdin().lock().bytes().next().transpose()?, Some(b'q') | None) {}
+        Ok::<(), io::Error>(())
+    })
+}
