@@ -20,10 +20,13 @@ const FOR_TASKS: Duration = Duration::from_secs(6);
 const FOR_HANDLERS: Duration = Duration::from_secs(3);
 
 /// Works in pieces, and finishes the one that it is at.
-async fn work(name: &str, piece: Duration, mut stop: watch::Receiver<bool>) {
+async fn work(name: &str, piece: Duration, stop: watch::Receiver<bool>) {
     println!("{name} works");
-    while !*stop.borrow_and_update() {
+    loop {
         sleep(piece).await;
+        if *stop.borrow() {
+            break;
+        }
     }
     println!("{name} has finished");
 }
