@@ -425,7 +425,7 @@ pub(crate) fn cases() -> Vec<Case> {
             park()
         }),
         // Who takes over, once the handler on main is given up, is not the signal's thread with a step still to count.
-        case("one_step_gives_up_one_handler", Code(4), &["sticks", "slow", "slow", "A"], || {
+        case("one_step_gives_up_one_handler", Signal(SIGTERM), &["sticks", "slow", "slow", "A"], || {
             signals().install().unwrap();
             says("A");
             for _ in 0..2 {
