@@ -350,6 +350,13 @@ impl Interpreter {
     pub fn finalize_within(&self, limits: &Limits) -> Closed {
         shutdown::finalize_within(&self.0, *limits)
     }
+
+    /// A drain that the models of tests/loom.rs give up.
+    #[cfg(all(loom, feature = "loom"))]
+    #[doc(hidden)]
+    pub fn modelled(&self) -> shutdown::Modelled {
+        shutdown::Modelled::new(&self.0)
+    }
 }
 
 impl Clone for Interpreter {

@@ -17,6 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use exitstack::shutdown::Modelled;
 use exitstack::{CloseError, Interpreter, SharedExitStack, drain_for_good, process_stack};
 use loom::sync::mpsc::channel;
 use loom::sync::{Condvar, Mutex};
@@ -40,6 +41,20 @@ trait Protocol: Send + Sync + 'static {
 trait Nests: Protocol {
     /// Another one, nested in this one above what is registered here.
     fn child(&self) -> Self;
+}
+
+/// A stack whose drain another thread can go on with, where a handler takes too long.
+trait Relieves: Protocol {
+    /// A drain that can be given up.
+    type Drain: Clone + Send + 'static;
+
+    fn begin(&self) -> Self::Drain;
+    /// Drains; false if this thread was given up.
+    fn drain(drain: &Self::Drain) -> bool;
+    /// Gives up the handler that runs, if one does; true if another thread has to go on.
+    fn give_up(drain: &Self::Drain) -> bool;
+    /// Goes on; false if this thread was given up in turn.
+    fn resume(drain: &Self::Drain) -> bool;
 }
 
 /// What happened, in order: under a lock of loom's, so that it tries every order of the entries.
@@ -250,6 +265,90 @@ fn exit_where_waiting_closes_a_circle<P: Protocol, S: Protocol>(process: impl Fn
     assert_eq!(log.all(), ["below"]);
 }
 
+/// A handler returns while it is given up: its thread goes on with the drain, or another one, and never both.
+fn owner_returns_while_it_is_relieved<P: Relieves>(new: impl Fn() -> P) {
+    let (stack, log) = (new(), Log::new());
+    stack.register(log.handler("below"));
+    stack.register(log.handler("late"));
+    let drain = stack.begin();
+    let owner = {
+        let drain = drain.clone();
+        thread::spawn(move || P::drain(&drain))
+    };
+    let gave_up = P::give_up(&drain);
+    if gave_up {
+        assert!(P::resume(&drain), "the thread that goes on is not told so");
+        // All but the one that was given up.
+        assert!(!log.all().is_empty(), "over before the drain was done");
+    }
+    assert_eq!(owner.join().unwrap(), !gave_up, "a late thread went on");
+    let mut all = log.all();
+    all.sort_unstable(); // what was given up may be slower than what is below
+    assert_eq!(all, ["below", "late"]);
+}
+
+/// The thread that goes on is given up, too.
+fn two_reliefs_in_a_row<P: Relieves>(new: impl Fn() -> P) {
+    let (stack, log) = (new(), Log::new());
+    stack.register(log.handler("below"));
+    stack.register(log.handler("second"));
+    stack.register(log.handler("first"));
+    let drain = stack.begin();
+    let goes_on = |drain: &P::Drain, work: fn(&P::Drain) -> bool| {
+        let drain = drain.clone();
+        thread::spawn(move || work(&drain))
+    };
+    let mut threads = vec![goes_on(&drain, P::drain)];
+    if P::give_up(&drain) {
+        threads.push(goes_on(&drain, P::resume));
+        if P::give_up(&drain) {
+            threads.push(goes_on(&drain, P::resume));
+        }
+    }
+    let not_late: Vec<bool> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    let last = not_late.len() - 1;
+    assert!(not_late.iter().enumerate().all(|(at, not_late)| *not_late == (at == last)), "a late thread went on");
+    let mut all = log.all();
+    all.sort_unstable();
+    assert_eq!(all, ["below", "first", "second"]);
+}
+
+/// Another thread waits for the drain, in `close` or in `exit`, until whoever goes on is done.
+fn another_waits_for_what_is_relieved<P: Relieves>(new: impl Fn() -> P, waits: fn(&P)) {
+    let (stack, log) = (Arc::new(new()), Log::new());
+    stack.register(log.handler("last"));
+    stack.register(log.handler("below"));
+    let (begins, begun) = channel();
+    let inside = log.clone();
+    stack.register(move || {
+        begins.send(()).unwrap();
+        inside.push("late");
+    });
+    let drain = stack.begin();
+    let owner = {
+        let drain = drain.clone();
+        thread::spawn(move || P::drain(&drain))
+    };
+    let waiter = {
+        let (stack, log) = (Arc::clone(&stack), log.clone());
+        thread::spawn(move || {
+            begun.recv().unwrap(); // so that the drain is not its own
+            waits(&stack);
+            // All but the one that was given up.
+            assert!(log.all().len() >= 2, "a closer returned before the drain was done");
+        })
+    };
+    let gave_up = P::give_up(&drain);
+    if gave_up {
+        assert!(P::resume(&drain));
+    }
+    waiter.join().unwrap();
+    assert_eq!(owner.join().unwrap(), !gave_up, "a late thread went on");
+    let mut all = log.all();
+    all.sort_unstable();
+    assert_eq!(all, ["below", "last", "late"]);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The crate's own
 
@@ -301,7 +400,8 @@ impl Protocol for Interpreter {
     }
 
     fn finalize(&self) {
-        Interpreter::finalize(self).unwrap();
+        let failed = failures(Interpreter::finalize(self));
+        assert!(failed <= 1, "only what was given up");
     }
 
     fn exit(&self) {
@@ -312,6 +412,26 @@ impl Protocol for Interpreter {
 impl Nests for Interpreter {
     fn child(&self) -> Self {
         self.subinterpreter("child")
+    }
+}
+
+impl Relieves for Interpreter {
+    type Drain = Modelled;
+
+    fn begin(&self) -> Modelled {
+        self.modelled()
+    }
+
+    fn drain(drain: &Modelled) -> bool {
+        drain.drain()
+    }
+
+    fn give_up(drain: &Modelled) -> bool {
+        drain.give_up()
+    }
+
+    fn resume(drain: &Modelled) -> bool {
+        drain.resume()
     }
 }
 
@@ -423,6 +543,28 @@ fn an_exit_breaks_the_circle_it_would_wait_in() {
     check(|| exit_where_waiting_closes_a_circle(|| Process, || Interpreter::new("drained")));
 }
 
+// A drain that is watched takes many locks more, hence the bounds.
+
+#[test]
+fn an_owner_that_returns_while_it_is_relieved_is_late() {
+    check_within(3, || owner_returns_while_it_is_relieved(|| Interpreter::new("relieved")));
+}
+
+#[test]
+fn a_relief_is_relieved_in_turn() {
+    check_within(4, || two_reliefs_in_a_row(|| Interpreter::new("relieved")));
+}
+
+#[test]
+fn a_closer_waits_for_the_relief() {
+    check_within(3, || another_waits_for_what_is_relieved(|| Interpreter::new("relieved"), Protocol::finalize));
+}
+
+#[test]
+fn an_exit_waits_for_the_relief() {
+    check_within(3, || another_waits_for_what_is_relieved(|| Interpreter::new("relieved"), Protocol::exit));
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The protocol in a few lines, with a bug or without
 
@@ -443,6 +585,14 @@ enum Bug {
     ExitGivesUp,
     /// An exit inside a handler returns, as a close does.
     ExitForgets,
+    /// A thread that comes back does not look whether it was given up.
+    LateGoesOn,
+    /// A thread that comes back ends the drain, though another one goes on with it.
+    LateEnds,
+    /// Who goes on is told apart from the first thread, but not from another one that went on.
+    OneTicket,
+    /// Those who wait are forgotten when another thread goes on.
+    WaitersForgotten,
 }
 
 /// What all stacks of a model share.
@@ -475,10 +625,15 @@ struct State {
     drain: Option<Drain>,
     last: bool,
     over: bool,
+    /// The ticket of the thread that ended the last drain.
+    ended_with: usize,
 }
 
 struct Drain {
     owner: ThreadId,
+    /// Changes when the owner is given up, which is late if it has another one.
+    ticket: usize,
+    in_handler: bool,
     failures: usize,
     latch: Arc<Latch>,
 }
@@ -544,33 +699,60 @@ impl Latch {
 
 impl Small {
     fn new(world: &Arc<World>) -> Self {
-        let state = State { items: Vec::new(), drain: None, last: false, over: false };
+        let state = State { items: Vec::new(), drain: None, last: false, over: false, ended_with: 0 };
         Self { world: Arc::clone(world), state: Arc::new(Mutex::new(state)) }
     }
 
     fn drain(&self, last: bool, exits: bool) -> usize {
+        self.drain_unless_late(last, exits).unwrap_or(0)
+    }
+
+    /// None if this thread was given up.
+    fn drain_unless_late(&self, last: bool, exits: bool) -> Option<usize> {
         let (me, bug) = (thread::current().id(), self.world.bug);
         {
             let mut state = self.state.lock().unwrap();
             if state.over {
-                return 0;
+                return Some(0);
             }
             state.last |= last;
             match &state.drain {
-                None => state.drain = Some(Drain { owner: me, failures: 0, latch: Latch::new() }),
+                None => {
+                    let latch = Latch::new();
+                    state.drain = Some(Drain { owner: me, ticket: 0, in_handler: false, failures: 0, latch });
+                }
                 Some(drain) if drain.owner == me && exits && bug != Bug::ExitForgets => {}
-                Some(drain) if drain.owner == me => return 0,
-                Some(drain) if bug == Bug::NoWait => return drain.failures,
+                Some(drain) if drain.owner == me => return Some(0),
+                Some(drain) if bug == Bug::NoWait => return Some(drain.failures),
                 Some(_) if bug == Bug::TwoDrains => {}
                 Some(drain) => {
                     let (owner, latch) = (drain.owner, Arc::clone(&drain.latch));
                     drop(state);
-                    return self.world.wait(owner, &latch, exits);
+                    return Some(self.world.wait(owner, &latch, exits));
                 }
             }
         }
+        self.go_on(exits)
+    }
+
+    /// None if this thread was given up.
+    fn go_on(&self, exits: bool) -> Option<usize> {
+        let bug = self.world.bug;
+        let Some(ticket) = self.state.lock().unwrap().drain.as_ref().map(|drain| drain.ticket) else { return Some(0) };
         loop {
             let mut state = self.state.lock().unwrap();
+            let is_handler = matches!(state.items.last(), Some(Item::Handler(_)));
+            if let Some(drain) = &mut state.drain {
+                if drain.ticket != ticket && bug != Bug::LateGoesOn {
+                    if bug == Bug::LateEnds {
+                        drain.latch.set(drain.failures);
+                    }
+                    return None;
+                }
+                drain.in_handler = is_handler;
+            } else if state.ended_with != ticket && bug != Bug::LateGoesOn {
+                return None;
+            }
             let failures = match state.items.pop() {
                 Some(Item::Handler(handler)) => {
                     drop(state);
@@ -591,10 +773,11 @@ impl Small {
                     }
                     state.over = state.last;
                     let drain = state.drain.take();
+                    state.ended_with = drain.as_ref().map_or(state.ended_with, |drain| drain.ticket);
                     drop(state);
-                    let Some(drain) = drain else { return 0 };
+                    let Some(drain) = drain else { return Some(0) };
                     drain.latch.set(drain.failures);
-                    return drain.failures;
+                    return Some(drain.failures);
                 }
             };
             if let Some(drain) = &mut self.state.lock().unwrap().drain {
@@ -645,6 +828,36 @@ impl Protocol for Small {
 
     fn exit(&self) {
         self.drain(true, true);
+    }
+}
+
+impl Relieves for Small {
+    type Drain = Self;
+
+    fn begin(&self) -> Self {
+        self.clone()
+    }
+
+    fn drain(drain: &Self) -> bool {
+        drain.drain_unless_late(true, false).is_some()
+    }
+
+    fn give_up(drain: &Self) -> bool {
+        let mut state = drain.state.lock().unwrap();
+        let Some(given_up) = state.drain.as_mut().filter(|drain| drain.in_handler) else { return false };
+        given_up.in_handler = false;
+        given_up.ticket = if drain.world.bug == Bug::OneTicket { 1 } else { given_up.ticket + 1 };
+        true
+    }
+
+    fn resume(drain: &Self) -> bool {
+        if let Some(resumed) = &mut drain.state.lock().unwrap().drain {
+            resumed.owner = thread::current().id();
+            if drain.world.bug == Bug::WaitersForgotten {
+                resumed.latch = Latch::new();
+            }
+        }
+        drain.go_on(false).is_some()
     }
 }
 
@@ -701,6 +914,16 @@ fn the_model_of_finalize_against_register_bites() {
 #[test]
 fn the_model_of_two_closers_in_a_circle_bites() {
     bites(|new| circle_of_two_closers(new), &[(Bug::CircleUnseen, DEADLOCK), (Bug::EdgeAddedLater, DEADLOCK)]);
+}
+
+#[test]
+fn the_models_of_relief_bite() {
+    let late = "a late thread went on";
+    bites(|new| owner_returns_while_it_is_relieved(new), &[(Bug::LateGoesOn, late)]);
+    bites(|new| two_reliefs_in_a_row(new), &[(Bug::LateGoesOn, late), (Bug::OneTicket, late)]);
+    let bugs = [(Bug::LateEnds, RETURNED_EARLY), (Bug::WaitersForgotten, DEADLOCK), (Bug::NoWait, RETURNED_EARLY)];
+    bites(|new| another_waits_for_what_is_relieved(new, Protocol::finalize), &bugs);
+    bites(|new| another_waits_for_what_is_relieved(new, Protocol::exit), &bugs);
 }
 
 #[test]

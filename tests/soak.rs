@@ -20,10 +20,11 @@ use std::cell::{Cell, RefCell};
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Barrier, PoisonError, RwLock};
+use std::sync::{Arc, Barrier, Mutex, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use exitstack::shutdown::{Closed, Fate, Limits, set_observer};
 use exitstack::{Exit, Handler, HandlerId, Interpreter, SharedExitStack, report};
 
 use random::Random;
@@ -334,4 +335,135 @@ fn every_handler_is_accounted_for() {
     assert_eq!(registered, run + unregistered + cleared + refused);
     assert_eq!(unregistered, get(&ACCOUNT.said_unregistered));
     assert!(get(&ACCOUNT.handed_back) <= refused);
+}
+
+/// Numbers of handlers, in the order in which they began.
+type Begun = Arc<Mutex<Vec<usize>>>;
+
+/// Finalizes an interpreter with others in it, whose handlers take up to a few milliseconds, within limits that expire at
+/// random. Each handler begins once or has no time; in order, whatever threads go on with the drain.
+fn bounded_round() {
+    let root = Interpreter::new("bounded");
+    let mut at = vec![root.clone()];
+    let begun = Begun::default();
+    let registered = 1 + below(24);
+    // Always with the newest interpreter, so that the numbers ascend in the order of the tree.
+    for number in 0..registered {
+        if below(4) == 0 {
+            at.push(at[at.len() - 1].subinterpreter("inner"));
+        }
+        let takes = if below(3) == 0 { Duration::from_millis(below(8) as u64) } else { Duration::ZERO };
+        let (begun, inner) = (Arc::clone(&begun), at[at.len() - 1].clone());
+        let closes = below(8) == 0;
+        let handler = move || {
+            begun.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+            let (_never, waits) = channel::<()>();
+            let _ = waits.recv_timeout(takes);
+            if closes {
+                let _ = inner.stack().close();
+            }
+        };
+        let handler = Handler::new(handler).named(number.to_string());
+        let stack = at[at.len() - 1].stack();
+        match below(3) {
+            0 => stack.register(handler.within(Duration::from_millis(below(6) as u64))),
+            _ => stack.register(handler),
+        };
+    }
+    let milliseconds = |end: usize| Duration::from_millis(below(end) as u64);
+    let limits = Limits::new().within(milliseconds(40)).each(milliseconds(10)).reserve(milliseconds(20));
+    let others: Vec<_> = (0..below(3))
+        .map(|_| (at[below(at.len())].clone(), below(2) == 0))
+        .map(|(inner, bounded)| {
+            let finalize = move || -> Option<Closed> {
+                if bounded {
+                    return Some(inner.finalize_within(&limits));
+                }
+                let _ = inner.finalize();
+                None
+            };
+            thread::spawn(finalize)
+        })
+        .collect();
+    let is_alone = others.is_empty();
+    let closed = root.finalize_within(&limits);
+    for other in others {
+        let _ = other.join().expect("no panic gets out");
+    }
+    let end = Instant::now() + Duration::from_secs(60);
+    while !closed.is_over() {
+        assert!(Instant::now() < end, "it is never over");
+        thread::yield_now();
+    }
+    let begun = begun.lock().unwrap_or_else(PoisonError::into_inner);
+    // One that was given up may have been so before it could say that it has begun.
+    let number = |name: &str| name.parse::<usize>().expect("a number");
+    let of_fate = |is: fn(&Fate) -> bool| -> Vec<usize> {
+        closed
+            .records()
+            .iter()
+            .filter(|record| is(record.fate()))
+            .filter_map(|record| record.name())
+            .map(number)
+            .collect()
+    };
+    let done = of_fate(|fate| matches!(fate, Fate::Done));
+    if is_alone {
+        let mut in_order: Vec<usize> = begun.clone();
+        in_order.retain(|number| done.contains(number));
+        assert_eq!(in_order, done);
+        assert!(done.is_sorted_by(|before, next| before > next), "out of order: {done:?}");
+        let not_run = of_fate(|fate| matches!(fate, Fate::NotRun));
+        assert!(not_run.is_sorted_by(|before, next| before > next), "out of order: {not_run:?}");
+        assert!(!not_run.iter().any(|number| begun.contains(number)));
+    }
+    let mut once = begun.clone();
+    once.sort_unstable();
+    once.dedup();
+    assert_eq!(once.len(), begun.len(), "twice: {begun:?}");
+    let not_run = closed.records().iter().filter(|record| matches!(record.fate(), Fate::NotRun)).count();
+    assert!(begun.len() + not_run <= registered);
+    // Nobody but the one that drains notes what there was no time for, up to when it returned.
+    assert!(!is_alone || closed.records().len() < registered || begun.len() + not_run == registered);
+    count(&BOUNDED, 1);
+    count(&GIVEN_UP, closed.records().iter().filter(|record| matches!(record.fate(), Fate::GivenUp)).count());
+}
+
+static BOUNDED: AtomicU64 = AtomicU64::new(0);
+static GIVEN_UP: AtomicU64 = AtomicU64::new(0);
+
+#[test]
+fn limits_that_expire_at_random_lose_nothing() {
+    let seconds = from_environment("EXITSTACK_SOAK_SECONDS", 2);
+    let seed = from_environment("EXITSTACK_SEED", 0x5eed);
+    report::set_hook(Box::new(|_| ()));
+    set_observer(Box::new(|_| ())); // in the place of a line on standard error for each that is given up
+    let (done, wait) = channel();
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let threads: Vec<_> = (0..4)
+        .map(|number| {
+            let done = done.clone();
+            thread::spawn(move || {
+                RANDOM.set(Random::stream(seed, 100 + number));
+                while Instant::now() < end {
+                    bounded_round();
+                }
+                done.send(()).expect("somebody waits");
+            })
+        })
+        .collect();
+    drop(done);
+    for _ in 0..threads.len() {
+        match wait.recv_timeout(Duration::from_secs(seconds + 120)) {
+            Ok(()) => {}
+            Err(RecvTimeoutError::Timeout) => panic!("a drain hangs (seed {seed})"),
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    for thread in threads {
+        thread.join().expect("no panic gets out");
+    }
+    let [rounds, given_up] = [&BOUNDED, &GIVEN_UP].map(|counter| counter.load(Ordering::Relaxed));
+    println!("{rounds} drains with limits, seed {seed}: {given_up} handlers given up");
+    assert!(given_up > 0);
 }

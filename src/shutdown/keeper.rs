@@ -110,6 +110,9 @@ impl Job {
                 force();
             }
         }
+        if self.watch.takes_relief() {
+            self.relieve(spare);
+        }
         let Some(blocking) = self.watch.blocking() else { return Look::At(next) };
         let waiting = self.root.stack().count_all();
         if let Some(after) = self.limits.warn_after {
@@ -152,9 +155,13 @@ impl Job {
         if self.observer.is_none() && self.force.is_none() {
             raw::write_stderr(line(&running, "was given up").as_bytes()); // otherwise it is reported as a failure
         }
-        if !needs_relief {
-            return;
+        if needs_relief {
+            self.relieve(spare);
         }
+    }
+
+    /// Lets another thread go on with the drain.
+    fn relieve(&self, spare: &mut Option<Spare>) {
         let Some(thread) = spare.take().or_else(|| Spare::new().ok()) else {
             // There is no thread to go on with.
             if let Some(force) = self.force {

@@ -37,16 +37,20 @@ use crate::raw::{self, Bound};
 use crate::report::report;
 use crate::sync::{Condvar, Lock, PerProcess, global, per_thread};
 
-/// The epoch of the process in which drains are watched.
-static ON_IN: AtomicUsize = AtomicUsize::new(0);
+global! {
+    /// The epoch of the process in which drains are watched.
+    static ON_IN: AtomicUsize = AtomicUsize::new(0);
+}
 
 /// Watches all drains of the tree that begin from now on in this process.
 pub(crate) fn turn_on() {
     ON_IN.store(raw::epoch(), Ordering::Release);
 }
 
-/// The epoch of the process in which its end has given up a handler.
-static END_GAVE_UP_IN: AtomicUsize = AtomicUsize::new(0);
+global! {
+    /// The epoch of the process in which its end has given up a handler.
+    static END_GAVE_UP_IN: AtomicUsize = AtomicUsize::new(0);
+}
 
 /// Whether the end of this process has given up a handler, so that the process has to be ended without C.
 pub(crate) fn end_gave_up() -> bool {
@@ -95,11 +99,10 @@ impl SharedExitStack {
 /// A handler that runs.
 pub(crate) struct Run {
     site: Site,
-    path: Option<String>,
     thread: Option<String>,
     since: Instant,
     limit: Option<Duration>,
-    /// The stack that it is from.
+    /// The stack that it is from. Its path is as long as that is deep, and told only where it is asked for.
     top: Spot,
     pub(crate) is_slow: AtomicBool,
 }
@@ -110,13 +113,16 @@ impl Run {
         let site = Site { name: label.and_then(|label| label.name.clone()), location: entry.location };
         Self {
             site,
-            path: top.stack().path(),
             thread: raw::thread_name(),
             since: Instant::now(),
             limit: label.and_then(|label| label.limit),
             top,
             is_slow: AtomicBool::new(false),
         }
+    }
+
+    fn path(&self) -> Option<String> {
+        self.top.stack().path()
     }
 
     pub(crate) fn since(&self) -> Instant {
@@ -128,18 +134,18 @@ impl Run {
     }
 
     pub(crate) fn running(&self, waiting: usize) -> Running {
-        let Self { site, path, thread, since, .. } = self;
-        Running { site: site.clone(), path: path.clone(), thread: thread.clone(), since: *since, waiting }
+        let Self { site, thread, since, .. } = self;
+        Running { site: site.clone(), path: self.path(), thread: thread.clone(), since: *since, waiting }
     }
 
     fn record(&self, fate: Fate) -> Record {
-        let Self { site, path, thread, since, .. } = self;
+        let Self { site, thread, since, .. } = self;
         let took = if matches!(fate, Fate::NotRun) { Duration::ZERO } else { since.elapsed() };
-        Record { site: site.clone(), path: path.clone(), thread: thread.clone(), took, fate }
+        Record { site: site.clone(), path: self.path(), thread: thread.clone(), took, fate }
     }
 
     fn error(&self, kind: HandlerErrorKind) -> HandlerError {
-        HandlerError::new(self.path.clone(), self.site.clone(), kind)
+        HandlerError::new(self.path(), self.site.clone(), kind)
     }
 }
 
@@ -191,6 +197,8 @@ struct Progress {
     /// No further handler begins.
     is_stopped: bool,
     is_over: bool,
+    /// Its thread was given up for the sake of another drain that is watched, and nobody has gone on with it yet.
+    needs_relief: bool,
     /// The drains that nobody runs any more, the innermost last.
     left: Vec<Left>,
 }
@@ -273,6 +281,7 @@ impl Watch {
             moved: began,
             is_stopped: false,
             is_over: false,
+            needs_relief: false,
             left: Vec::new(),
         };
         let (progress, changed) = (Lock::new(progress), Condvar::new());
@@ -520,7 +529,7 @@ impl Source<dyn Bound + Send> for Watched<'_, '_> {
     }
 
     fn note(&mut self, outcome: HandlerOutcome) {
-        let path = self.run.as_ref().and_then(|run| run.path.clone());
+        let path = self.run.as_ref().and_then(|run| run.path());
         let (failures, error) = outcome.into_failures(path);
         if self.end_run(error.as_ref()) {
             self.teardown.keep(failures, error.as_ref());
@@ -613,7 +622,7 @@ impl Watch {
     /// Gives up a handler that blocks this drain, unless it has returned by now. Returns whether it did, and whether another
     /// thread has to [resume](Self::resume) the drain.
     pub(crate) fn give_up(self: &Arc<Self>, blocking: &Blocking) -> Option<bool> {
-        let GivenUp { mut left, waiting, key } = self.give_up_frames(blocking)?;
+        let GivenUp { mut left, waiting, key, others } = self.give_up_frames(blocking)?;
         let run = &blocking.run;
         let error = run.error(HandlerErrorKind::TimedOut(run.since.elapsed()));
         // Before the drains are resumed, so that it is among the failures of the one that it was in.
@@ -621,6 +630,12 @@ impl Watch {
         self.add(run.record(Fate::GivenUp));
         for drain in &left {
             drain.root.stack().disown(drain.teardown, blocking.thread, drain.key);
+        }
+        for (watch, drain) in others {
+            // It goes on as well: with nothing but a wait for this one, perhaps.
+            watch.let_go(vec![drain]);
+            watch.progress.lock().needs_relief = true;
+            watch.changed.notify_all();
         }
         let mut behind = Link::new(Behind { key, error: reports.then_some(error), inner: Vec::new() });
         if blocking.is_driver {
@@ -691,6 +706,11 @@ impl Watch {
         })
     }
 
+    /// Whether another thread has to [resume](Self::resume) it because its own was given up for another drain; once.
+    pub(crate) fn takes_relief(&self) -> bool {
+        mem::take(&mut self.progress.lock().needs_relief)
+    }
+
     /// There is no thread to resume it: whichever thread comes to one of its drains does that.
     pub(crate) fn abandon(&self) {
         let left = mem::take(&mut self.progress.lock().left);
@@ -704,8 +724,9 @@ impl Watch {
     }
 
     /// Gives up the frames of a handler, unless it has returned.
-    fn give_up_frames(&self, blocking: &Blocking) -> Option<GivenUp> {
+    fn give_up_frames(self: &Arc<Self>, blocking: &Blocking) -> Option<GivenUp> {
         let (mut left, mut waiting) = (Vec::new(), Vec::new());
+        let mut others: Vec<(Arc<Self>, Left)> = Vec::new();
         let mut links = Vec::new();
         let key = ThreadKey::fresh();
         loop {
@@ -720,6 +741,7 @@ impl Watch {
                 drop(frames);
                 left.reserve(count);
                 waiting.reserve(count);
+                others.reserve(count);
                 while links.len() < count {
                     links.push(Link::new(OutOfTurn::given_up(blocking.thread)));
                 }
@@ -736,14 +758,27 @@ impl Watch {
                     // What another thread waits for has one key, and what is resumed one by one has one each.
                     let own = if blocking.is_driver && !left.is_empty() { ThreadKey::fresh() } else { key };
                     left.push(Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key: own });
+                    if let Some(watch) = frame.watch.as_ref().filter(|watch| !Arc::ptr_eq(watch, self)) {
+                        // The outermost is what it goes on with.
+                        let drain = Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key: own };
+                        match others.iter_mut().find(|(other, _)| Arc::ptr_eq(other, watch)) {
+                            Some((_, inner)) => *inner = drain,
+                            None => others.push((Arc::clone(watch), drain)),
+                        }
+                    }
                 }
             }
             if self.ends_process {
                 END_GAVE_UP_IN.store(self.epoch, Ordering::Release);
             }
             drop(frames);
+            // A drain of which that thread goes on with a part is not among them.
+            others.retain(|(watch, _)| {
+                let frames = FRAMES.lock();
+                !frames.iter().any(|frame| frame.thread == blocking.thread && frame.is_of(watch))
+            });
             left.reverse();
-            return Some(GivenUp { left, waiting, key });
+            return Some(GivenUp { left, waiting, key, others });
         }
     }
 }
@@ -756,6 +791,8 @@ struct GivenUp {
     waiting: Vec<Waiters>,
     /// The owner of the innermost drain.
     key: ThreadKey,
+    /// Other drains that are watched and that this thread drove, with the outermost of each.
+    others: Vec<(Arc<Watch>, Left)>,
 }
 
 impl OutOfTurn {
