@@ -519,12 +519,14 @@ fn elsewhere() -> Vec<Case> {
             until_inside(|| c_exit(3), &inside);
             c_exit(4)
         }),
-        // The second one waits for the outer drain, and must not go on with that before the inner one is done.
+        // The second one comes to the outer drain, and must not go on with that before the inner one is done.
         case("two_threads_leave_and_the_innermost_goes_first", GAVE_UP, &["p2", "p1", "A"], || {
             limit(limits());
             let plugin = plugin("plugin");
             says_in(&plugin, "p1");
-            plugin.stack().register(|| {
+            let (resumes, resumed) = channel();
+            plugin.stack().register(move || {
+                let _ = resumes.send(());
                 takes(2 * SHORT); // so that the other thread could be faster
                 say("p2");
             });
@@ -533,6 +535,7 @@ fn elsewhere() -> Vec<Case> {
             says("A");
             register(move || drop(plugin.finalize()));
             until_inside(|| c_exit(3), &inside);
+            resumed.recv_timeout(long()).expect("it is given up");
             c_exit(4)
         }),
         case("two_threads_leave_and_both_are_given_up", GAVE_UP, &["B", "A"], || {
