@@ -185,8 +185,23 @@ static ID: OnceLock<HandlerId> = OnceLock::new();
 static PLUGIN: OnceLock<Interpreter> = OnceLock::new();
 static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
+/// Waits until the library's threads wait for something to do.
+fn until_others_sleep() {
+    let is_asleep = |task: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.contains(") S ") || task.file_name().to_str() == Some(&std::process::id().to_string())
+    };
+    let mut in_a_row = 0;
+    while in_a_row < 100 {
+        let all = std::fs::read_dir("/proc/self/task").expect("Linux").all(|task| task.is_ok_and(is_asleep));
+        in_a_row = if all { in_a_row + 1 } else { 0 };
+        thread::yield_now();
+    }
+}
+
 /// No thread can be started any more: there is no room for its call stack.
 fn exhaust_threads() {
+    until_others_sleep(); // what has been started is still allocating otherwise
     // SAFETY: a `rlimit` is two numbers.
     let mut limit: libc::rlimit = unsafe { std::mem::zeroed() };
     // SAFETY: `limit` is live.
@@ -519,12 +534,14 @@ fn elsewhere() -> Vec<Case> {
             until_inside(|| c_exit(3), &inside);
             c_exit(4)
         }),
-        // The second one waits for the outer drain, and must not go on with that before the inner one is done.
+        // The second one comes to the outer drain, and must not go on with that before the inner one is done.
         case("two_threads_leave_and_the_innermost_goes_first", GAVE_UP, &["p2", "p1", "A"], || {
             limit(limits());
             let plugin = plugin("plugin");
             says_in(&plugin, "p1");
-            plugin.stack().register(|| {
+            let (goes_on, resumed) = channel();
+            plugin.stack().register(move || {
+                let _ = goes_on.send(());
                 takes(2 * SHORT); // so that the other thread could be faster
                 say("p2");
             });
@@ -533,6 +550,7 @@ fn elsewhere() -> Vec<Case> {
             says("A");
             register(move || drop(plugin.finalize()));
             until_inside(|| c_exit(3), &inside);
+            resumed.recv_timeout(long()).expect("it is given up");
             c_exit(4)
         }),
         case("two_threads_leave_and_both_are_given_up", GAVE_UP, &["B", "A"], || {
