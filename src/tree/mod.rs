@@ -58,11 +58,16 @@
 mod admission;
 mod adoption;
 mod current;
+mod drains;
+mod frames;
 mod lifecycle;
 mod record;
+mod relief;
+mod run;
 mod teardown;
 mod wait_graph;
 mod watch;
+mod watched;
 
 use std::borrow::Cow;
 use std::mem;
@@ -71,16 +76,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 pub(crate) use self::current::{current, enter};
+use self::drains::Drain;
+pub(crate) use self::frames::{Late, end_gave_up, is_lost_here, run_here, running};
 use self::lifecycle::Lifecycle;
 pub(crate) use self::lifecycle::Purpose;
 pub use self::record::{Fate, Record, Running};
-use self::teardown::Drain;
-pub(crate) use self::teardown::{Late, request_of};
+pub(crate) use self::relief::Blocking;
+pub(crate) use self::run::{Run, Spot};
+pub(crate) use self::teardown::request_of;
 use self::wait_graph::Waiters;
 pub(crate) use self::wait_graph::{Lean, ThreadKey, leave};
-pub(crate) use self::watch::{
-    Blocking, Run, Spot, Tell, Watch, end_gave_up, here, is_lost_here, run_here, running, turn_on,
-};
+pub(crate) use self::watch::{Tell, Watch, here, turn_on};
 use crate::chain::Chain;
 use crate::error::Outcome;
 use crate::handler::SharedEntry;

@@ -7,9 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::current::{limit_registrations, set_current};
+use super::drains::Acquired;
+use super::frames::{Late, forget_frames, is_given_up_here};
 use super::lifecycle::{Lifecycle, Purpose};
+use super::relief::go_on_for;
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
-use super::{Node, OutOfTurn, SharedExitStack, State, watch};
+use super::watch::is_on;
+use super::{Node, OutOfTurn, SharedExitStack, State, watched};
 use crate::chain::Link;
 use crate::drain::{HandlerOutcome, Source, Work, drain, run_one};
 use crate::error::{CloseError, ExitRequest, Failures, HandlerError, Outcome, merged};
@@ -19,48 +23,6 @@ use crate::panics::discard;
 use crate::raw::{self, Bound};
 use crate::report::report;
 use crate::sync::MutexGuard;
-
-/// A drain that runs.
-pub(super) struct Drain {
-    owner: ThreadKey,
-    /// The teardown that began it, or resumed it: that one ends it.
-    teardown: usize,
-    /// What has failed, except for what was merged.
-    failures: Failures,
-    /// What the drain around this one has been told of already.
-    merged: Failures,
-    /// Failures go to the report hook as they happen.
-    reports: bool,
-    waiters: Waiters,
-}
-
-/// What [`SharedExitStack::claim`] answers.
-enum Claim {
-    /// The drain is this teardown's.
-    Mine,
-    /// This thread is in the drain, further up the call stack.
-    AlreadyMine,
-    /// Another thread runs it, in this teardown; the slot that was given, if any, is set when it ends.
-    HeldBy(ThreadKey, usize),
-    /// Nothing is left to drain.
-    Settled,
-}
-
-/// What [`SharedExitStack::acquire`] answers.
-enum Acquired {
-    /// This thread is to run what there is.
-    Mine,
-    /// This thread is in the drain, further up the call stack.
-    AlreadyMine,
-    /// Another thread's drain has ended.
-    Ended(DrainResult),
-    /// Another thread's drain goes on; a closer does not wait for it, for it waits for the closer.
-    CycleBroken,
-    /// Nothing is left to drain.
-    Settled,
-    /// This thread was given up.
-    Late,
-}
 
 /// What [`SharedExitStack::next`] answers.
 enum Next {
@@ -79,20 +41,6 @@ struct Finished {
     /// Who waits for the end of the drain; nobody, if this teardown does not end it.
     waiters: Waiters,
     settled: bool,
-}
-
-impl Drain {
-    /// Lets another owner have the drain, if this thread owns it in this teardown.
-    pub(super) fn disown(&mut self, teardown: usize, thread: ThreadKey, key: ThreadKey) {
-        if (self.owner, self.teardown) == (thread, teardown) {
-            self.owner = key;
-        }
-    }
-
-    /// Takes out who waits for it, if that is the owner.
-    pub(super) fn waiters_of(&mut self, owner: ThreadKey) -> Option<Waiters> {
-        (self.owner == owner).then(|| mem::take(&mut self.waiters))
-    }
 }
 
 impl State {
@@ -146,7 +94,7 @@ impl SharedExitStack {
         let mut before = Ok(());
         loop {
             let mut teardown = Teardown::new(self, purpose);
-            if watch::is_on(teardown.epoch) && self.is_refused_here() {
+            if is_on(teardown.epoch) && self.is_refused_here() {
                 return Err(Late);
             }
             let result = match self.acquire(purpose, outcome, teardown.number, who) {
@@ -192,7 +140,7 @@ impl SharedExitStack {
         outcome: Outcome,
         left: ThreadKey,
     ) -> Result<Result<(), CloseError>, Late> {
-        watch::forget_frames(left);
+        forget_frames(left);
         let drains = self.left_by(left);
         self.drain_after(purpose, outcome, || {
             for node in &drains {
@@ -209,12 +157,12 @@ impl SharedExitStack {
     /// Whether this thread is in a handler that was given up: it runs no further ones of the tree.
     #[cold]
     fn is_refused_here(&self) -> bool {
-        self.spot().is_some() && watch::is_given_up_here()
+        self.spot().is_some() && is_given_up_here()
     }
 
     /// Takes a handler out and runs it now; while it runs, it counts as nested in the stack.
     pub(crate) fn run_out_of_turn(&self, id: HandlerId) -> Option<Result<(), CloseError>> {
-        if watch::is_on(raw::epoch()) && self.is_refused_here() {
+        if is_on(raw::epoch()) && self.is_refused_here() {
             return None; // it stays for the thread that goes on
         }
         let thread = ThreadKey::current();
@@ -227,8 +175,8 @@ impl SharedExitStack {
         drop(state);
         let result = {
             let _restored = self.make_current();
-            match self.spot().filter(|_| watch::is_on(raw::epoch())) {
-                Some(spot) => watch::run_watched(teardown, entry, spot, |entry| run_one(entry, || self.path())),
+            match self.spot().filter(|_| is_on(raw::epoch())) {
+                Some(spot) => watched::run_watched(teardown, entry, spot, |entry| run_one(entry, || self.path())),
                 None => run_one(entry, || self.path()),
             }
         };
@@ -243,111 +191,6 @@ impl SharedExitStack {
             self.unlink_settled();
         }
         Some(result)
-    }
-
-    /// Makes the drain of this stack this teardown's, or waits for the thread whose it is.
-    #[inline]
-    fn acquire(&self, purpose: Purpose, outcome: Outcome, teardown: usize, who: Who) -> Acquired {
-        let (mut slot, mut left) = (None, None);
-        loop {
-            let (owner, theirs) = match self.claim(purpose, outcome, teardown, left, slot.as_mut()) {
-                Claim::Mine => return Acquired::Mine,
-                Claim::AlreadyMine => return Acquired::AlreadyMine,
-                Claim::Settled => return Acquired::Settled,
-                Claim::HeldBy(owner, theirs) => (owner, theirs),
-            };
-            let Some(waiting) = slot.take() else {
-                slot = Some(Slot::new()); // not under the lock
-                continue;
-            };
-            let waited = wait(owner, theirs, &waiting, who);
-            discard(waiting); // it may hold the last of a user's error
-            match waited {
-                Waited::Ended(result) => return Acquired::Ended(result),
-                Waited::CycleBroken => return Acquired::CycleBroken,
-                // The other thread stays the owner; this one runs what there is.
-                Waited::TakeOver => return Acquired::Mine,
-                Waited::OwnerLeft(owner) => {
-                    if watch::go_on_for(owner).is_err() {
-                        return Acquired::Late;
-                    }
-                    left = Some(owner);
-                }
-            }
-        }
-    }
-
-    /// Makes the drain of this stack this teardown's, or says whose it is. The drain of the thread that has `left` is resumed.
-    #[inline]
-    fn claim(
-        &self,
-        purpose: Purpose,
-        outcome: Outcome,
-        teardown: usize,
-        left: Option<ThreadKey>,
-        slot: Option<&mut Slot>,
-    ) -> Claim {
-        let me = ThreadKey::current();
-        let mut state = self.lock();
-        if state.is_settled() {
-            return Claim::Settled;
-        }
-        state.lifecycle.begin(purpose);
-        state.ready &= matches!(state.lifecycle, Lifecycle::Open);
-        let Some(drain) = &mut state.drain else {
-            let (failures, merged) = (Failures::default(), Failures::default());
-            let (reports, waiters) = (purpose.reports(), Waiters::default());
-            // What has closed it as failed has failed, though a handler that it skipped is still to be waited for.
-            if !matches!(state.lifecycle, Lifecycle::Closed) {
-                state.outcome = outcome;
-            }
-            state.drain = Some(Drain { owner: me, teardown, failures, merged, reports, waiters });
-            // What an earlier drain skipped is waited for by this one.
-            state.children.newest_first().for_each(|child| child.skipped_by = None);
-            state.out_of_turn.iter_mut().for_each(|handler| handler.skipped_by = None);
-            return Claim::Mine;
-        };
-        let (mut abandoned, mut waiters) = (None, None);
-        let claim = if left == Some(drain.owner) {
-            (drain.owner, drain.teardown) = (me, teardown);
-            waiters = Some(mem::take(&mut drain.waiters));
-            Claim::Mine
-        } else if drain.owner == me {
-            Claim::AlreadyMine
-        } else {
-            abandoned = slot.map(|slot| drain.waiters.add(slot));
-            Claim::HeldBy(drain.owner, drain.teardown)
-        };
-        drop(state);
-        drop(abandoned);
-        if let Some((waiters, left)) = waiters.zip(left) {
-            waiters.wake(&Waited::OwnerLeft(left)); // so that each waits for this thread, and sees a cycle with it
-        }
-        if purpose.exits() {
-            self.report_all();
-        }
-        claim
-    }
-
-    /// Reports what the drain that runs has gathered, and lets it report from now on. The process may exit before the caller
-    /// of `close()` sees these failures.
-    #[cold]
-    pub(super) fn report_all(&self) {
-        let mut errors = Vec::new();
-        loop {
-            let mut state = self.lock();
-            let Some(drain) = &mut state.drain else { return };
-            drain.reports = true;
-            let count = drain.failures.len();
-            if count <= errors.capacity() {
-                errors.extend(drain.failures.errors().cloned());
-                break;
-            }
-            drop(state);
-            errors.reserve(count);
-        }
-        errors.iter().rev().for_each(report);
-        discard(errors);
     }
 
     /// Says what is next in the drain that this teardown runs. A handler is put where the one before was, which has run.
@@ -394,38 +237,6 @@ impl SharedExitStack {
         }
         let result = DrainResult { all: unmerged.clone(), unmerged };
         Finished { result, waiters: Waiters::default(), settled }
-    }
-
-    /// Adds to what the drain of this stack has gathered. Returns whether it reports.
-    pub(super) fn gather(&self, failures: Failures) -> bool {
-        let mut state = self.lock();
-        let Some(drain) = &mut state.drain else {
-            drop(state);
-            discard(failures); // nobody will ask for them
-            return true;
-        };
-        let reports = drain.reports;
-        let emptied = drain.failures.merge(failures);
-        drop(state);
-        drop(emptied);
-        reports
-    }
-
-    /// Adds to what the drain of this stack has gathered, and reports it if that drain reports.
-    pub(super) fn gather_and_report(&self, failures: Failures, error: Option<&HandlerError>) {
-        if self.gather(failures) {
-            error.into_iter().for_each(report);
-        }
-    }
-
-    /// Records an exit status with the drain that runs.
-    pub(crate) fn request_exit(&self, request: ExitRequest) {
-        self.gather(Failures::exit(request));
-    }
-
-    /// Whether this thread is in a handler of this stack's drain, or of one nested in it.
-    pub(crate) fn is_drained_here(&self) -> bool {
-        self.lock().drain.as_ref().is_some_and(|drain| drain.owner == ThreadKey::current())
     }
 
     /// The interpreters nested in this stack whose drains the thread with this key was in, the innermost first; but none around
@@ -484,9 +295,6 @@ pub(super) struct Teardown<'s> {
     is_late: bool,
 }
 
-/// A handler of this thread was given up, and another thread has gone on with the drain.
-pub(crate) struct Late;
-
 /// Numbers teardowns, in the order in which they begin.
 fn next_number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -509,7 +317,7 @@ impl<'s> Teardown<'s> {
                 first();
             }
         };
-        if watch::is_on(self.epoch) {
+        if is_on(self.epoch) {
             self.run_watched(first);
         } else {
             first();
@@ -521,7 +329,7 @@ impl<'s> Teardown<'s> {
     #[cold]
     fn run_watched(&mut self, first: impl FnOnce()) {
         if let Some(spot) = self.root.spot() {
-            watch::drain_watched(self, spot, first);
+            watched::drain_watched(self, spot, first);
         } else {
             first();
             drain(self); // a value is in no tree
@@ -601,7 +409,7 @@ impl<'s> Teardown<'s> {
             }
             // It never returns, or it was given up.
             Waited::OwnerLeft(owner) => {
-                self.is_late = watch::go_on_for(owner).is_err();
+                self.is_late = go_on_for(owner).is_err();
                 let left = self.top().lock().out_of_turn.take_if(|handler| handler.id == id && !handler.is_given_up);
                 drop(left);
             }

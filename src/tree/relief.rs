@@ -1,0 +1,342 @@
+//! How a handler that does not return is given up, and how its drain is continued without it.
+//!
+//! 1. To *give up* a handler is to give up its frame, with the frames further in, which that thread will come back to only
+//!    when the handler returns. Their drains get an owner that has left (see [`wait_graph`](super::wait_graph)), so
+//!    whichever thread comes to them next resumes them, as it does after C's `exit`.
+//! 2. A handler that was given up counts as nested in its stack until it returns, so the stack is not settled, but nobody
+//!    waits for it.
+//! 3. The innermost of the drains that were given up is resumed first. So those further out are not let go before, or what is
+//!    further in is left [`Behind`] for whichever thread comes first to one that is.
+//! 4. The thread that watches calls no foreign code, not even the report hook: that is left for the thread that goes on.
+
+use std::mem;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::frames::{FRAMES, Frame, Late, note_end_gave_up};
+use super::record::Fate;
+use super::run::{Run, Spot};
+use super::wait_graph::{ThreadKey, Waited, Waiters, awaited_by, note_left};
+use super::watch::{Left, Watch};
+use super::{OutOfTurn, SharedExitStack, State};
+use crate::chain::{Chain, Link};
+use crate::error::{CloseError, Failures, HandlerError, HandlerErrorKind};
+use crate::list::HandlerId;
+use crate::panics::discard;
+use crate::report::report;
+use crate::sync::{PerProcess, global};
+
+/// What has to be done first by the thread that goes on with a drain whose owner has left.
+pub(crate) struct Behind {
+    pub(super) key: ThreadKey,
+    /// A failure that is still to be reported.
+    pub(super) error: Option<HandlerError>,
+    /// The drains further in, the innermost last.
+    pub(super) inner: Vec<Left>,
+}
+
+global! {
+    static BEHIND: PerProcess<Chain<Behind>> = PerProcess::new(Chain::new());
+}
+
+/// Does what was left behind by the thread that had this key.
+#[cold]
+pub(super) fn go_on_for(key: ThreadKey) -> Result<(), Late> {
+    loop {
+        let mut all = BEHIND.lock();
+        let Some(behind) = all.iter_mut().find(|behind| behind.key == key) else { return Ok(()) };
+        if let Some(error) = behind.error.take() {
+            drop(all);
+            report(&error);
+            continue;
+        }
+        // One at a time: if this thread is given up in turn, the next one finds the others.
+        let Some(left) = behind.inner.pop() else {
+            let done = all.take_if(|behind| behind.key == key);
+            drop(all);
+            drop(done);
+            return Ok(());
+        };
+        drop(all);
+        left.root.stack().report_all(); // nobody will be told what this drain comes to
+        discard(left.root.stack().resume(left.purpose)?);
+    }
+}
+
+/// The handler that a drain cannot go on without.
+pub(crate) struct Blocking {
+    pub(crate) run: Arc<Run>,
+    pub(super) thread: ThreadKey,
+    /// The outermost of its thread's teardowns that the drain needs.
+    pub(super) from: usize,
+    /// Whether that thread runs the drain itself.
+    pub(super) is_driver: bool,
+    /// Since when the drain has waited for it.
+    pub(crate) since: Instant,
+}
+
+impl Watch {
+    /// Finds the handler that this drain cannot go on without: the innermost that its thread is in, or, if that waits for
+    /// another thread's drain, the innermost of that one.
+    pub(crate) fn blocking(self: &Arc<Self>) -> Option<Blocking> {
+        let (driver, moved) = {
+            let progress = self.progress.lock();
+            (progress.driver, progress.moved)
+        };
+        let frames = FRAMES.lock();
+        let awaited = |thread| {
+            awaited_by(thread).filter(|&(owner, teardown)| {
+                let is_it = |frame: &Frame| frame.teardown == teardown && frame.thread == owner && !frame.is_given_up;
+                frames.iter().any(is_it)
+            })
+        };
+        let own = frames.iter().filter(|frame| frame.thread == driver && frame.is_of(self));
+        let (mut thread, mut from) = match own.map(|frame| frame.teardown).min() {
+            Some(outermost) => (driver, outermost),
+            None => awaited(driver)?, // it has not begun: another thread still drains the same stack
+        };
+        let mut steps = 0..=frames.len(); // an end, whatever happens to the graph in between
+        while steps.next().is_some() {
+            let Some(next) = awaited(thread) else { break };
+            (thread, from) = next;
+        }
+        let innermost = frames.iter().find(|frame| frame.thread == thread && !frame.is_given_up)?;
+        let run = Arc::clone(innermost.run.as_ref()?);
+        let since = run.since.max(moved);
+        Some(Blocking { run, thread, from, is_driver: thread == driver, since })
+    }
+
+    /// Gives up a handler that blocks this drain, unless it has returned by now. Returns whether it did, and whether another
+    /// thread has to [resume](Self::resume) the drain.
+    pub(crate) fn give_up(self: &Arc<Self>, blocking: &Blocking) -> Option<bool> {
+        let GivenUp { mut left, waiting, key, others } = self.give_up_frames(blocking)?;
+        let run = &blocking.run;
+        let error = run.error(HandlerErrorKind::TimedOut(run.since.elapsed()));
+        // Before the drains are resumed, so that it is among the failures of the one that it was in.
+        let reports = run.top.stack().gather(Failures::failure(error.clone()));
+        self.add(run.record(Fate::GivenUp));
+        for drain in &left {
+            drain.root.stack().disown(drain.teardown, blocking.thread, drain.key);
+        }
+        for (watch, drain) in others {
+            // It goes on as well: with nothing but a wait for this one, perhaps.
+            watch.let_go(vec![drain]);
+            watch.progress.lock().needs_relief = true;
+            watch.changed.notify_all();
+        }
+        let mut behind = Link::new(Behind { key, error: reports.then_some(error), inner: Vec::new() });
+        if blocking.is_driver {
+            BEHIND.lock().push(behind);
+            self.let_go(left);
+            return Some(true);
+        }
+        // A thread that waits for the outermost is woken. That one resumes what is further in, and then this.
+        let is_awaited = left.first().is_some_and(|drain| drain.teardown == blocking.from); // else a handler out of turn is
+        let outermost = is_awaited.then(|| left.remove(0));
+        let inner: Vec<Spot> = left.iter().map(|drain| drain.root.clone()).collect();
+        behind.value_mut().inner = left;
+        BEHIND.lock().push(behind);
+        note_left(key);
+        for root in outermost.iter().map(|drain| &drain.root).chain(&inner) {
+            root.stack().wake_waiters(key);
+        }
+        for waiters in waiting {
+            Waiters::wake(waiters, &Waited::OwnerLeft(key));
+        }
+        Some(false)
+    }
+
+    /// Nobody drives it until it is [resumed](Self::resume). `left` is what that begins with, the innermost last.
+    fn let_go(&self, left: Vec<Left>) {
+        let mut all = Vec::new();
+        loop {
+            let mut progress = self.progress.lock();
+            let count = progress.left.len() + left.len();
+            if count <= all.capacity() {
+                all.append(&mut progress.left);
+                all.extend(left);
+                mem::swap(&mut progress.left, &mut all);
+                progress.driver = ThreadKey::fresh();
+                return drop(progress); // before what held the others
+            }
+            drop(progress);
+            all.reserve(count);
+        }
+    }
+
+    /// Resumes the drains whose thread was given up, the innermost first, on this thread. Returns the result of the outermost,
+    /// or none if this thread is given up in turn.
+    pub(crate) fn resume(self: &Arc<Self>) -> Result<Result<(), CloseError>, Late> {
+        self.drive(|| {
+            let mut result = Ok(());
+            loop {
+                let next = {
+                    let mut progress = self.progress.lock();
+                    if progress.driver != ThreadKey::current() {
+                        return Err(Late);
+                    }
+                    progress.left.pop().map(|left| (left, progress.left.is_empty()))
+                };
+                let Some((Left { root, purpose, key, .. }, is_outermost)) = next else { return Ok(result) };
+                note_left(key);
+                go_on_for(key)?;
+                if !is_outermost {
+                    root.stack().report_all(); // nobody will be told what this drain comes to
+                }
+                let resumed = root.stack().resume(purpose)?;
+                if is_outermost {
+                    result = resumed;
+                } else {
+                    discard(resumed);
+                }
+            }
+        })
+    }
+
+    /// Whether another thread has to [resume](Self::resume) it because its own was given up for another drain; once.
+    pub(crate) fn takes_relief(&self) -> bool {
+        mem::take(&mut self.progress.lock().needs_relief)
+    }
+
+    /// There is no thread to resume it: whichever thread comes to one of its drains does that.
+    pub(crate) fn abandon(&self) {
+        let left = mem::take(&mut self.progress.lock().left);
+        for drain in &left {
+            note_left(drain.key);
+        }
+        for drain in &left {
+            drain.root.stack().wake_waiters(drain.key);
+        }
+        self.end();
+    }
+
+    /// Gives up the frames of a handler, unless it has returned.
+    fn give_up_frames(self: &Arc<Self>, blocking: &Blocking) -> Option<GivenUp> {
+        let (mut left, mut waiting) = (Vec::new(), Vec::new());
+        let mut others: Vec<(Arc<Self>, Left)> = Vec::new();
+        let mut links = Vec::new();
+        let key = ThreadKey::fresh();
+        loop {
+            let mut frames = FRAMES.lock();
+            let own = |frame: &Frame| frame.thread == blocking.thread && !frame.is_given_up;
+            let innermost = frames.iter().find(|frame| own(frame))?;
+            if !innermost.run.as_ref().is_some_and(|run| Arc::ptr_eq(run, &blocking.run)) {
+                return None; // it has returned
+            }
+            let count = frames.iter().filter(|frame| own(frame) && frame.teardown >= blocking.from).count();
+            if count > left.capacity() || count > links.len() {
+                drop(frames);
+                left.reserve(count);
+                waiting.reserve(count);
+                others.reserve(count);
+                while links.len() < count {
+                    links.push(Link::new(OutOfTurn::given_up(blocking.thread)));
+                }
+                continue;
+            }
+            for frame in frames.iter_mut().filter(|frame| own(frame) && frame.teardown >= blocking.from) {
+                (frame.is_given_up, frame.is_lost) = (true, self.ends_process);
+                if let Some(run) = &frame.run {
+                    let mut link = links.pop();
+                    waiting.extend(run.top.stack().lock().note_given_up(frame.teardown, &mut link));
+                    links.extend(link); // freed where no lock is held
+                }
+                if let Some(purpose) = frame.purpose {
+                    // What another thread waits for has one key, and what is resumed one by one has one each.
+                    let own = if blocking.is_driver && !left.is_empty() { ThreadKey::fresh() } else { key };
+                    left.push(Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key: own });
+                    if let Some(watch) = frame.watch.as_ref().filter(|watch| !Arc::ptr_eq(watch, self)) {
+                        // The outermost is what it goes on with.
+                        let drain = Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key: own };
+                        match others.iter_mut().find(|(other, _)| Arc::ptr_eq(other, watch)) {
+                            Some((_, inner)) => *inner = drain,
+                            None => others.push((Arc::clone(watch), drain)),
+                        }
+                    }
+                }
+            }
+            if self.ends_process {
+                note_end_gave_up();
+            }
+            drop(frames);
+            // A drain of which that thread goes on with a part is not among them.
+            others.retain(|(watch, _)| {
+                let frames = FRAMES.lock();
+                !frames.iter().any(|frame| frame.thread == blocking.thread && frame.is_of(watch))
+            });
+            left.reverse();
+            return Some(GivenUp { left, waiting, key, others });
+        }
+    }
+}
+
+/// What became of the frames of a handler that was given up.
+struct GivenUp {
+    /// Their drains, the innermost last.
+    left: Vec<Left>,
+    /// Who waits for handlers that ran out of turn.
+    waiting: Vec<Waiters>,
+    /// The owner of the innermost drain.
+    key: ThreadKey,
+    /// Other drains that are watched and that this thread drove, with the outermost of each.
+    others: Vec<(Arc<Watch>, Left)>,
+}
+
+impl SharedExitStack {
+    /// A handler of it that was given up has returned.
+    pub(super) fn come_back(&self, teardown: usize) {
+        let mut state = self.lock();
+        let ended = state.out_of_turn.take_if(|handler| handler.teardown == teardown);
+        let settled = state.is_settled();
+        drop(state);
+        drop(ended);
+        if settled {
+            self.unlink_settled();
+        }
+    }
+
+    /// Lets the drains of this stack and of those nested in it that a teardown has begun have an owner that no thread is.
+    fn disown(&self, teardown: usize, thread: ThreadKey, key: ThreadKey) {
+        let disown = |stack: &Self| {
+            if let Some(drain) = &mut stack.lock().drain {
+                drain.disown(teardown, thread, key);
+            }
+        };
+        disown(self);
+        self.visit_descendants(|node| disown(&node.stack));
+    }
+
+    /// Wakes the threads that wait for drains of this stack and of those nested in it which have that owner.
+    fn wake_waiters(&self, key: ThreadKey) {
+        let wake = |stack: &Self| {
+            let waiters = stack.lock().drain.as_mut().and_then(|drain| drain.waiters_of(key));
+            if let Some(waiters) = waiters {
+                waiters.wake(&Waited::OwnerLeft(key));
+            }
+        };
+        wake(self);
+        self.visit_descendants(|node| wake(&node.stack));
+    }
+}
+
+impl OutOfTurn {
+    fn given_up(thread: ThreadKey) -> Self {
+        let (id, waiters) = (HandlerId::unknown(), Waiters::default());
+        Self { id, thread, waiters, skipped_by: None, teardown: 0, is_given_up: true }
+    }
+}
+
+impl State {
+    /// A handler of this stack was given up: it is nested in it from now on.
+    /// Returns who waits for it, if it ran out of turn and so is nested already.
+    fn note_given_up(&mut self, teardown: usize, link: &mut Option<Link<OutOfTurn>>) -> Option<Waiters> {
+        if let Some(handler) = self.out_of_turn.iter_mut().find(|handler| handler.teardown == teardown) {
+            handler.is_given_up = true;
+            return Some(mem::take(&mut handler.waiters));
+        }
+        let mut link = link.take()?;
+        link.value_mut().teardown = teardown;
+        self.out_of_turn.push(link);
+        None
+    }
+}

@@ -1,0 +1,113 @@
+//! A teardown that is watched: a source for the one drain loop that notes what runs.
+//!
+//! A thread that finds its frame given up is *late*: it takes no further handler, tells the report hook of a failure, and ends
+//! nothing.
+
+use std::mem;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::SharedExitStack;
+use super::frames::{drop_frame, push_frame, set_run};
+use super::record::Fate;
+use super::run::{Run, Spot};
+use super::teardown::Teardown;
+use super::watch::{Watch, here};
+use crate::drain::{HandlerOutcome, Source, drain};
+use crate::error::{Failures, HandlerError, HandlerErrorKind};
+use crate::handler::SharedEntry;
+use crate::panics::discard;
+use crate::raw::Bound;
+use crate::report::report;
+
+/// Runs a drain that was acquired, and notes what it runs.
+#[cold]
+#[inline(never)]
+pub(super) fn drain_watched(teardown: &mut Teardown<'_>, root: Spot, first: impl FnOnce()) {
+    let number = teardown.number();
+    push_frame(number, root, Some(teardown.purpose()));
+    first();
+    drain(&mut Watched { teardown, watch: here(), run: None });
+    drop_frame(number);
+}
+
+/// Runs a handler out of turn as `run` does, and notes that it runs.
+#[cold]
+#[inline(never)]
+pub(super) fn run_watched<R>(number: usize, entry: SharedEntry, root: Spot, run: impl FnOnce(SharedEntry) -> R) -> R {
+    push_frame(number, root.clone(), None);
+    let _ = set_run(number, Some(Arc::new(Run::new(&entry, root))));
+    let result = run(entry);
+    drop_frame(number);
+    result
+}
+
+/// A teardown that is watched.
+struct Watched<'t, 's> {
+    teardown: &'t mut Teardown<'s>,
+    watch: Option<Arc<Watch>>,
+    run: Option<Arc<Run>>,
+}
+
+impl Watched<'_, '_> {
+    fn watch(&self) -> Option<&Arc<Watch>> {
+        self.watch.as_ref().filter(|watch| watch.is_ours())
+    }
+
+    /// The handler, if one ran, has ended. Says whether the drain is still this thread's.
+    fn end_run(&mut self, failure: Option<&HandlerError>) -> bool {
+        let run = self.run.take();
+        if set_run(self.teardown.number(), None).is_err() {
+            self.teardown.set_late();
+            failure.into_iter().for_each(report); // nobody else is told
+            if let Some(run) = run {
+                run.top.stack().come_back(self.teardown.number());
+            }
+            return false;
+        }
+        if let Some((watch, run)) = self.watch().zip(run) {
+            watch.add(run.record(failure.map_or(Fate::Done, |error| Fate::Failed(error.clone()))));
+        }
+        true
+    }
+}
+
+impl Source<dyn Bound + Send> for Watched<'_, '_> {
+    type Work = SharedExitStack;
+
+    fn next(&mut self) -> Option<(&mut SharedEntry, &SharedExitStack)> {
+        if !self.end_run(None) {
+            return None;
+        }
+        loop {
+            self.teardown.next()?; // none as well if this thread was given up where it waited
+            let (entry, top) = self.teardown.lent()?;
+            let run = Arc::new(Run::new(entry, top.spot()?));
+            if self.watch().is_some_and(|watch| watch.stopped_since().is_some()) {
+                // Neither run nor dropped: its drop may take as long.
+                mem::forget(self.teardown.take_lent());
+                let error = run.error(HandlerErrorKind::NotRun);
+                self.teardown.keep(Failures::failure(error.clone()), Some(&error));
+                self.watch().into_iter().for_each(|watch| watch.add(run.record(Fate::NotRun)));
+                continue;
+            }
+            self.run = Some(Arc::clone(&run));
+            let _ = set_run(self.teardown.number(), Some(run));
+            if let Some(watch) = self.watch() {
+                watch.progress.lock().moved = Instant::now();
+                watch.changed.notify_all();
+            }
+            return self.teardown.lent();
+        }
+    }
+
+    fn note(&mut self, outcome: HandlerOutcome) {
+        let path = self.run.as_ref().and_then(|run| run.path());
+        let (failures, error) = outcome.into_failures(path);
+        if self.end_run(error.as_ref()) {
+            self.teardown.keep(failures, error.as_ref());
+        } else {
+            discard((failures, error)); // an exit status that it asks for does not count
+        }
+    }
+}
