@@ -587,10 +587,25 @@ mod signals {
 
     use super::*;
 
+    /// What is ignored stays ignored, as where these tests run in the background of a shell that does not control jobs.
+    #[allow(unsafe_code, reason = "std leaves signals as they are")]
+    fn with_default_actions(command: &mut Command) -> &mut Command {
+        let reset = || {
+            for signal in [SIGINT, SIGTERM, SIGHUP] {
+                // SAFETY: the action is one of C's constants.
+                unsafe { libc::signal(signal, libc::SIG_DFL) };
+            }
+            Ok(())
+        };
+        // SAFETY: what runs in the child makes system calls alone.
+        unsafe { command.pre_exec(reset) }
+    }
+
     /// Starts an example whose standard input and output are ours.
     fn start(example: &str, args: &[&str], directory: &Path) -> (Child, BufReader<std::process::ChildStdout>) {
         let mut command = command(example, args, directory);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = with_default_actions(&mut command).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         (child, stdout)
     }
@@ -692,7 +707,8 @@ mod signals {
                 let before = mode_of(&programs);
                 let end = || programs.try_clone().unwrap();
                 let mut command = command("pager", &[], directory);
-                let mut child = at_its_terminal(command.stdin(end()).stdout(end()).stderr(end())).spawn().unwrap();
+                command.stdin(end()).stdout(end()).stderr(end());
+                let mut child = at_its_terminal(with_default_actions(&mut command)).spawn().unwrap();
                 let mut told = vec![0; shown.len()];
                 ours.read_exact(&mut told).unwrap();
                 assert_eq!(String::from_utf8(told).unwrap(), shown);
