@@ -16,7 +16,7 @@ mod failures;
 mod scope;
 mod text;
 
-pub(crate) use failures::{ExitRequest, Failures, merged};
+pub(crate) use failures::{ExitRequest, Failures, merged, request_of};
 pub use scope::{ScopeError, ScopeFailure};
 pub(crate) use text::{Causes, OneLine};
 

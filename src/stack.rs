@@ -12,72 +12,7 @@ use crate::panics::{discard, drop_all};
 use crate::raw::{Appendable, Bound};
 use crate::report::report;
 
-/// A stack of handlers that run when it is closed or dropped, the last registered first.
-///
-/// **It is a local variable, so its handlers do not run on `std::process::exit` or Ctrl-C**, nor on
-/// [`exitstack::exit`](crate::exit): none of these drops locals. A handler that has to run on an `exit` belongs in the
-/// [process stack](crate::process_stack) or in an [`Interpreter`](crate::Interpreter).
-///
-/// **A stack that is dropped without [`close()`](Self::close) counts as failed**: its [`on_failure`](Self::on_failure)
-/// handlers run and its [`on_success`](Self::on_success) handlers do not, whether the drop comes from an early `?`,
-/// from a panic, or from a missing call of `close()`. So nothing is ever committed by accident.
-///
-/// ```
-/// use exitstack::ExitStack;
-/// use std::cell::RefCell;
-///
-/// let log = RefCell::new(Vec::new());
-/// {
-///     let stack = ExitStack::new();
-///     stack.register(|| log.borrow_mut().push("opened first, closed last"));
-///     stack.register(|| log.borrow_mut().push("opened last, closed first"));
-/// }
-/// assert_eq!(log.into_inner(), ["opened last, closed first", "opened first, closed last"]);
-/// ```
-///
-/// # Guarantees
-///
-/// - Handlers run strictly last-in, first-out. A handler leaves the stack *before* it is called, so it runs at most
-///   once.
-/// - The outcome is success if [`close()`](Self::close) or [`close_with(Success)`](Self::close_with) was reached, or if
-///   the body of a [`scope`](crate::scope) returned `Ok`. Otherwise it is failure.
-/// - Every handler runs: an `Err` or a panic never stops the ones below it. `close()` returns all failures, in the
-///   order in which they happened. A drop, which has no caller to return them to, passes each to the [report
-///   hook](crate::report) at the moment it happens; it never panics, not even during unwinding.
-/// - A closed stack is empty and can be used again; closing it a second time returns `Ok(())`.
-/// - Handlers may borrow anything that outlives the stack, and need not be `Send`.
-/// - Draining ten million handlers neither recurses nor allocates, unless a handler fails.
-/// - A handler of up to three words, with at most the alignment of a word, is stored without an allocation of its own.
-///   The first four are stored in the stack value itself.
-/// - [`mem::forget`] of a stack leaks it and runs nothing. It is never unsound.
-///
-/// # Borrowing
-///
-/// Methods that append take `&self`; methods that remove or run handlers take `&mut self`. So a value that was
-/// [entered](Self::enter) can be used while more handlers are registered, but not after the stack was closed:
-///
-/// ```compile_fail,E0502
-/// let mut stack = exitstack::ExitStack::new();
-/// let text = stack.enter(String::from("open"), |text| drop(text));
-/// stack.close();
-/// text.push('!'); // error: `stack` was closed while `text` was borrowed from it
-/// ```
-///
-/// A handler cannot borrow anything that ends before the stack does:
-///
-/// ```compile_fail,E0597
-/// let stack = exitstack::ExitStack::new();
-/// {
-///     let name = String::from("short-lived");
-///     stack.register(|| println!("{name}"));
-/// }
-/// ```
-///
-/// # Compared with Python's `contextlib.ExitStack`
-///
-/// `pop_all`, `close` and reuse work as in Python. The differences are intended: dropping the stack runs its handlers,
-/// where Python's does nothing when it is garbage-collected; no earlier failure is lost; no handler can suppress the
-/// error of the work; and a single handler can be removed.
+#[doc = include_str!("stack.md")]
 #[doc(alias = "atexit")]
 #[doc(alias = "defer")]
 #[doc(alias = "cleanup")]

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use super::{CloseError, Details, HandlerError};
 use crate::chain::{Chain, Link};
+use crate::panics::discard;
 
 /// A point in the order of events in this process; later ones are greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,4 +127,12 @@ pub(crate) fn merged(first: Result<(), CloseError>, then: Result<(), CloseError>
         (Ok(()), result) | (result, Ok(())) => result,
         (Err(first), Err(then)) => Err(first.join(&then)),
     }
+}
+
+/// The exit status that a result asks for.
+pub(crate) fn request_of(result: Result<(), CloseError>) -> Option<ExitRequest> {
+    let error = result.err()?;
+    let request = error.exit_request();
+    discard(error); // a user's error, whose drop may panic
+    request
 }

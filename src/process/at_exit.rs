@@ -18,11 +18,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{end, flush_stdout, process_stack, unload};
-use crate::error::{CloseError, ExitRequest, Outcome};
+use crate::error::{CloseError, ExitRequest, Outcome, request_of};
 use crate::panics::discard;
 use crate::raw;
 use crate::shutdown::{self, Reason};
-use crate::tree::{Late, Purpose, Spot, leave, request_of};
+use crate::tree::{Late, Purpose, Spot, leave};
 
 /// How many times the hook is registered at first, and how many more when the drain begins. Together with the one entry of
 /// the dynamic linker they fill the block of 32 that C's list begins with: glibc before 2.41 frees further blocks under
@@ -191,46 +191,42 @@ pub(super) fn is_exiting() -> bool {
 fn drain_to_exit(purpose: Purpose, outcome: Outcome) -> Option<i32> {
     note_exiting();
     let left = leave();
-    let began = end::began();
     let reason = end::signal().map_or(Reason::Exit, Reason::Signal);
-    let watching = shutdown::watch_end(Spot::Root(process_stack), reason, began, finish, end_now);
-    let drain = || process_stack().drain_to_leave(purpose, outcome, left);
-    let result = match watching.as_ref().map_or_else(drain, |watching| watching.drive(drain)) {
-        Ok(result) => result,
-        Err(Late) => raw::park(), // the thread that has gone on ends the process
-    };
-    if let Some(watching) = &watching {
-        watching.end(&result);
-    }
-    end::decide(request_of(result));
-    if shutdown::end_gave_up() {
-        end_now()
-    }
+    end::decide(drain_watched(reason, end::began(), || process_stack().drain_to_leave(purpose, outcome, left)));
     end::decided()
 }
 
 /// Drains the process stack when the body of `run` has returned. Returns the exit status asked for.
 pub(super) fn drain_after_run(outcome: Outcome) -> Option<ExitRequest> {
-    let (root, began) = (Spot::Root(process_stack), Instant::now());
-    let watching = shutdown::watch_end(root, Reason::Close, began, finish, end_now);
-    let drain = || process_stack().drain_watched(Purpose::EndOfRun, outcome);
-    let result = match watching.as_ref().map_or_else(drain, |watching| watching.drive(drain)) {
-        Ok(result) => result,
-        Err(Late) => raw::park(), // the thread that has gone on ends the process
+    drain_watched(Reason::Close, Instant::now(), || process_stack().drain_watched(Purpose::EndOfRun, outcome))
+}
+
+/// Drains the process stack within the limits that are set. Returns the exit status asked for, and returns at all only if no
+/// handler was given up.
+fn drain_watched(
+    reason: Reason,
+    began: Instant,
+    drain: impl FnOnce() -> Result<Result<(), CloseError>, Late>,
+) -> Option<ExitRequest> {
+    let watching = shutdown::watch_end(Spot::Root(process_stack), reason, began, finish, end_now);
+    let drained = match &watching {
+        Some(watching) => watching.drive(drain),
+        None => drain(),
+    };
+    let Ok(result) = drained else {
+        raw::park() // the thread that has gone on ends the process
     };
     if let Some(watching) = &watching {
         watching.end(&result);
     }
-    let request = request_of(result);
     if shutdown::end_gave_up() {
-        end::decide(request);
-        end_now()
+        finish(result)
     }
-    request
+    request_of(result)
 }
 
 /// Ends the process on a thread that has gone on for one that was given up.
-fn finish(result: Result<(), CloseError>) {
+fn finish(result: Result<(), CloseError>) -> ! {
     end::decide(request_of(result));
     end_now()
 }

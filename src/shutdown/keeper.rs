@@ -9,11 +9,11 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use super::answer_hurry;
 use super::limits::{Expiry, Limits};
 use super::observer::{Observer, Told};
 use crate::error::{CloseError, OneLine};
 use crate::raw;
+use crate::sync::{PerProcess, global};
 use crate::tree::{Blocking, Running, Spot, Watch};
 
 /// How often the keeper looks whether a drain now waits for something else.
@@ -21,6 +21,26 @@ const TICK: Duration = Duration::from_millis(10);
 
 /// How long the end of the process waits, when there is no time left, for what is not a handler: a report hook, say.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+global! {
+    /// How often what blocks a drain at the end of the process has still to be given up.
+    static HURRIED: PerProcess<usize> = PerProcess::new(0);
+}
+
+/// Lets what blocks a drain at the end of the process be given up now, or as soon as there is one.
+#[cfg(all(unix, feature = "signals"))]
+pub(crate) fn hurry() {
+    *HURRIED.lock() += 1;
+}
+
+/// Whether what blocks a drain has to be given up because of a `hurry`, each of which counts for one drain: another may be
+/// watched that waits for it.
+fn answer_hurry() -> bool {
+    let mut hurried = HURRIED.lock();
+    let answers = *hurried > 0;
+    *hurried -= usize::from(answers);
+    answers
+}
 
 /// What is called with the result where a drain is over that was continued on another thread.
 pub(super) type Finish = Arc<dyn Fn(Result<(), CloseError>) + Send + Sync>;

@@ -31,6 +31,15 @@ pub struct Limits {
 }
 
 /// What happens when a handler's time is over.
+///
+/// ```
+/// use exitstack::shutdown::{Expiry, Limits};
+/// use std::time::Duration;
+///
+/// /// Says which handler is slow, and waits for it all the same.
+/// const PATIENT: Limits = Limits::new().warn_after(Duration::from_secs(1)).on_expiry(Expiry::Wait);
+/// # let _ = PATIENT;
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Expiry {
@@ -44,6 +53,14 @@ pub enum Expiry {
 
 impl Limits {
     /// Creates limits that limit nothing.
+    ///
+    /// ```
+    /// use exitstack::Interpreter;
+    /// use exitstack::shutdown::Limits;
+    ///
+    /// let closed = Interpreter::new("plugin-a").finalize_within(&Limits::new()); // however long it takes
+    /// assert!(closed.is_over());
+    /// ```
     pub const fn new() -> Self {
         Self { total: None, each: None, reserve: Duration::ZERO, warn_after: None, expiry: Expiry::Skip, status: 1 }
     }
@@ -51,11 +68,33 @@ impl Limits {
     /// Sets how much time all handlers have together.
     ///
     /// A handler for which no time is left is neither run nor dropped.
+    ///
+    /// ```
+    /// use exitstack::Interpreter;
+    /// use exitstack::shutdown::Limits;
+    /// use std::time::Duration;
+    ///
+    /// let plugin = Interpreter::new("plugin-a");
+    /// plugin.stack().register(std::thread::park);
+    /// let closed = plugin.finalize_within(&Limits::new().within(Duration::from_millis(10)));
+    /// assert!(closed.result().is_err() && !closed.is_over());
+    /// ```
     pub const fn within(self, total: Duration) -> Self {
         Self { total: Some(total), ..self }
     }
 
     /// Sets how much time each handler has.
+    ///
+    /// ```
+    /// use exitstack::Interpreter;
+    /// use exitstack::shutdown::{Fate, Limits};
+    /// use std::time::Duration;
+    ///
+    /// let plugin = Interpreter::new("plugin-a");
+    /// plugin.stack().register(std::thread::park);
+    /// let closed = plugin.finalize_within(&Limits::new().each(Duration::from_millis(10)));
+    /// assert!(matches!(closed.records()[0].fate(), Fate::GivenUp));
+    /// ```
     pub const fn each(self, limit: Duration) -> Self {
         Self { each: Some(limit), ..self }
     }
@@ -63,21 +102,54 @@ impl Limits {
     /// Sets how much of the total is kept for the handlers below one that does not return.
     ///
     /// A handler that has begun before is given up when only this much is left; those below share it evenly.
+    ///
+    /// ```
+    /// use exitstack::shutdown::Limits;
+    /// use std::time::Duration;
+    ///
+    /// // One handler that hangs is given up after eight seconds. The others share the last two.
+    /// const LIMITS: Limits = Limits::new().within(Duration::from_secs(10)).reserve(Duration::from_secs(2));
+    /// # let _ = LIMITS;
+    /// ```
     pub const fn reserve(self, kept: Duration) -> Self {
         Self { reserve: kept, ..self }
     }
 
     /// Sets after how much time a handler is reported that is still running, once.
+    ///
+    /// ```
+    /// use exitstack::shutdown::{Limits, set_limits};
+    /// use std::time::Duration;
+    ///
+    /// set_limits(Limits::new().warn_after(Duration::from_secs(1)))?; // nothing is given up
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub const fn warn_after(self, running: Duration) -> Self {
         Self { warn_after: Some(running), ..self }
     }
 
     /// Sets what happens when a handler's time is over. The default is [`Expiry::Skip`].
+    ///
+    /// ```
+    /// use exitstack::shutdown::{Expiry, Limits};
+    /// use std::time::Duration;
+    ///
+    /// const LIMITS: Limits = Limits::new().within(Duration::from_secs(10)).on_expiry(Expiry::Leave);
+    /// # let _ = LIMITS;
+    /// ```
     pub const fn on_expiry(self, expiry: Expiry) -> Self {
         Self { expiry, ..self }
     }
 
     /// Sets the exit status of a process that has given up a handler. The default is 1.
+    ///
+    /// ```
+    /// use exitstack::shutdown::Limits;
+    /// use std::time::Duration;
+    ///
+    /// const LIMITS: Limits = Limits::new().within(Duration::from_secs(10)).status(124); // as timeout(1) does
+    /// # let _ = LIMITS;
+    /// ```
     pub const fn status(self, code: i32) -> Self {
         Self { status: code, ..self }
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use super::{Closed, Event, Reason};
+use super::event::{Closed, Event, Reason};
 use crate::panics::discard;
 use crate::sync::{Condvar, Lock};
 use crate::tree::{Fate, Record, Running};

@@ -1,22 +1,18 @@
 //! How a stack drains, and everything nested in it: one loop, whatever the depth. The tables are in [`tree`](super).
 
-use std::cmp::Reverse;
 use std::mem;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::current::{limit_registrations, set_current};
+use super::current::set_current;
 use super::drains::Acquired;
-use super::frames::{Late, forget_frames, is_given_up_here};
 use super::lifecycle::{Lifecycle, Purpose};
 use super::relief::go_on_for;
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
-use super::watch::is_on;
-use super::{Node, OutOfTurn, SharedExitStack, State, watched};
-use crate::chain::Link;
-use crate::drain::{HandlerOutcome, Source, Work, drain, run_one};
-use crate::error::{CloseError, ExitRequest, Failures, HandlerError, Outcome, merged};
+use super::{Node, OutOfTurn, SharedExitStack, State};
+use crate::drain::{HandlerOutcome, Source, Work};
+use crate::error::{CloseError, Failures, HandlerError, Outcome, merged};
 use crate::handler::SharedEntry;
 use crate::list::HandlerId;
 use crate::panics::discard;
@@ -64,135 +60,6 @@ impl State {
 }
 
 impl SharedExitStack {
-    /// Drains the stack and what is nested in it; returns what failed.
-    pub(crate) fn drain(&self, purpose: Purpose, outcome: Outcome) -> Result<(), CloseError> {
-        // A thread that comes back from a handler that was given up is not told: the drain is another's.
-        self.drain_after(purpose, outcome, || ()).unwrap_or(Ok(()))
-    }
-
-    /// [`drain`](Self::drain), by a thread that may be given up.
-    pub(crate) fn drain_watched(&self, purpose: Purpose, outcome: Outcome) -> Result<Result<(), CloseError>, Late> {
-        self.drain_after(purpose, outcome, || ())
-    }
-
-    /// [`drain`](Self::drain) by a thread that goes on for another one; it may be given up in turn.
-    pub(super) fn resume(&self, purpose: Purpose) -> Result<Result<(), CloseError>, Late> {
-        self.drain_after(purpose, Outcome::Failure, || ()) // for the outcome that it has begun with
-    }
-
-    /// [`drain`](Self::drain), with something to do first once the drain is this thread's.
-    #[inline]
-    fn drain_after(
-        &self,
-        purpose: Purpose,
-        outcome: Outcome,
-        first: impl FnOnce(),
-    ) -> Result<Result<(), CloseError>, Late> {
-        let mut first = Some(first);
-        let _limited = purpose.is_bounded().then(limit_registrations);
-        let who = if purpose.exits() { Who::MustWait } else { Who::Closer };
-        let mut before = Ok(());
-        loop {
-            let mut teardown = Teardown::new(self, purpose);
-            if is_on(teardown.epoch) && self.is_refused_here() {
-                return Err(Late);
-            }
-            let result = match self.acquire(purpose, outcome, teardown.number, who) {
-                Acquired::Mine => teardown.run(first.take()),
-                // The other thread may have skipped an interpreter that still has a handler running: look again.
-                Acquired::Ended(ended) if purpose.closes() => {
-                    before = merged(before, ended.all);
-                    continue;
-                }
-                Acquired::Ended(ended) => ended.all,
-                // The drain goes on further up the call stack, or on the thread that waits for this one; or it is over.
-                Acquired::AlreadyMine | Acquired::CycleBroken | Acquired::Settled => Ok(()),
-                Acquired::Late => return Err(Late),
-            };
-            if teardown.is_parents() {
-                // A handler has forked, and this is the child. It goes on with what it has registered itself; what came
-                // before is its parent's to be told, and to drop.
-                mem::forget(mem::replace(&mut before, result));
-                continue;
-            }
-            if teardown.is_late {
-                return Err(Late);
-            }
-            return Ok(merged(before, result));
-        }
-    }
-
-    /// [`drain`](Self::drain) where nobody is returned to: what failed was reported. Returns the exit status asked for.
-    pub(crate) fn drain_unattended(&self, purpose: Purpose, outcome: Outcome) -> Option<ExitRequest> {
-        request_of(self.drain(purpose, outcome))
-    }
-
-    /// Drains the root of a tree where this thread leaves, which had the key `left` before: the drains that it was in are
-    /// resumed first, the innermost first. They count as part of the root's, so `exit` in one of their handlers leaves just
-    /// that handler.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if this thread was given up, and another one ends the process.
-    pub(crate) fn drain_to_leave(
-        &self,
-        purpose: Purpose,
-        outcome: Outcome,
-        left: ThreadKey,
-    ) -> Result<Result<(), CloseError>, Late> {
-        forget_frames(left);
-        let drains = self.left_by(left);
-        self.drain_after(purpose, outcome, || {
-            for node in &drains {
-                // For the outcome that each has begun with.
-                let request = node.stack.drain_unattended(Purpose::Exit, Outcome::Failure);
-                // Kept in the drain, not here: another handler may call C's `exit` before this returns.
-                if let Some(request) = request {
-                    self.request_exit(request);
-                }
-            }
-        })
-    }
-
-    /// Whether this thread is in a handler that was given up: it runs no further ones of the tree.
-    #[cold]
-    fn is_refused_here(&self) -> bool {
-        self.spot().is_some() && is_given_up_here()
-    }
-
-    /// Takes a handler out and runs it now; while it runs, it counts as nested in the stack.
-    pub(crate) fn run_out_of_turn(&self, id: HandlerId) -> Option<Result<(), CloseError>> {
-        if is_on(raw::epoch()) && self.is_refused_here() {
-            return None; // it stays for the thread that goes on
-        }
-        let thread = ThreadKey::current();
-        let teardown = next_number();
-        let waiters = Waiters::default();
-        let handler = Link::new(OutOfTurn { id, thread, waiters, skipped_by: None, teardown, is_given_up: false });
-        let mut state = self.lock();
-        let entry = state.handlers.take_out(id)?;
-        state.out_of_turn.push(handler);
-        drop(state);
-        let result = {
-            let _restored = self.make_current();
-            match self.spot().filter(|_| is_on(raw::epoch())) {
-                Some(spot) => watched::run_watched(teardown, entry, spot, |entry| run_one(entry, || self.path())),
-                None => run_one(entry, || self.path()),
-            }
-        };
-        let mut state = self.lock();
-        let ended = state.out_of_turn.take_if(|handler| handler.id == id);
-        let settled = state.is_settled();
-        drop(state);
-        for handler in ended {
-            handler.waiters.tell(&DrainResult { all: result.clone(), unmerged: result.clone() });
-        }
-        if settled {
-            self.unlink_settled();
-        }
-        Some(result)
-    }
-
     /// Says what is next in the drain that this teardown runs. A handler is put where the one before was, which has run.
     #[inline]
     fn next(&self, running: &mut Option<SharedEntry>, teardown: usize) -> Next {
@@ -239,25 +106,6 @@ impl SharedExitStack {
         Finished { result, waiters: Waiters::default(), settled }
     }
 
-    /// The interpreters nested in this stack whose drains the thread with this key was in, the innermost first; but none around
-    /// which it was in this stack's own drain.
-    fn left_by(&self, thread: ThreadKey) -> Vec<Arc<Node>> {
-        let begun_by_it = |stack: &Self| {
-            let state = stack.lock();
-            state.drain.as_ref().filter(|drain| drain.owner == thread).map(|drain| drain.teardown)
-        };
-        let own = begun_by_it(self);
-        let mut found = Vec::new();
-        self.visit_descendants(|node| {
-            // Teardowns are numbered in the order in which they began.
-            if let Some(teardown) = begun_by_it(&node.stack).filter(|teardown| own.is_none_or(|own| *teardown > own)) {
-                found.push((teardown, Arc::clone(node)));
-            }
-        });
-        found.sort_by_key(|(teardown, _)| Reverse(*teardown)); // stable: of one teardown, the outermost first
-        found.into_iter().map(|(_, node)| node).collect()
-    }
-
     /// Unlinks the interpreter that this settled stack belongs to; and its parent, if that is settled by it; and so on.
     pub(super) fn unlink_settled(&self) {
         let mut settled = self.node();
@@ -270,82 +118,34 @@ impl SharedExitStack {
     }
 }
 
-/// The exit status that a result asks for.
-pub(crate) fn request_of(result: Result<(), CloseError>) -> Option<ExitRequest> {
-    let error = result.err()?;
-    let request = error.exit_request();
-    discard(error); // a user's error, whose drop may panic
-    request
-}
-
 /// A drain of a stack and of everything nested in it.
 pub(super) struct Teardown<'s> {
-    root: &'s SharedExitStack,
+    pub(super) root: &'s SharedExitStack,
     /// The interpreter that drains now, if it is not the root.
     top: Option<Arc<Node>>,
     running: Option<SharedEntry>,
-    purpose: Purpose,
+    pub(super) purpose: Purpose,
     /// Tells it apart from all others.
-    number: usize,
+    pub(super) number: usize,
     /// The process that it belongs to. A child that one of its handlers has forked leaves it.
-    epoch: usize,
+    pub(super) epoch: usize,
     /// What the drain of the root returns; in a process that one of its handlers has forked, what became of that handler.
-    result: Result<(), CloseError>,
+    pub(super) result: Result<(), CloseError>,
     /// Its handler was given up, and another thread has gone on.
-    is_late: bool,
+    pub(super) is_late: bool,
 }
 
 /// Numbers teardowns, in the order in which they begin.
-fn next_number() -> usize {
+pub(super) fn next_number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl<'s> Teardown<'s> {
     #[inline]
-    fn new(root: &'s SharedExitStack, purpose: Purpose) -> Self {
+    pub(super) fn new(root: &'s SharedExitStack, purpose: Purpose) -> Self {
         let number = next_number();
         Self { root, top: None, running: None, purpose, number, epoch: raw::epoch(), result: Ok(()), is_late: false }
-    }
-
-    /// Drains what was acquired, after something else.
-    #[inline]
-    fn run(&mut self, first: Option<impl FnOnce()>) -> Result<(), CloseError> {
-        let _restored = self.root.make_current();
-        let first = || {
-            if let Some(first) = first {
-                first();
-            }
-        };
-        if is_on(self.epoch) {
-            self.run_watched(first);
-        } else {
-            first();
-            drain(self);
-        }
-        mem::replace(&mut self.result, Ok(()))
-    }
-
-    #[cold]
-    fn run_watched(&mut self, first: impl FnOnce()) {
-        if let Some(spot) = self.root.spot() {
-            watched::drain_watched(self, spot, first);
-        } else {
-            first();
-            drain(self); // a value is in no tree
-        }
-    }
-
-    pub(super) fn number(&self) -> usize {
-        self.number
-    }
-
-    pub(super) fn purpose(&self) -> Purpose {
-        self.purpose
-    }
-
-    pub(super) fn set_late(&mut self) {
-        self.is_late = true;
     }
 
     /// The handler that was lent last, and the stack that it is from.
@@ -360,7 +160,7 @@ impl<'s> Teardown<'s> {
 
     /// Whether one of its handlers has forked this process.
     #[inline]
-    fn is_parents(&self) -> bool {
+    pub(super) fn is_parents(&self) -> bool {
         raw::peek() != self.epoch && raw::epoch() != self.epoch
     }
 

@@ -24,8 +24,8 @@ use crate::report::report;
 #[cold]
 #[inline(never)]
 pub(super) fn drain_watched(teardown: &mut Teardown<'_>, root: Spot, first: impl FnOnce()) {
-    let number = teardown.number();
-    push_frame(number, root, Some(teardown.purpose()));
+    let number = teardown.number;
+    push_frame(number, root, Some(teardown.purpose));
     first();
     drain(&mut Watched { teardown, watch: here(), run: None });
     drop_frame(number);
@@ -57,11 +57,11 @@ impl Watched<'_, '_> {
     /// The handler, if one ran, has ended. Says whether the drain is still this thread's.
     fn end_run(&mut self, failure: Option<&HandlerError>) -> bool {
         let run = self.run.take();
-        if set_run(self.teardown.number(), None).is_err() {
-            self.teardown.set_late();
+        if set_run(self.teardown.number, None).is_err() {
+            self.teardown.is_late = true;
             failure.into_iter().for_each(report); // nobody else is told
             if let Some(run) = run {
-                run.top.stack().come_back(self.teardown.number());
+                run.top.stack().come_back(self.teardown.number);
             }
             return false;
         }
@@ -92,7 +92,7 @@ impl Source<dyn Bound + Send> for Watched<'_, '_> {
                 continue;
             }
             self.run = Some(Arc::clone(&run));
-            let _ = set_run(self.teardown.number(), Some(run));
+            let _ = set_run(self.teardown.number, Some(run));
             if let Some(watch) = self.watch() {
                 watch.progress.lock().moved = Instant::now();
                 watch.changed.notify_all();

@@ -1,0 +1,194 @@
+//! A drain with limits or an observer: how it begins, and what becomes of it on whichever thread it ends.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::event::{Closed, Reason};
+use super::keeper::{Job, Look, Spare};
+use super::limits::{Expiry, Limits};
+use super::observer::{Observer, Told};
+use super::setup::{Setup, setup};
+use crate::error::{CloseError, Outcome};
+use crate::sync::Lock;
+use crate::tree::{Lean, Node, Purpose, Run, Spot, Tell, ThreadKey, Watch};
+
+/// Begins to watch a drain.
+fn begin(root: &Spot, limits: Limits, began: Instant, ends_process: bool, observer: Option<&Observer>) -> Arc<Watch> {
+    let ends = limits.total.and_then(|total| began.checked_add(total));
+    let of = root.clone();
+    let due = move |run: &Run, since| match limits.expiry {
+        Expiry::Wait => None,
+        Expiry::Skip | Expiry::Leave => limits.due(run.limit(), since, ends, of.stack().count_all()),
+    };
+    let told = observer
+        .cloned()
+        .map(|observer| -> Tell { Box::new(move |record| observer.tell(Told::Ended(record.clone()))) });
+    let stops = if limits.expiry == Expiry::Wait { None } else { ends };
+    Watch::begin(began, stops, ends_process, Box::new(due), told)
+}
+
+fn tell(observer: Option<&Observer>, told: impl FnOnce() -> Told) {
+    if let Some(observer) = observer {
+        observer.tell(told());
+    }
+}
+
+/// A drain at the end of the process that is watched.
+#[derive(Clone)]
+pub(crate) struct Watching {
+    watch: Arc<Watch>,
+    root: Spot,
+    observer: Option<Observer>,
+}
+
+/// Begins to watch a drain of the process stack, if there are limits or an observer. `finish` is called with the result on the
+/// thread that goes on for one that was given up, and ends the process; `force` ends it if the drain does not end in time.
+pub(crate) fn watch_end(
+    root: Spot,
+    reason: Reason,
+    began: Instant,
+    finish: fn(Result<(), CloseError>) -> !,
+    force: fn() -> !,
+) -> Option<Watching> {
+    let Setup { limits, keeper, observer } = setup();
+    if keeper.is_none() && observer.is_none() {
+        return None;
+    }
+    let watch = begin(&root, limits, began, true, observer.as_ref());
+    tell(observer.as_ref(), || Told::Began(reason));
+    let watching = Watching { watch, root, observer };
+    if let Some(keeper) = keeper {
+        let Watching { watch, root, observer } = watching.clone();
+        let ended = watching.clone();
+        let finish = Arc::new(move |result| {
+            ended.end(&result);
+            finish(result);
+        });
+        let _ = keeper.send(Job {
+            began,
+            watch,
+            root,
+            limits,
+            observer,
+            finish,
+            relieved: Arc::new(|| ()),
+            force: Some(force),
+        });
+    }
+    Some(watching)
+}
+
+impl Watching {
+    /// Runs the drain.
+    pub(crate) fn drive<R>(&self, drain: impl FnOnce() -> R) -> R {
+        self.watch.drive(drain)
+    }
+
+    /// The drain is over.
+    pub(crate) fn end(&self, result: &Result<(), CloseError>) {
+        if !self.watch.is_ours() {
+            return; // this process was forked in it
+        }
+        self.watch.end();
+        if let Some(observer) = &self.observer {
+            observer.tell(Told::Closed(Closed::new(&self.watch, &self.root, Some(result.clone()))));
+            observer.settle();
+        }
+    }
+}
+
+/// Finalizes an interpreter on a thread of its own, and returns by the time that it has.
+pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
+    let (root, observer, began) = (Spot::Node(Arc::clone(node)), setup().observer, Instant::now());
+    let watch = begin(&root, limits, began, false, observer.as_ref());
+    if node.stack.is_drained_here() {
+        return Closed::new(&watch, &root, Some(Ok(()))); // it goes on further up the call stack
+    }
+    tell(observer.as_ref(), || Told::Began(Reason::Finalize));
+    let lean = Arc::new(Lean::new(ThreadKey::current()));
+    let result = Arc::new(Lock::new(None));
+    let job = {
+        let (watch, root, observer) = (Arc::clone(&watch), root.clone(), observer.clone());
+        let (ended, kept, leaning) = (Arc::clone(&watch), Arc::clone(&result), Arc::downgrade(&lean));
+        let finish = Arc::new(move |result| {
+            let before = kept.lock().replace(result);
+            drop(before);
+            ended.end();
+        });
+        let relieved = Arc::new(move || leaning.upgrade().into_iter().for_each(|lean| lean.on(ThreadKey::current())));
+        Job { began, watch, root, limits, observer, finish, relieved, force: None }
+    };
+    drain_elsewhere(job, Arc::clone(node), &lean);
+    let result = result.lock().clone();
+    let closed = Closed::new(&watch, &root, result);
+    tell(observer.as_ref(), || Told::Closed(closed.clone()));
+    closed
+}
+
+/// Drains an interpreter on a thread of its own, and waits until that is over, or its time is.
+fn drain_elsewhere(job: Job, node: Arc<Node>, lean: &Lean) {
+    let running = job.clone();
+    let drain = move || {
+        (running.relieved)();
+        let drained = running.watch.drive(|| node.stack.drain_watched(Purpose::Finalize, Outcome::Success));
+        // If not, another thread has gone on, or this is a child that a handler has forked.
+        if let (Ok(result), true) = (drained, running.watch.is_ours()) {
+            (running.finish)(result);
+        }
+    };
+    match Spare::new() {
+        Ok(thread) => {
+            thread.run(drain);
+            await_end(job, &mut Spare::new().ok(), lean);
+        }
+        Err(_) => drain(), // without threads nothing can be bounded, but it can be run
+    }
+}
+
+/// How long `finalize_within` takes beyond its time, to note what was not run.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// Watches a drain until it is over, or its time is, or it waits for this thread.
+fn await_end(mut job: Job, spare: &mut Option<Spare>, lean: &Lean) {
+    let returns = job.limits.total.and_then(|total| job.began.checked_add(total + GRACE));
+    loop {
+        let now = Instant::now();
+        match job.look(spare) {
+            Look::At(next) if !lean.has_ended() && returns.is_none_or(|returns| now < returns) => {
+                let until = returns.map_or(next, |returns| next.min(returns));
+                job.watch.wait(until.saturating_duration_since(now));
+            }
+            Look::At(_) | Look::Over => return,
+        }
+    }
+}
+
+/// A drain of an interpreter that the models of tests/loom.rs give up, without a thread that watches and without time.
+#[cfg(all(loom, feature = "loom"))]
+#[doc(hidden)]
+#[derive(Clone)]
+#[allow(missing_debug_implementations)]
+pub struct Modelled(Arc<Watch>, Arc<Node>);
+
+#[cfg(all(loom, feature = "loom"))]
+impl Modelled {
+    pub(crate) fn new(node: &Arc<Node>) -> Self {
+        let root = Spot::Node(Arc::clone(node));
+        Self(begin(&root, Limits::new(), Instant::now(), false, None), Arc::clone(node))
+    }
+
+    /// Drains on this thread; returns whether that was not given up.
+    pub fn drain(&self) -> bool {
+        self.0.drive(|| self.1.stack.drain_watched(Purpose::Finalize, Outcome::Success)).is_ok()
+    }
+
+    /// Gives up the handler that runs, if one does; returns whether another thread has to resume the drain.
+    pub fn give_up(&self) -> bool {
+        self.0.blocking().and_then(|blocking| self.0.give_up(&blocking)) == Some(true)
+    }
+
+    /// Resumes the drain on this thread; returns whether that was not given up.
+    pub fn resume(&self) -> bool {
+        self.0.resume().is_ok()
+    }
+}
