@@ -109,7 +109,7 @@ impl Watch {
     /// Gives up a handler that blocks this drain, unless it has returned by now. Returns whether it did, and whether another
     /// thread has to [resume](Self::resume) the drain.
     pub(crate) fn give_up(self: &Arc<Self>, blocking: &Blocking) -> Option<bool> {
-        let GivenUp { mut left, waiting, key, others } = self.give_up_frames(blocking)?;
+        let GivenUp { mut left, waiting, key, others, links: _ } = self.give_up_frames(blocking)?;
         let run = &blocking.run;
         let error = run.error(HandlerErrorKind::TimedOut(run.since.elapsed()));
         // Before the drains are resumed, so that it is among the failures of the one that it was in.
@@ -212,61 +212,37 @@ impl Watch {
 
     /// Gives up the frames of a handler, unless it has returned.
     fn give_up_frames(self: &Arc<Self>, blocking: &Blocking) -> Option<GivenUp> {
-        let (mut left, mut waiting) = (Vec::new(), Vec::new());
-        let mut others: Vec<(Arc<Self>, Left)> = Vec::new();
-        let mut links = Vec::new();
-        let key = ThreadKey::fresh();
+        let mut given_up = GivenUp::new();
+        let own = |frame: &Frame| frame.thread == blocking.thread && !frame.is_given_up;
+        let is_needed = |frame: &Frame| own(frame) && frame.teardown >= blocking.from;
         loop {
             let mut frames = FRAMES.lock();
-            let own = |frame: &Frame| frame.thread == blocking.thread && !frame.is_given_up;
             let innermost = frames.iter().find(|frame| own(frame))?;
             if !innermost.run.as_ref().is_some_and(|run| Arc::ptr_eq(run, &blocking.run)) {
                 return None; // it has returned
             }
-            let count = frames.iter().filter(|frame| own(frame) && frame.teardown >= blocking.from).count();
-            if count > left.capacity() || count > links.len() {
+            let count = frames.iter().filter(|frame| is_needed(frame)).count();
+            if !given_up.has_room(count) {
                 drop(frames);
-                left.reserve(count);
-                waiting.reserve(count);
-                others.reserve(count);
-                while links.len() < count {
-                    links.push(Link::new(OutOfTurn::given_up(blocking.thread)));
-                }
+                given_up.reserve(count);
                 continue;
             }
-            for frame in frames.iter_mut().filter(|frame| own(frame) && frame.teardown >= blocking.from) {
+            for frame in frames.iter_mut().filter(|frame| is_needed(frame)) {
                 (frame.is_given_up, frame.is_lost) = (true, self.ends_process);
-                if let Some(run) = &frame.run {
-                    let mut link = links.pop();
-                    waiting.extend(run.top.stack().lock().note_given_up(frame.teardown, &mut link));
-                    links.extend(link); // freed where no lock is held
-                }
-                if let Some(purpose) = frame.purpose {
-                    // What another thread waits for has one key, and what is resumed one by one has one each.
-                    let own = if blocking.is_driver && !left.is_empty() { ThreadKey::fresh() } else { key };
-                    left.push(Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key: own });
-                    if let Some(watch) = frame.watch.as_ref().filter(|watch| !Arc::ptr_eq(watch, self)) {
-                        // The outermost is what it goes on with.
-                        let drain = Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key: own };
-                        match others.iter_mut().find(|(other, _)| Arc::ptr_eq(other, watch)) {
-                            Some((_, inner)) => *inner = drain,
-                            None => others.push((Arc::clone(watch), drain)),
-                        }
-                    }
-                }
+                given_up.add(frame, self, blocking.is_driver);
             }
             if self.ends_process {
                 note_end_gave_up();
             }
-            drop(frames);
-            // A drain of which that thread goes on with a part is not among them.
-            others.retain(|(watch, _)| {
-                let frames = FRAMES.lock();
-                !frames.iter().any(|frame| frame.thread == blocking.thread && frame.is_of(watch))
-            });
-            left.reverse();
-            return Some(GivenUp { left, waiting, key, others });
+            break;
         }
+        // A drain of which that thread goes on with a part is not among them.
+        given_up.others.retain(|(watch, _)| {
+            let frames = FRAMES.lock();
+            !frames.iter().any(|frame| frame.thread == blocking.thread && frame.is_of(watch))
+        });
+        given_up.left.reverse();
+        Some(given_up)
     }
 }
 
@@ -280,6 +256,47 @@ struct GivenUp {
     key: ThreadKey,
     /// Other drains that are watched and that this thread drove, with the outermost of each.
     others: Vec<(Arc<Watch>, Left)>,
+    /// What the stacks note that the handlers are from.
+    links: Vec<Link<OutOfTurn>>,
+}
+
+impl GivenUp {
+    fn new() -> Self {
+        let (left, waiting, others, links) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { left, waiting, key: ThreadKey::fresh(), others, links }
+    }
+
+    /// Whether so many frames can be added without allocating.
+    fn has_room(&self, count: usize) -> bool {
+        count <= self.left.capacity() && count <= self.links.len()
+    }
+
+    fn reserve(&mut self, count: usize) {
+        self.left.reserve(count);
+        self.waiting.reserve(count);
+        self.others.reserve(count);
+        self.links.resize_with(count, || Link::new(OutOfTurn::given_up()));
+    }
+
+    /// Adds a frame, the innermost first. Neither allocates nor frees: the list of frames is locked.
+    fn add(&mut self, frame: &Frame, watch: &Arc<Watch>, is_driver: bool) {
+        if let Some(run) = &frame.run {
+            let mut state = run.top.stack().lock();
+            self.waiting.extend(state.note_given_up(frame.teardown, frame.thread, &mut self.links));
+        }
+        let Some(purpose) = frame.purpose else { return };
+        // What another thread waits for has one key, and what is resumed one by one has one each.
+        let key = if is_driver && !self.left.is_empty() { ThreadKey::fresh() } else { self.key };
+        let left = || Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key };
+        self.left.push(left());
+        if let Some(other) = frame.watch.as_ref().filter(|other| !Arc::ptr_eq(other, watch)) {
+            // The outermost is what it goes on with.
+            match self.others.iter_mut().find(|(known, _)| Arc::ptr_eq(known, other)) {
+                Some((_, outermost)) => *outermost = left(),
+                None => self.others.push((Arc::clone(other), left())),
+            }
+        }
+    }
 }
 
 impl SharedExitStack {
@@ -320,22 +337,27 @@ impl SharedExitStack {
 }
 
 impl OutOfTurn {
-    fn given_up(thread: ThreadKey) -> Self {
-        let (id, waiters) = (HandlerId::unknown(), Waiters::default());
+    fn given_up() -> Self {
+        let (id, thread, waiters) = (HandlerId::unknown(), ThreadKey::fresh(), Waiters::default());
         Self { id, thread, waiters, skipped_by: None, teardown: 0, is_given_up: true }
     }
 }
 
 impl State {
-    /// A handler of this stack was given up: it is nested in it from now on.
+    /// A handler of this stack was given up: it is nested in it from now on, by one of the `links`.
     /// Returns who waits for it, if it ran out of turn and so is nested already.
-    fn note_given_up(&mut self, teardown: usize, link: &mut Option<Link<OutOfTurn>>) -> Option<Waiters> {
+    fn note_given_up(
+        &mut self,
+        teardown: usize,
+        thread: ThreadKey,
+        links: &mut Vec<Link<OutOfTurn>>,
+    ) -> Option<Waiters> {
         if let Some(handler) = self.out_of_turn.iter_mut().find(|handler| handler.teardown == teardown) {
             handler.is_given_up = true;
             return Some(mem::take(&mut handler.waiters));
         }
-        let mut link = link.take()?;
-        link.value_mut().teardown = teardown;
+        let mut link = links.pop()?;
+        (link.value_mut().teardown, link.value_mut().thread) = (teardown, thread);
         self.out_of_turn.push(link);
         None
     }
