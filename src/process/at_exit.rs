@@ -13,7 +13,7 @@
 
 use std::cell::Cell;
 use std::panic::catch_unwind;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -208,7 +208,7 @@ fn drain_watched(
     began: Instant,
     drain: impl FnOnce() -> Result<Result<(), CloseError>, Late>,
 ) -> Option<ExitRequest> {
-    let watching = shutdown::watch_end(Spot::Root(process_stack), reason, began, finish, end_now);
+    let watching = shutdown::watch_end(Spot::Root(process_stack), reason, began, finish, force);
     let drained = match &watching {
         Some(watching) => watching.drive(drain),
         None => drain(),
@@ -228,14 +228,21 @@ fn drain_watched(
 /// Ends the process on a thread that has gone on for one that was given up.
 fn finish(result: Result<(), CloseError>) -> ! {
     end::decide(request_of(result));
-    end_now()
+    // A child that this thread has forked has given up nothing.
+    end_now(if shutdown::end_gave_up() { shutdown::status() } else { 0 })
 }
 
-/// Ends the process without C, which cannot be called: a handler that was given up may still be running in it.
-pub(super) fn end_now() -> ! {
-    static ENDS: AtomicBool = AtomicBool::new(false);
+/// Ends the process when its time is over, with a drain still waiting for something that is not a handler.
+fn force() -> ! {
+    end_now(shutdown::status())
+}
 
-    if ENDS.swap(true, Ordering::Relaxed) {
+/// Ends the process without C, which cannot be called: a handler that was given up may still be running in it. `status` is
+/// for the case that neither a handler nor a signal decides it.
+fn end_now(status: i32) -> ! {
+    static ENDS_IN: AtomicUsize = AtomicUsize::new(0);
+
+    if ENDS_IN.swap(raw::epoch(), Ordering::Relaxed) == raw::epoch() {
         raw::park() // another thread ends it
     }
     shutdown::settle();
@@ -247,7 +254,7 @@ pub(super) fn end_now() -> ! {
         raw::end_now(status);
     }
     end::signal().into_iter().for_each(die_by);
-    raw::end_now(shutdown::status())
+    raw::end_now(status)
 }
 
 /// Drains the process stack and ends the process, with this status if no handler asks for another.

@@ -297,6 +297,15 @@ impl SharedExitStack {
         }
     }
 
+    /// Whether it drains with the root: it is neither a value nor detached.
+    fn is_in_the_tree(&self) -> bool {
+        match &self.place {
+            Place::Value => false,
+            Place::Root(_) => true,
+            Place::Nested(node) => node.upgrade().is_some_and(|node| node.root().is_some()),
+        }
+    }
+
     /// The interpreter that it belongs to.
     fn node(&self) -> Option<Arc<Node>> {
         match &self.place {

@@ -111,10 +111,11 @@ impl SharedExitStack {
         })
     }
 
-    /// Whether this thread is in a handler that was given up: it runs no further ones of the tree.
+    /// Whether this thread is in a handler that was given up: it runs no further handlers of the tree. What is in no tree
+    /// it still runs, because no other thread would.
     #[cold]
     fn is_refused_here(&self) -> bool {
-        self.spot().is_some() && is_given_up_here()
+        is_given_up_here() && self.is_in_the_tree()
     }
 
     /// Takes a handler out and runs it now; while it runs, it counts as nested in the stack.

@@ -567,12 +567,23 @@ fn elsewhere() -> Vec<Case> {
 }
 
 /// Handlers that were given up and come back.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn come_back() -> Vec<Case> {
     vec![
         case("a_late_thread_runs_no_further_handler", GAVE_UP, &["below", "A on another thread"], || {
             limit(limits());
             says_thread("A");
             late(|| ());
+            OK
+        }),
+        // Nothing but this thread leads to it.
+        case("a_late_thread_drops_a_detached_tree", GAVE_UP, &["p1", "d1", "below"], || {
+            limit(limits());
+            late(|| {
+                let detached = Interpreter::detached("detached");
+                says_in(&detached, "d1");
+                says_in(&detached.subinterpreter("plugin"), "p1");
+            });
             OK
         }),
         case("a_late_failure_is_reported", GAVE_UP, &["reported late", "reported late", "below"], || {
@@ -892,6 +903,26 @@ fn others() -> Vec<Case> {
                     });
                     drop(forked);
                 });
+                OK
+            },
+        ),
+        case(
+            "a_child_forked_on_the_thread_that_goes_on",
+            GAVE_UP,
+            &["the child's", "child 0", "A on another thread"],
+            || {
+                limit(limits());
+                says_thread("A");
+                register(|| {
+                    let forked = fork(|| {
+                        register(|| say("the child's"));
+                        OK
+                    });
+                    if let Ok(status) = forked {
+                        say(&format!("child {status}"));
+                    }
+                });
+                stuck("stuck");
                 OK
             },
         ),
