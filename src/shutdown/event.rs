@@ -53,7 +53,7 @@ pub enum Reason {
 pub enum Event<'e> {
     /// A drain has begun.
     Began(Reason),
-    /// A handler has been running for as long as [`Limits::warn_after`] says.
+    /// A handler has been running for as long as [`Limits::warn_after`](super::Limits::warn_after) says.
     Slow(&'e Running),
     /// A handler has ended, or there was no time for it.
     Finished(&'e Record),
