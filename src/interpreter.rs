@@ -70,7 +70,8 @@ use crate::tree::{Late, Node, Parent, Purpose, SharedExitStack, current, enter};
 /// | has one big lock, such as a GIL | an interpreter; **it releases the lock around `finalize` and `close`, and takes it in each handler**: see [the example](crate::SharedExitStack#a-runtime-with-one-big-lock) |
 /// | has an `_exit` that is built on `std::process::exit` | [`detached`](Self::detached), and [`finalize`](Self::finalize) on every other way out |
 ///
-/// The example `embed` in the repository is a small runtime of the second kind.
+/// Of the examples in the repository, `embed` is a toy runtime of the second kind, and `runtime` one of the third, for a
+/// language that others have written.
 #[doc(alias = "subinterpreter")]
 #[doc(alias = "atexit")]
 #[must_use = "dropping the last handle finalizes the interpreter: bind it to a name, which `let _ =` does not do"]

@@ -313,6 +313,40 @@ one ends
     });
 }
 
+/// Two runtimes at the same time: each runs its own handlers, when it ends.
+#[test]
+fn runtime() {
+    prints(
+        "runtime",
+        "\
+one: 2 handlers
+two: 0 handlers
+two: what was registered before is cleared
+one: the newest runs first
+one: the runtime ends
+",
+    );
+}
+
+/// The rows of CPython's `_test_atexit.py`, and what scripts may do while the list is in use. A script says what comes of
+/// it: `#: ` begins a line of its output, `#! ` an error that is shown, to which Koto adds a trace.
+#[test]
+fn each_script_prints_what_it_says() {
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/runtime");
+    for name in names(&scripts) {
+        let name = name.to_str().unwrap();
+        let script = fs::read_to_string(scripts.join(name)).unwrap();
+        let said = |mark| script.lines().filter_map(|line| line.strip_prefix(mark)).collect::<Vec<&str>>();
+        let ended = run("runtime", &[name], &scripts);
+        let errors = ended.stderr.lines().filter(|line| line.starts_with("error in ")).collect::<Vec<_>>();
+        assert_eq!(ended.stdout.lines().collect::<Vec<_>>(), said("#: "), "{name}: {}", ended.stderr);
+        assert_eq!(errors, said("#! "), "{name}: {}", ended.stderr);
+        let fails = ended.stderr.contains(&format!("error in {name}: "));
+        assert_eq!(ended.status, Some(i32::from(fails)), "{name}: {}", ended.stderr);
+        assert!(script.contains("\n#: ") || script.contains("\n#! "), "{name} says nothing");
+    }
+}
+
 #[test]
 fn a_transaction_is_undone_on_every_way_out() {
     let ways = [
