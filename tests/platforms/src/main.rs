@@ -1,5 +1,8 @@
 //! One way out of a process, by the name of its case. What each must come to, on each system, stands in `expected`.
 
+#[cfg(target_os = "wasi")]
+mod no_threads;
+
 use std::ffi::c_int;
 use std::process::ExitCode;
 use std::sync::Barrier;
@@ -49,7 +52,7 @@ fn on_another_thread(body: impl FnOnce() + Send + 'static, wait: bool) {
     }
 }
 
-/// There are no threads, nor what std would link to start some: the cases that need them are left out.
+/// There are no threads: the cases that need them are left out.
 #[cfg(target_os = "wasi")]
 fn on_another_thread(_body: impl FnOnce() + Send + 'static, _wait: bool) {
     unreachable!("no case with threads is run here")
