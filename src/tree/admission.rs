@@ -1,4 +1,5 @@
-//! How handlers get into a stack and out of it unrun: who is admitted, what is counted, and where the memory comes from.
+//! How handlers get into a stack, and out of it without being run: which are accepted, what is counted, and where the
+//! memory comes from.
 
 use std::mem;
 use std::panic::Location;
@@ -15,8 +16,9 @@ use crate::report::report;
 use crate::sync::MutexGuard;
 
 impl State {
-    /// Whether one more registration is taken. In a bounded drain it counts with the stack, whichever thread makes it, and
-    /// with the thread, whichever stack it is made on: a handler that makes stacks without end must not get around the limit.
+    /// Returns whether one more registration is accepted, and counts it. During a bounded drain it counts for the
+    /// stack, whichever thread makes it, and for a thread in such a drain, whichever stack it registers with: a handler
+    /// that keeps creating interpreters must not evade the limit.
     fn admits(&mut self) -> bool {
         let mut unlimited = LateBudget::new();
         let own = match &mut self.lifecycle {
@@ -37,7 +39,7 @@ impl State {
 }
 
 impl SharedExitStack {
-    /// Registers a handler, or hands it back if the stack takes no more.
+    /// Registers a handler, or hands it back if the stack refuses it.
     #[inline]
     pub(crate) fn admit<H: Task + Send + 'static>(
         &self,
@@ -45,13 +47,13 @@ impl SharedExitStack {
         location: &'static Location<'static>,
     ) -> Result<HandlerId, H> {
         let location = handler.location().unwrap_or(location);
-        let packed = Packed::new(handler); // boxed, if it has to be, where no lock is held
+        let packed = Packed::new(handler); // boxed, if it has to be, while no lock is held
         let Some(mut state) = self.lock_to_admit() else { return Err(packed.unpack()) };
         let entry = || SharedEntry { closure: Closure::<dyn Bound + Send>::new_send(packed), location };
         Ok(state.handlers.push_with(entry))
     }
 
-    /// Locks the state for a registration, with room for it, if the stack takes one.
+    /// Locks the state for one registration, with room for it. Returns `None` if the stack refuses it.
     #[inline]
     pub(super) fn lock_to_admit(&self) -> Option<MutexGuard<'_, State>> {
         let state = self.lock();
@@ -71,7 +73,7 @@ impl SharedExitStack {
             state = self.arm()?;
         }
         while state.handlers.is_full() {
-            let fourfold = 3 * state.handlers.len(); // moving to other memory is dear: seldom
+            let fourfold = 3 * state.handlers.len(); // moving to another block is expensive, so do it rarely
             drop(state);
             self.make_room(fourfold.max(1));
             state = self.lock();
@@ -80,7 +82,7 @@ impl SharedExitStack {
         state.admits().then_some(state)
     }
 
-    /// Sees to it that something will drain the stack. None if that cannot be had.
+    /// Arranges for the stack to be drained at the end, and locks the state. Returns `None` if that is impossible.
     #[cold]
     fn arm(&self) -> Option<MutexGuard<'_, State>> {
         match &self.place {
@@ -111,7 +113,8 @@ impl SharedExitStack {
         }
     }
 
-    /// Gives back memory that the list has too much of. If there is no memory to move to, that waits for the next time.
+    /// Frees the excess memory of the list. If there is no memory to move to, the list keeps what it has until next
+    /// time.
     fn shrink(&self) {
         let excess = self.lock().handlers.excess();
         if let Some(Ok(mut storage)) = excess.map(Storage::try_with_capacity) {
@@ -119,7 +122,7 @@ impl SharedExitStack {
         }
     }
 
-    /// Takes a handler out.
+    /// Takes out the handler with this id.
     pub(crate) fn take_out(&self, id: HandlerId) -> Option<SharedEntry> {
         let mut state = self.lock();
         let entry = state.handlers.take_out(id);
@@ -141,7 +144,7 @@ impl SharedExitStack {
         found
     }
 
-    /// Takes out all handlers for which `matches` is true.
+    /// Takes out all handlers for which `matches` returns true.
     pub(crate) fn take_out_if(&self, matches: impl Fn(&SharedEntry) -> bool) -> Found<SharedEntry> {
         let mut found = Found::new();
         loop {
@@ -155,7 +158,7 @@ impl SharedExitStack {
         found
     }
 
-    /// Collects what `pick` makes of each handler and its id, oldest first.
+    /// Collects what `pick` returns for each handler and its id, oldest first.
     pub(crate) fn collect<T>(&self, pick: impl Fn(HandlerId, &SharedEntry) -> Option<T>) -> Vec<T> {
         let mut picked = Vec::new();
         loop {
@@ -170,28 +173,28 @@ impl SharedExitStack {
         }
     }
 
-    /// The number of handlers.
+    /// Returns the number of handlers.
     pub(crate) fn count(&self) -> usize {
         self.lock().handlers.len()
     }
 
-    /// Takes all handlers, with the ids that are left.
+    /// Takes out all handlers, together with the unused ids.
     pub(crate) fn take_all(&self) -> HandlerList<SharedEntry> {
         self.lock().handlers.take()
     }
 
-    /// Gives an empty stack that nobody else knows its handlers.
+    /// Sets the handlers of an empty stack that nothing else can reach yet.
     pub(crate) fn fill(&self, handlers: HandlerList<SharedEntry>) {
         self.lock().handlers = handlers;
     }
 
-    /// Refuses all registrations from now on; for a stack that holds nothing.
+    /// Refuses all registrations from now on. For a stack that holds nothing.
     pub(super) fn refuse_all(&self) {
         self.lock().lifecycle = Lifecycle::Closed;
         self.note_closed();
     }
 
-    /// Counts a registration that was refused; reports the first one. Returns an id that no stack has.
+    /// Counts a registration that was refused, and reports the first one. Returns an id that is unknown to every stack.
     #[cold]
     pub(crate) fn refuse<H: Task>(&self, handler: &H, location: &'static Location<'static>) -> HandlerId {
         let location = handler.location().unwrap_or(location);
@@ -203,6 +206,7 @@ impl SharedExitStack {
             before
         };
         match before {
+            // The first refusal is reported at once, with the path of the stack.
             None => {
                 let path = self.path();
                 let mut copy = path.clone();
@@ -212,12 +216,13 @@ impl SharedExitStack {
                 let site = Site { name: handler.name().cloned(), location };
                 report(&HandlerError::new(path, site, HandlerErrorKind::Refused));
             }
-            // It may never be dropped: the root reports the count then.
+            // The interpreter may never be dropped: then the root reports the count.
             Some(0) => {
                 if let Some(node) = self.node() {
                     node.root().into_iter().for_each(|root| (root.note_refusals)(&node));
                 }
             }
+            // The root already knows: counting is enough.
             Some(_) => {}
         }
         HandlerId::unknown()
@@ -233,7 +238,8 @@ impl SharedExitStack {
 }
 
 impl Node {
-    /// Takes a position in its parent, and lets those that it is nested in do so first, where they have none in this process.
+    /// Takes a position in its parent, after the interpreters around it have taken theirs, if they have none in this
+    /// process.
     fn take_positions(self: Arc<Self>) {
         let mut without = Vec::new();
         let mut next = Some(self);

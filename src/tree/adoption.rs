@@ -1,12 +1,12 @@
-//! A forked child takes over what the processes before it registered.
+//! How a forked child takes over what earlier processes registered.
 
 use super::lifecycle::Lifecycle;
 use super::{Child, SharedExitStack};
 use crate::list::{HandlerId, HandlerList, Storage};
 
 impl SharedExitStack {
-    /// Takes over what the processes before this one registered, with this stack and with those nested in it. Returns false if
-    /// some of that cannot be had.
+    /// Takes over what earlier processes registered with this stack and with those nested in it. Returns false if some
+    /// of that is out of reach.
     pub(crate) fn adopt(&self) -> bool {
         let mut all = self.adopt_own();
         self.visit_descendants(|node| all &= node.stack.adopt_own());
@@ -21,9 +21,11 @@ impl SharedExitStack {
             let takes = !matches!(state.lifecycle, Lifecycle::Closed);
             for earlier in self.state.earlier() {
                 match earlier {
-                    // Another thread was in one of its methods at the fork: nobody knows what it holds.
+                    // Another thread was changing it at the fork, so its content cannot be relied on.
                     None => all = false,
+                    // A stack that accepts nothing cannot adopt anything: what was pending is out of reach.
                     Some(earlier) if !takes => all &= earlier.handlers.is_empty(),
+                    // Only moved for now: positions are settled, and memory is allocated, while no lock is held.
                     Some(mut earlier) => inherited.push((earlier.handlers.take(), earlier.children.take())),
                 }
             }
@@ -37,7 +39,7 @@ impl SharedExitStack {
         let mut dropped = Vec::with_capacity(replaced.len());
         loop {
             let mut state = self.lock();
-            // What this process has registered itself is newer.
+            // What this process has registered itself is newer, and so comes last.
             let wanted = (handlers.wanted(state.handlers.len()), children.wanted(state.children.len()));
             if wanted == (None, None) {
                 dropped.extend(replaced.iter().filter_map(|id| state.children.take_out(*id)));
@@ -58,8 +60,8 @@ impl SharedExitStack {
     }
 }
 
-/// Lets each interpreter that is inherited have the first position that it had in any process. Returns the positions that
-/// this process has given to some of them since the fork.
+/// Gives each inherited interpreter the first position that it had in any process. Returns the positions that it
+/// replaces: those that this process has given to some of them since the fork.
 fn settle_positions(inherited: &mut HandlerList<Child>) -> Vec<HandlerId> {
     let (mut again, mut replaced) = (Vec::new(), Vec::new());
     for (id, child) in inherited.iter() {

@@ -1,6 +1,6 @@
-//! What each thread knows of itself: the current interpreter, and its share of late registrations.
+//! What each thread knows about itself: the current interpreter, and its budget of late registrations.
 //!
-//! The thread-locals have no destructor, so they can be used on the way out of the process too, when those that have one are
+//! The thread-locals have no destructors, so they can still be used on the exit path, where those with destructors are
 //! gone. The code that fills one also empties it.
 
 use std::cell::Cell;
@@ -16,12 +16,12 @@ per_thread! {
     static CURRENT: Cell<ManuallyDrop<Option<Arc<Node>>>> = Cell::new(ManuallyDrop::new(None));
 }
 
-/// Makes this interpreter, or none, the current one on this thread; returns the one before.
+/// Makes this interpreter, or none, the current one on this thread, and returns the previous one.
 pub(super) fn set_current(node: Option<Arc<Node>>) -> Option<Arc<Node>> {
     CURRENT.with(|current| ManuallyDrop::into_inner(current.replace(ManuallyDrop::new(node))))
 }
 
-/// The interpreter that is current on this thread.
+/// Returns the interpreter that is current on this thread.
 pub(crate) fn current() -> Option<Arc<Node>> {
     let current = set_current(None);
     set_current(current.clone());
@@ -34,15 +34,16 @@ pub(crate) fn enter(node: Option<Arc<Node>>) -> impl Drop {
 }
 
 per_thread! {
-    /// The process in which this thread is in a bounded drain, or zero; and what it has registered in that drain.
+    /// The epoch of the process in which this thread is in a bounded drain, or zero; and what it has registered during
+    /// that drain.
     static LATE: Cell<(usize, LateBudget)> = Cell::new((0, LateBudget::new()));
 }
 
-/// What limits the registrations of this thread, if it is in a bounded drain.
+/// Returns the budget of this thread, if it is in a bounded drain.
 #[inline]
 pub(super) fn late_budget() -> Option<LateBudget> {
     let (epoch, budget) = LATE.with(Cell::get);
-    // A child forked in a drain is in none: its parent's budget is not its own.
+    // A child forked in a drain is in none itself: the budget is its parent's.
     (epoch != 0 && epoch == raw::epoch()).then_some(budget)
 }
 
@@ -50,7 +51,7 @@ pub(super) fn set_late_budget(budget: Option<LateBudget>) {
     LATE.with(|late| late.set(budget.map_or((0, LateBudget::new()), |budget| (raw::epoch(), budget))));
 }
 
-/// Limits the registrations of this thread until the guard is dropped, if they are not limited already.
+/// Limits the registrations of this thread until the guard is dropped, unless they are limited already.
 pub(super) fn limit_registrations() -> impl Drop {
     let before = late_budget();
     set_late_budget(before.or(Some(LateBudget::new())));

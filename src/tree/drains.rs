@@ -13,82 +13,90 @@ use crate::report::report;
 /// A drain that runs.
 pub(super) struct Drain {
     pub(super) owner: ThreadKey,
-    /// The teardown that began it, or resumed it: that one ends it.
+    /// The teardown that began it or last resumed it, which is the one to end it.
     pub(super) teardown: usize,
-    /// What has failed, except for what was merged.
+    /// The failures and exit requests that are not in `merged`.
     pub(super) failures: Failures,
-    /// What the drain around this one has been told of already.
+    /// Those that were merged into the drain around this one already.
     pub(super) merged: Failures,
-    /// Failures go to the report hook as they happen.
+    /// Whether failures go to the report hook as they happen.
     pub(super) reports: bool,
     pub(super) waiters: Waiters,
 }
 
-/// What [`SharedExitStack::claim`] answers.
+/// The answer of [`SharedExitStack::claim`].
 pub(super) enum Claim {
     /// The drain is this teardown's.
     Mine,
     /// This thread is in the drain, further up the call stack.
     AlreadyMine,
-    /// Another thread runs it, in this teardown; the slot that was given, if any, is set when it ends.
+    /// This other thread owns it, in the teardown with this number. The slot passed to `claim`, if any, is set when the
+    /// drain ends.
     HeldBy(ThreadKey, usize),
     /// Nothing is left to drain.
     Settled,
 }
 
-/// What [`SharedExitStack::acquire`] answers.
+/// The answer of [`SharedExitStack::acquire`].
 pub(super) enum Acquired {
-    /// This thread is to run what there is.
+    /// This thread runs what is left.
     Mine,
     /// This thread is in the drain, further up the call stack.
     AlreadyMine,
     /// Another thread's drain has ended.
     Ended(DrainResult),
-    /// Another thread's drain goes on; a closer does not wait for it, for it waits for the closer.
+    /// Another thread's drain goes on, and this closer does not wait for it, because it waits for the closer.
     CycleBroken,
     /// Nothing is left to drain.
     Settled,
-    /// This thread was given up.
+    /// This thread was given up, and runs nothing.
     Late,
 }
 
 impl Drain {
-    /// Lets another owner have the drain, if this thread owns it in this teardown.
+    /// Makes `key` the owner of the drain, if `thread` owns it in this teardown.
     pub(super) fn disown(&mut self, teardown: usize, thread: ThreadKey, key: ThreadKey) {
         if (self.owner, self.teardown) == (thread, teardown) {
             self.owner = key;
         }
     }
 
-    /// Takes out who waits for it, if that is the owner.
+    /// Takes out the threads that wait for the drain, if `owner` owns it.
     pub(super) fn waiters_of(&mut self, owner: ThreadKey) -> Option<Waiters> {
         (self.owner == owner).then(|| mem::take(&mut self.waiters))
     }
 }
 
 impl SharedExitStack {
-    /// Makes the drain of this stack this teardown's, or waits for the thread whose it is.
+    /// Claims the drain of this stack for this teardown, or waits for the thread that owns it.
     #[inline]
     pub(super) fn acquire(&self, purpose: Purpose, outcome: Outcome, teardown: usize, who: Who) -> Acquired {
         let (mut slot, mut left) = (None, None);
         loop {
             let (owner, theirs) = match self.claim(purpose, outcome, teardown, left, slot.as_mut()) {
+                // Nobody's until now, or left by the thread that this one waited for.
                 Claim::Mine => return Acquired::Mine,
+                // A thread that waited for itself would block forever.
                 Claim::AlreadyMine => return Acquired::AlreadyMine,
+                // Nothing will ever run here again.
                 Claim::Settled => return Acquired::Settled,
+                // The only case in which to wait.
                 Claim::HeldBy(owner, theirs) => (owner, theirs),
             };
             let Some(waiting) = slot.take() else {
-                slot = Some(Slot::new()); // not under the lock
+                slot = Some(Slot::new()); // allocated while no lock is held
                 continue;
             };
             let waited = wait(owner, theirs, &waiting, who);
-            discard(waiting); // it may hold the last of a user's error
+            discard(waiting); // it may hold the last reference to a user's error
             match waited {
+                // The owner has run everything.
                 Waited::Ended(result) => return Acquired::Ended(result),
+                // The owner waits for this closer: both can go on once it returns.
                 Waited::CycleBroken => return Acquired::CycleBroken,
-                // The other thread stays the owner; this one runs what there is.
+                // The owner waits for this thread, so this one runs what is left. The other stays the owner.
                 Waited::TakeOver => return Acquired::Mine,
+                // The owner never comes back: once what it left behind is done, its drain can be claimed.
                 Waited::OwnerLeft(owner) => {
                     if go_on_for(owner).is_err() {
                         return Acquired::Late;
@@ -99,7 +107,8 @@ impl SharedExitStack {
         }
     }
 
-    /// Makes the drain of this stack this teardown's, or says whose it is. The drain of the thread that has `left` is resumed.
+    /// Claims the drain of this stack for this teardown, or says who owns it. A drain owned by the thread that has
+    /// `left` is resumed.
     #[inline]
     fn claim(
         &self,
@@ -119,12 +128,13 @@ impl SharedExitStack {
         let Some(drain) = &mut state.drain else {
             let (failures, merged) = (Failures::default(), Failures::default());
             let (reports, waiters) = (purpose.reports(), Waiters::default());
-            // What has closed it as failed has failed, though a handler that it skipped is still to be waited for.
+            // A stack that is closed keeps its outcome: this drain only waits for a handler that an earlier one
+            // skipped.
             if !matches!(state.lifecycle, Lifecycle::Closed) {
                 state.outcome = outcome;
             }
             state.drain = Some(Drain { owner: me, teardown, failures, merged, reports, waiters });
-            // What an earlier drain skipped is waited for by this one.
+            // This drain waits for what an earlier one skipped.
             state.children.newest_first().for_each(|child| child.skipped_by = None);
             state.out_of_turn.iter_mut().for_each(|handler| handler.skipped_by = None);
             return Claim::Mine;
@@ -143,7 +153,7 @@ impl SharedExitStack {
         drop(state);
         drop(abandoned);
         if let Some((waiters, left)) = waiters.zip(left) {
-            waiters.wake(&Waited::OwnerLeft(left)); // so that each waits for this thread, and sees a cycle with it
+            waiters.wake(&Waited::OwnerLeft(left)); // each waits for this thread instead, and sees a cycle with it
         }
         if purpose.exits() {
             self.report_all();
@@ -151,8 +161,8 @@ impl SharedExitStack {
         claim
     }
 
-    /// Reports what the drain that runs has gathered, and lets it report from now on. The process may exit before the caller
-    /// of `close()` sees these failures.
+    /// Reports the failures of the running drain, and makes it report later ones as they happen. The process may exit
+    /// before the caller of `close()` sees them.
     #[cold]
     pub(super) fn report_all(&self) {
         let mut errors = Vec::new();
@@ -172,12 +182,12 @@ impl SharedExitStack {
         discard(errors);
     }
 
-    /// Adds to what the drain of this stack has gathered. Returns whether it reports.
+    /// Adds failures to the drain of this stack. Returns whether they have to be reported.
     pub(super) fn gather(&self, failures: Failures) -> bool {
         let mut state = self.lock();
         let Some(drain) = &mut state.drain else {
             drop(state);
-            discard(failures); // nobody will ask for them
+            discard(failures); // no drain will return them
             return true;
         };
         let reports = drain.reports;
@@ -187,19 +197,19 @@ impl SharedExitStack {
         reports
     }
 
-    /// Adds to what the drain of this stack has gathered, and reports it if that drain reports.
+    /// Adds failures to the drain of this stack, and reports `error` if that drain reports.
     pub(super) fn gather_and_report(&self, failures: Failures, error: Option<&HandlerError>) {
         if self.gather(failures) {
             error.into_iter().for_each(report);
         }
     }
 
-    /// Records an exit status with the drain that runs.
+    /// Adds a request for an exit status to the running drain.
     pub(crate) fn request_exit(&self, request: ExitRequest) {
         self.gather(Failures::exit(request));
     }
 
-    /// Whether this thread is in a handler of this stack's drain, or of one nested in it.
+    /// Returns whether this thread owns this stack's drain, and so is in one of its handlers or of those nested in it.
     pub(crate) fn is_drained_here(&self) -> bool {
         self.lock().drain.as_ref().is_some_and(|drain| drain.owner == ThreadKey::current())
     }

@@ -1,7 +1,7 @@
-//! What each thread runs now, where drains are watched.
+//! What each thread is running, where drains are watched.
 //!
-//! A thread that drains has a *frame* for each of its teardowns, the innermost last, and the frame says which handler runs. A
-//! frame is in the list from the moment its drain is acquired until it is over. Whether a handler has ended or was given up is
+//! A thread that drains has a *frame* for each of its teardowns, which says which handler is running. A frame is in the
+//! list from the moment its drain is acquired until the drain is over. Whether a handler has ended or was given up is
 //! decided under the lock of the list.
 //!
 //! Lock order: the list of frames, then a stack's lock or the wait graph's.
@@ -19,19 +19,20 @@ use crate::chain::{Chain, Link};
 use crate::raw;
 use crate::sync::{PerProcess, global};
 
-/// The frame was given up, or another one of its thread.
+/// The error of a thread that was given up: of this frame, or of another one of its frames.
 pub(crate) struct Late;
 
+/// A teardown that a thread is in, or a handler that it runs out of turn.
 pub(crate) struct Frame {
     pub(super) teardown: usize,
     pub(super) thread: ThreadKey,
     pub(super) root: Spot,
-    /// Why it drains; none if a handler just runs out of turn.
+    /// Why it drains; `None` for a handler that runs out of turn.
     pub(super) purpose: Option<Purpose>,
     pub(super) watch: Option<Arc<Watch>>,
     pub(super) run: Option<Arc<Run>>,
     pub(super) is_given_up: bool,
-    /// It was given up by the end of the process, which is no longer this thread's affair.
+    /// Whether the drain that ends the process has given it up: the thread must not end the process itself.
     pub(super) is_lost: bool,
 }
 
@@ -46,7 +47,7 @@ impl Frame {
     }
 }
 
-/// The handlers that run in the frames that `pick` picks, the last begun first.
+/// Returns the handlers that are running in the frames for which `pick` returns true, the last begun first.
 pub(super) fn runs(pick: impl Fn(&Frame) -> bool) -> Vec<Arc<Run>> {
     let mut found = Vec::new();
     loop {
@@ -61,40 +62,42 @@ pub(super) fn runs(pick: impl Fn(&Frame) -> bool) -> Vec<Arc<Run>> {
     }
 }
 
-/// Every handler that runs now in a drain of the tree, also those that were given up.
+/// Returns every handler that is running in a drain of the tree, including those that were given up.
 pub(crate) fn running() -> Vec<Running> {
     runs(|_| true).iter().rev().map(|run| run.running(run.top.stack().count_all())).collect()
 }
 
-/// The handler that this thread is in.
+/// Returns the handler that this thread is in.
 pub(crate) fn run_here() -> Option<Arc<Run>> {
     let me = ThreadKey::current();
     let frames = FRAMES.lock();
     frames.iter().find(|frame| frame.thread == me)?.run.clone()
 }
 
-/// Whether this thread is in a handler that was given up.
+/// Returns whether this thread is in a handler that was given up.
 pub(crate) fn is_given_up_here() -> bool {
     let me = ThreadKey::current();
     FRAMES.lock().iter().any(|frame| frame.thread == me && frame.is_given_up)
 }
 
 global! {
-    /// The epoch of the process in which its end has given up a handler.
+    /// The epoch of this process, once the drain that ends it has given up a handler.
     static END_GAVE_UP_IN: AtomicUsize = AtomicUsize::new(0);
 }
 
-/// Notes that the end of this process has given up a handler.
+/// Notes that the drain that ends this process has given up a handler.
 pub(super) fn note_end_gave_up() {
     END_GAVE_UP_IN.store(raw::epoch(), Ordering::Release);
 }
 
-/// Whether the end of this process has given up a handler, so that the process has to be ended without C.
+/// Returns whether the drain that ends this process has given up a handler, so that the process has to end without C's
+/// `exit`.
 pub(crate) fn end_gave_up() -> bool {
     END_GAVE_UP_IN.load(Ordering::Acquire) == raw::epoch()
 }
 
-/// Whether this thread is in a handler that the end of the process has given up: it may not end the process.
+/// Returns whether this thread is in a handler that the drain that ends the process has given up: it must not end the
+/// process.
 pub(crate) fn is_lost_here() -> bool {
     let me = ThreadKey::current();
     end_gave_up() && FRAMES.lock().iter().any(|frame| frame.thread == me && frame.is_lost)
@@ -113,7 +116,7 @@ pub(super) fn drop_frame(teardown: usize) {
     drop(frame);
 }
 
-/// Forgets the frames of a thread that never comes back to them.
+/// Removes the frames of a thread that never comes back to them.
 pub(super) fn forget_frames(thread: ThreadKey) {
     if is_on(raw::epoch()) {
         let frames = FRAMES.lock().take_if(|frame| frame.thread == thread);
@@ -121,26 +124,26 @@ pub(super) fn forget_frames(thread: ThreadKey) {
     }
 }
 
-/// Notes which handler a frame runs now. Returns the one that it ran before, or an error if that one was given up.
+/// Sets the handler that a frame is running. Returns the previous one, or an error if the frame was given up.
 pub(super) fn set_run(teardown: usize, run: Option<Arc<Run>>) -> Result<Option<Arc<Run>>, Late> {
     let mut frames = FRAMES.lock();
     match frames.iter_mut().find(|frame| frame.teardown == teardown) {
         Some(frame) if frame.is_given_up => Err(Late),
         Some(frame) => Ok(mem::replace(&mut frame.run, run)),
-        None => Ok(None), // this process was forked in the handler
+        None => Ok(None), // this process was forked in the handler, and has no such frame
     }
 }
 
 impl Watch {
-    /// Returns what became of its handlers, those that run now last.
+    /// Returns what became of its handlers; those that are still running come last.
     pub(crate) fn records(self: &Arc<Self>) -> Vec<Record> {
         let mut records = Vec::new();
         loop {
             let progress = self.progress.lock();
             let count = progress.records.len();
             if count <= records.capacity() {
-                // The texts in a record are allocated again, which happens to be done under this lock. No other lock is
-                // held, and an allocator that drains a stack which is watched is not supported.
+                // The texts of a record are cloned, and so allocated, under this lock. No other lock is held, and an
+                // allocator that drains a watched stack is not supported.
                 records.extend(progress.records.iter().cloned());
                 break;
             }

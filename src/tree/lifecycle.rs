@@ -1,9 +1,9 @@
-//! Whether a stack takes handlers, and why it drains: plain values, read off the tables of [`tree`](super).
+//! Whether a stack accepts handlers, and why it drains: plain values, read off the tables in [`tree`](super).
 
-/// How many registrations a stack, and the thread that drains it, take once it drains for the last time.
+/// The number of registrations accepted during a bounded drain: by each stack, and from each thread that is in one.
 const LATE_LIMIT: usize = 65_536;
 
-/// How many registrations were taken in a bounded drain: by a stack, or by a thread.
+/// The registrations accepted so far during a bounded drain: by one stack, or from one thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LateBudget {
     spent: usize,
@@ -23,43 +23,48 @@ impl LateBudget {
     }
 }
 
-/// What becomes of registrations with a stack.
+/// What a stack does with registrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lifecycle {
-    /// They are taken.
+    /// They are accepted.
     Open,
-    /// As many as the budget has are taken; then the stack is open again.
+    /// As many as the budget allows are accepted; then the stack is open again.
     Reopening(LateBudget),
-    /// As many as the budget has are taken; then none is.
+    /// As many as the budget allows are accepted; then the stack is closed.
     Closing(LateBudget),
     /// They are refused.
     Closed,
 }
 
 impl Lifecycle {
-    /// The stack is asked to drain.
+    /// Notes that the stack is asked to drain.
     #[inline]
     pub(super) fn begin(&mut self, purpose: Purpose) {
         *self = match *self {
+            // The first drain for such a purpose is the stack's last.
             Self::Open if purpose.closes() => Self::Closing(LateBudget::new()),
+            // At the end of `run`, and before `exit`, the stack opens again.
             Self::Open if purpose.is_bounded() => Self::Reopening(LateBudget::new()),
-            // The end of the process comes while `run` ends: what was taken so far counts.
+            // The process ends while `run` is ending: what was accepted so far counts.
             Self::Reopening(budget) if purpose.closes() => Self::Closing(budget),
-            // A bounded drain stays bounded, even if an unbounded one is asked for; and nothing opens a closed stack.
+            // A bounded drain stays bounded, even if an unbounded one is asked for, and a closed stack never opens
+            // again.
             unchanged => unchanged,
         }
     }
 
-    /// The stack's lists are empty.
+    /// Notes that the stack's lists are empty.
     #[inline]
     pub(super) fn drained(&mut self) {
         *self = match *self {
+            // A drain that closes nothing leaves the stack open.
             Self::Open | Self::Reopening(_) => Self::Open,
+            // From now on registrations are refused.
             Self::Closing(_) | Self::Closed => Self::Closed,
         }
     }
 
-    /// What limits registrations, if anything does.
+    /// Returns the budget that limits registrations, if there is one.
     pub(super) fn budget(&mut self) -> Option<&mut LateBudget> {
         match self {
             Self::Reopening(budget) | Self::Closing(budget) => Some(budget),
@@ -77,38 +82,39 @@ pub(crate) enum Purpose {
     Drop,
     /// `finalize()`, or the end of an interpreter around it.
     Finalize,
-    /// The last handle to an interpreter is dropped, or a stack around it drains with nobody to be told.
+    /// The last handle to an interpreter is dropped, or a stack around it drains with no caller to return failures to.
     FinalizeUnattended,
     /// The body of `run` has returned.
     EndOfRun,
-    /// `exit` was called; C's `exit` is still to come.
+    /// `exit` was called, and C's `exit` follows.
     BeforeExit,
     /// The process ends.
     Exit,
 }
 
 impl Purpose {
-    /// Whether registrations are limited while the stack drains.
+    /// Returns whether registrations are limited while the stack drains.
     pub(super) fn is_bounded(self) -> bool {
         !matches!(self, Self::Close | Self::Drop)
     }
 
-    /// Whether the stack refuses registrations afterwards.
+    /// Returns whether the stack refuses registrations afterwards.
     pub(super) fn closes(self) -> bool {
         matches!(self, Self::Finalize | Self::FinalizeUnattended | Self::Exit)
     }
 
-    /// Whether failures go to the report hook, for nobody is returned to.
+    /// Returns whether failures go to the report hook, as there is no caller to return them to.
     pub(super) fn reports(self) -> bool {
         !matches!(self, Self::Close | Self::Finalize)
     }
 
-    /// Whether this thread ends the process: it never comes back to what it was in, and waits for what others are in.
+    /// Returns whether this thread ends the process: it never returns to the handlers it was in, and waits for those
+    /// that other threads are in.
     pub(super) fn exits(self) -> bool {
         matches!(self, Self::BeforeExit | Self::Exit)
     }
 
-    /// Why the interpreters in the stack drain with it.
+    /// Returns the purpose for which the interpreters nested in the stack drain with it.
     pub(super) fn for_children(self) -> Self {
         match self {
             Self::Close | Self::Finalize => Self::Finalize,

@@ -1,12 +1,12 @@
-//! The tree of stacks: what a stack consists of, and the protocol by which it and everything nested in it drains.
+//! The tree of stacks: what a stack consists of, and the protocol by which it and everything nested in it drain.
 //!
 //! # Tables
 //!
-//! What a stack takes:
+//! Which registrations a stack accepts:
 //!
 //! | lifecycle | registrations | once the lists are empty |
 //! | --- | --- | --- |
-//! | open | taken | stays open |
+//! | open | accepted | stays open |
 //! | reopening (end of `run`, `exit`) | up to 65,536 | open |
 //! | closing (finalize, last handle, process exit) | up to 65,536 | closed |
 //! | closed, busy: a handler or a child has not ended | refused | settled when the last one ends |
@@ -16,43 +16,45 @@
 //!
 //! | purpose | bounded | closes | failures | children get | waits as | outcome |
 //! | --- | --- | --- | --- | --- | --- | --- |
-//! | close | – | – | returned | finalize | closer | as it says |
+//! | close | – | – | returned | finalize | closer | as the caller says |
 //! | drop | – | – | reported | finalize, unattended | closer | failure |
 //! | finalize | yes | yes | returned | finalize | closer | success |
 //! | finalize, unattended (last handle) | yes | yes | reported | finalize, unattended | closer | failure |
 //! | end of `run` | yes | – | reported | finalize, unattended | closer | what the body returned |
-//! | before exit (`exit`, C's is to come) | yes | – | reported | exit | must wait | the status |
+//! | before exit (`exit`; C's `exit` follows) | yes | – | reported | exit | must wait | the status |
 //! | exit | yes | yes | reported | exit | must wait | the status, if known, else success |
 //!
-//! The outcome for children is always failure: only their own `finalize` says that their work was done. A drain keeps the
-//! outcome that it has begun with, whoever resumes it.
+//! The outcome for children is always failure: only their own `finalize` says that their work was done. A drain keeps
+//! the outcome it began with, whichever thread resumes it.
 //!
-//! Who comes to a drain, and whose it is:
+//! What a thread does when it reaches a drain:
 //!
 //! | the drain is | a closer | the parent's teardown, or a thread that exits |
 //! | --- | --- | --- |
 //! | nobody's | drains | drains |
 //! | settled | returns `Ok` | unlinks it |
-//! | this thread's | returns `Ok` | runs the rest here; its owner ends it |
+//! | this thread's | returns `Ok` | runs the rest here; the teardown that began it ends it |
 //! | of a thread that has left | resumes it | resumes it |
 //! | another thread's | waits | waits |
 //! | … and that closes a cycle | returns `Ok` | frees a closer in the cycle, else runs the rest here |
 //!
 //! # Invariants
 //!
-//! 1. No lock is held while foreign code runs: a handler, the drop of what it captures, a key's `==`, the report hook, the
-//!    global allocator. What is taken out of a list is dropped, and memory is allocated and freed, where no lock is held.
-//! 2. At most one stack's lock is held at a time, except for that of an interpreter that takes its position in its parent:
-//!    the parent's first. A state and its lock belong to one process ([`PerProcess`]): a child begins with another one, and
-//!    only adoption looks at what its parent left.
+//! 1. No lock is held while foreign code runs: a handler, the drop of what it captures, a key's `==`, the report hook,
+//!    the global allocator. Values taken out of a list are dropped, and memory is allocated and freed, while no lock is
+//!    held.
+//! 2. At most one stack's lock is held at a time, except while an interpreter takes its position in its parent: the
+//!    parent's lock is taken first, then its own. A state and its lock belong to one process ([`PerProcess`]): a forked
+//!    child begins with a fresh state, and only adoption looks at those of earlier processes.
 //! 3. [`State::drain`] is `Some` while a drain of this stack runs. Its owner, or a thread that has taken over (see
-//!    [`wait_graph`]), takes handlers out to run them. The teardown that began it ends it, in the same critical section that
-//!    found the lists empty: what was registered before that has run, what is registered after that waits for the next one.
-//! 4. What a drain gathers is kept in [`State::drain`], not in the owner's frame: a handler that calls C's `exit` never
-//!    returns to that frame. The drains of such a thread have no owner then; the thread resumes them, the innermost first,
-//!    unless another one comes by before.
-//! 5. A child stays in its parent's list until it is settled: closed, with no drain, and nothing nested in it. Its position
-//!    among the parent's handlers is its id.
+//!    [`wait_graph`]), takes handlers out to run them. The teardown that began or last resumed the drain ends it, in
+//!    the same critical section that found the lists empty: everything registered before has run, and everything
+//!    registered later waits for the next drain.
+//! 4. The failures and exit requests of a drain are kept in [`State::drain`], not in the owner's call frame: a handler
+//!    that calls C's `exit` never returns to that. The drains of such a thread then have no owner; the thread resumes
+//!    them, the innermost first, unless another thread reaches them earlier.
+//! 5. A child stays in its parent's list until it is settled: closed, with no drain, and nothing nested in it. Its id
+//!    there is its position among the parent's handlers.
 //! 6. Once a stack is closed it stays closed, and `handlers` stays empty.
 
 mod admission;
@@ -101,27 +103,27 @@ use crate::sync::{MutexGuard, PerProcess, const_fn};
 pub struct SharedExitStack {
     state: PerProcess<State>,
     place: Place,
-    /// The epoch of the process in which it was closed; zero if it was not.
+    /// The epoch of the process in which the stack was closed; zero if it was not.
     closed_in: AtomicUsize,
 }
 
-/// Where in a tree a stack is.
+/// The place of a stack in a tree.
 enum Place {
-    /// In none: it is a value.
+    /// No tree: the stack is a value.
     Value,
-    /// At the root.
+    /// The root of a tree.
     Root(Root),
-    /// In the interpreter that it belongs to.
+    /// The interpreter that the stack belongs to.
     Nested(Weak<Node>),
 }
 
-/// What the root of a tree is asked.
+/// What a tree needs from its root.
 pub(crate) struct Root {
     pub(crate) name: &'static str,
     pub(crate) stack: fn() -> &'static SharedExitStack,
-    /// Sets up what drains the root at the end; says whether that worked.
+    /// Arranges for the root to be drained at the end of the process; returns whether that worked.
     pub(crate) arm: fn() -> bool,
-    /// Remembers an interpreter that has refused several handlers, to report at the end how many.
+    /// Remembers an interpreter that has refused more than one handler, so that the number is reported at the end.
     pub(crate) note_refusals: fn(&Arc<Node>),
 }
 
@@ -137,7 +139,7 @@ pub(crate) struct Node {
 pub(crate) enum Parent {
     Root(&'static SharedExitStack),
     Node(Arc<Node>),
-    /// Nothing: it is detached, or it is being dropped.
+    /// Nothing: the interpreter is detached, or is being dropped.
     None,
 }
 
@@ -146,12 +148,12 @@ pub(crate) struct State {
     children: HandlerList<Child>,
     out_of_turn: Chain<OutOfTurn>,
     drain: Option<Drain>,
-    /// How the work ended whose cleanup the drain runs, or whose cleanup the last one ran.
+    /// The outcome for which the drain runs, or for which the last one ran.
     outcome: Outcome,
     lifecycle: Lifecycle,
-    /// Nothing stands in the way of a registration: the stack is open and armed.
+    /// Whether a registration is accepted without further checks: the stack is open and armed.
     ready: bool,
-    /// What drains the stack at the end has been set up.
+    /// Whether it has been arranged that the stack is drained at the end.
     armed: bool,
     /// An interpreter's position in its parent, once it has one.
     position: Option<HandlerId>,
@@ -161,35 +163,35 @@ pub(crate) struct State {
 /// Registrations that were refused.
 struct Refusals {
     first: &'static Location<'static>,
-    /// Whose stack it is, told while its owner exists.
+    /// The path of the stack, recorded while its interpreter exists.
     path: Option<String>,
-    /// How many came after the first.
+    /// The number of refusals after the first.
     more: usize,
 }
 
 /// An interpreter in its parent's list.
 struct Child {
     node: Arc<Node>,
-    /// The thread that has run, in the parent's drain, everything that was in it. What is left is a handler that this very
+    /// The thread that has run, in the parent's drain, all it can of this child. What is left is a handler that this
     /// thread is in, or that waits for this thread.
     skipped_by: Option<ThreadKey>,
 }
 
-/// A handler that `run_now` has taken out and that is running: nested in the stack at the position that it had. Or one that a
-/// drain went on without.
+/// A handler that counts as nested in its stack while it runs: one that `run_now` has taken out, at the position it
+/// had, or one that was given up.
 struct OutOfTurn {
     id: HandlerId,
     thread: ThreadKey,
     waiters: Waiters,
     skipped_by: Option<ThreadKey>,
-    /// Tells it apart from others, as a teardown's number does.
+    /// Identifies it: the number of the teardown that it runs in, or one of its own from the same sequence.
     teardown: usize,
-    /// It was given up (see [`watch`]): nobody waits for it any more, but it has not ended.
+    /// Whether it was given up (see [`relief`]): nothing waits for it any more, but it has not returned.
     is_given_up: bool,
 }
 
 impl State {
-    /// `armed`: nobody needs to set anything up.
+    /// Creates an open, empty state. With `armed`, nothing has to be arranged before the first registration.
     const fn new(armed: bool) -> Self {
         Self {
             handlers: HandlerList::new(),
@@ -205,12 +207,12 @@ impl State {
         }
     }
 
-    /// Whether there is nothing to drain and nothing to report.
+    /// Returns whether there is nothing to drain and nothing to report.
     fn is_idle(&self) -> bool {
         self.handlers.is_empty() && self.nothing_nested() && self.drain.is_none() && self.refused.is_none()
     }
 
-    /// Whether nothing is left of it, nor will be.
+    /// Returns whether the stack is closed, with no drain and nothing nested in it.
     fn is_settled(&self) -> bool {
         matches!(self.lifecycle, Lifecycle::Closed) && self.drain.is_none() && self.nothing_nested()
     }
@@ -229,7 +231,7 @@ impl Default for State {
 
 impl SharedExitStack {
     const_fn! {
-        /// A stack that is a value.
+        /// Creates a stack that is a value, in no tree.
         pub(crate) const fn value() -> Self {
             Self::at(Place::Value, true)
         }
@@ -252,18 +254,18 @@ impl SharedExitStack {
         self.state.lock_or(|| self.fresh())
     }
 
-    /// The state with which a forked child begins: empty, but what was finalized stays finalized.
+    /// Returns the state that a forked child begins with: empty, and closed if the interpreter was finalized.
     fn fresh(&self) -> State {
         let mut fresh = State::new(matches!(self.place, Place::Value));
         fresh.handlers = HandlerList::after_fork();
         if matches!(self.place, Place::Nested(_)) && self.closed_in.load(Ordering::Acquire) != 0 {
             fresh.lifecycle = Lifecycle::Closed;
-            fresh.outcome = Outcome::Failure; // nothing that this process does can still succeed
+            fresh.outcome = Outcome::Failure; // nothing that this process does can turn it into a success
         }
         fresh
     }
 
-    /// Whether it has been closed in this process. Takes no lock.
+    /// Returns whether the stack was closed in this process. Takes no lock.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed_in.load(Ordering::Acquire) == raw::epoch()
     }
@@ -272,23 +274,23 @@ impl SharedExitStack {
         self.closed_in.store(raw::epoch(), Ordering::Release);
     }
 
-    /// Whether nothing of it runs or waits, nor of what is nested in it.
+    /// Returns whether the stack has no pending handler, no drain, and nothing nested in it.
     pub(crate) fn is_quiet(&self) -> bool {
         let state = self.lock();
         state.handlers.is_empty() && state.drain.is_none() && state.nothing_nested()
     }
 
-    /// How the work ended whose cleanup runs, or ran last.
+    /// Returns the outcome for which the drain runs, or for which the last one ran.
     pub(crate) fn outcome(&self) -> Outcome {
         self.lock().outcome
     }
 
-    /// Whether there is nothing to drain or to report, where nobody else can use the stack.
+    /// Returns whether there is nothing to drain or to report. Needs no lock where `&mut self` rules out other users.
     pub(crate) fn is_idle(&mut self) -> bool {
         self.state.look(State::is_idle).unwrap_or(true)
     }
 
-    /// The names from the root of its tree; none for a value.
+    /// Returns the names from the root of the tree down to this stack, or `None` for a value.
     fn path(&self) -> Option<String> {
         match &self.place {
             Place::Value => None,
@@ -314,8 +316,8 @@ impl SharedExitStack {
         }
     }
 
-    /// Makes the interpreter that it belongs to the current one on this thread, or none for the root, until the guard is
-    /// dropped. A value changes nothing.
+    /// Makes the stack's interpreter current on this thread until the guard is dropped. For the root, no interpreter is
+    /// current then; for a value, nothing changes.
     fn make_current(&self) -> Option<impl Drop> {
         match &self.place {
             Place::Value => None,
@@ -324,9 +326,10 @@ impl SharedExitStack {
         }
     }
 
-    /// Adds an interpreter, at the position that a handler registered now would have. Returns false if that is refused.
+    /// Adds an interpreter, at the position that a handler registered now would get. Returns false if the stack refuses
+    /// it.
     fn link(&self, node: &Arc<Node>) -> bool {
-        drop(node.stack.lock()); // its first use in a child allocates
+        drop(node.stack.lock()); // its first use in a forked child allocates, so not under the parent's lock
         loop {
             let wanted = self.lock().children.wanted(1);
             if let Some(capacity) = wanted {
@@ -336,11 +339,11 @@ impl SharedExitStack {
             }
             let Some(mut state) = self.lock_to_admit() else { return false };
             if state.children.is_full() {
-                continue; // another thread was faster
+                continue; // another thread has used up the room
             }
             let mut own = node.stack.lock();
             if own.position.is_some() {
-                return true; // another thread of this child process used it first, too
+                return true; // another thread has already added it in this forked child
             }
             let id = state.handlers.next_id();
             own.position = Some(id);
@@ -365,7 +368,7 @@ impl SharedExitStack {
         settled
     }
 
-    /// Adds the interpreters in it to `found`.
+    /// Adds the interpreters nested directly in the stack to `found`.
     fn children(&self, found: &mut Vec<Arc<Node>>) {
         loop {
             let state = self.lock();
@@ -378,7 +381,7 @@ impl SharedExitStack {
         }
     }
 
-    /// Visits all interpreters nested in it, at any depth; each before its children are looked up.
+    /// Visits the interpreters nested in the stack at any depth, each before its children are looked up.
     fn visit_descendants(&self, mut visit: impl FnMut(&Arc<Node>)) {
         let mut found = Vec::new();
         self.children(&mut found);
@@ -390,7 +393,8 @@ impl SharedExitStack {
 }
 
 impl Node {
-    /// A new interpreter. If its parent no longer accepts handlers, it accepts none either: nothing would be sure to run them.
+    /// Creates an interpreter. If its parent no longer accepts handlers, it accepts none either: nothing would be
+    /// certain to run them.
     pub(crate) fn new(name: Cow<'static, str>, parent: Parent) -> Arc<Self> {
         let node = Arc::new_cyclic(|node: &Weak<Self>| Self {
             name,
@@ -424,12 +428,12 @@ impl Node {
         }
     }
 
-    /// This interpreter and those that it is nested in, the innermost first.
+    /// Returns an iterator over this interpreter and those that it is nested in, the innermost first.
     fn line(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |node| node.parent_node().map(|parent| &**parent))
     }
 
-    /// The root of its tree.
+    /// Returns the root of its tree, if it is not detached.
     fn root(&self) -> Option<&Root> {
         match &self.line().last()?.parent_stack()?.place {
             Place::Root(root) => Some(root),
@@ -437,7 +441,7 @@ impl Node {
         }
     }
 
-    /// The names from the root of its tree, `process > plugin-a > db`.
+    /// Returns the names from the root of its tree, such as `process > plugin-a > db`.
     pub(crate) fn path(&self) -> String {
         let mut names: Vec<&str> = self.line().map(|node| &*node.name).collect();
         names.extend(self.root().map(|root| root.name));
@@ -445,7 +449,7 @@ impl Node {
         names.join(" > ")
     }
 
-    /// Its position in its parent, once it has one in this process.
+    /// Returns its position in its parent, once it has one in this process.
     fn position(&self) -> Option<HandlerId> {
         self.stack.lock().position
     }
@@ -460,7 +464,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // One after the other, where dropping the field would recurse as deep as the nesting.
+        // Drops one ancestor after the other: dropping the field would recurse as deep as the nesting.
         let mut parent = self.take_parent();
         while let Some(node) = parent {
             parent = Arc::into_inner(node).and_then(|mut node| node.take_parent());

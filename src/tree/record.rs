@@ -1,11 +1,11 @@
-//! What is known of the handlers of a drain that is watched: plain values.
+//! What is known about the handlers of a watched drain: plain values.
 
 use std::panic::Location;
 use std::time::{Duration, Instant};
 
 use crate::error::{HandlerError, HandlerErrorKind, Site};
 
-/// A handler that is running, or a drain that waits for one that runs on another thread.
+/// A handler that is running in a drain that is watched.
 ///
 /// ```
 /// use exitstack::shutdown::{Limits, running};
@@ -87,7 +87,7 @@ impl Running {
         self.thread.as_deref()
     }
 
-    /// Returns since when the handler has been running.
+    /// Returns when the handler began to run.
     ///
     /// ```
     /// use exitstack::shutdown::{Limits, running};
@@ -101,7 +101,11 @@ impl Running {
         self.since
     }
 
-    /// Returns the number of handlers that are pending in the stack which the drain began with, and in what is nested there.
+    /// Returns the number of handlers that are still pending.
+    ///
+    /// In a list from [`running`](crate::shutdown::running), these are the handlers of the stack that the handler is
+    /// from, and of what is nested in it. In an [`Event`](crate::shutdown::Event), they are those of the stack that the
+    /// drain began with.
     ///
     /// ```
     /// use exitstack::shutdown::{Limits, running};
@@ -116,7 +120,7 @@ impl Running {
     }
 }
 
-/// What became of one handler of a drain that was watched.
+/// What became of one handler in a drain that was watched.
 ///
 /// ```
 /// use exitstack::shutdown::{Fate, Limits};
@@ -252,14 +256,14 @@ impl Record {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Fate {
-    /// It returned.
+    /// The handler returned.
     Done,
-    /// It failed or panicked.
+    /// The handler failed or panicked.
     Failed(HandlerError),
-    /// It ran for longer than it was given, and the drain went on without it. It may still be running.
+    /// The handler ran for longer than its time, and the drain went on without it. It may still be running.
     GivenUp,
-    /// There was no time left for it. It was not dropped either.
+    /// There was no time left for the handler. It was not dropped either.
     NotRun,
-    /// It was running when the record was made.
+    /// The handler was still running when the record was made.
     Running,
 }

@@ -1,13 +1,13 @@
 //! How a handler that does not return is given up, and how its drain is continued without it.
 //!
-//! 1. To *give up* a handler is to give up its frame, with the frames further in, which that thread will come back to only
-//!    when the handler returns. Their drains get an owner that has left (see [`wait_graph`](super::wait_graph)), so
-//!    whichever thread comes to them next resumes them, as it does after C's `exit`.
-//! 2. A handler that was given up counts as nested in its stack until it returns, so the stack is not settled, but nobody
-//!    waits for it.
-//! 3. The innermost of the drains that were given up is resumed first. So those further out are not let go before, or what is
-//!    further in is left [`Behind`] for whichever thread comes first to one that is.
-//! 4. The thread that watches calls no foreign code, not even the report hook: that is left for the thread that goes on.
+//! 1. To *give up* a handler is to give up its frame and those around it, as far out as the watched drain needs them:
+//!    the thread comes back to these only when the handler returns. Their drains get an owner that has left (see
+//!    [`wait_graph`](super::wait_graph)), so whichever thread reaches them next resumes them, as after C's `exit`.
+//! 2. A handler that was given up counts as nested in its stack until it returns, so the stack does not settle before;
+//!    but nothing waits for it.
+//! 3. Of the drains that were given up, the innermost is resumed first. So either the outer ones cannot be resumed
+//!    before it is over, or the inner ones are left [`Behind`], for the first thread that reaches an outer one.
+//! 4. The thread that watches calls no foreign code, not even the report hook: that is left to the thread that goes on.
 
 use std::mem;
 use std::sync::Arc;
@@ -26,8 +26,9 @@ use crate::panics::discard;
 use crate::report::report;
 use crate::sync::{PerProcess, global};
 
-/// What has to be done first by the thread that goes on with a drain whose owner has left.
+/// What a thread has to do before it resumes a drain whose owner has left.
 pub(crate) struct Behind {
+    /// The owner that has left.
     pub(super) key: ThreadKey,
     /// A failure that is still to be reported.
     pub(super) error: Option<HandlerError>,
@@ -39,7 +40,7 @@ global! {
     static BEHIND: PerProcess<Chain<Behind>> = PerProcess::new(Chain::new());
 }
 
-/// Does what was left behind by the thread that had this key.
+/// Does what was left behind for the drains of this owner.
 #[cold]
 pub(super) fn go_on_for(key: ThreadKey) -> Result<(), Late> {
     loop {
@@ -50,7 +51,7 @@ pub(super) fn go_on_for(key: ThreadKey) -> Result<(), Late> {
             report(&error);
             continue;
         }
-        // One at a time: if this thread is given up in turn, the next one finds the others.
+        // One at a time: if this thread is given up in turn, the next one finds the rest.
         let Some(left) = behind.inner.pop() else {
             let done = all.take_if(|behind| behind.key == key);
             drop(all);
@@ -58,12 +59,12 @@ pub(super) fn go_on_for(key: ThreadKey) -> Result<(), Late> {
             return Ok(());
         };
         drop(all);
-        left.root.stack().report_all(); // nobody will be told what this drain comes to
+        left.root.stack().report_all(); // this drain's result is returned to nobody
         discard(left.root.stack().resume(left.purpose)?);
     }
 }
 
-/// The handler that a drain cannot go on without.
+/// The handler that keeps a watched drain from going on.
 pub(crate) struct Blocking {
     pub(crate) run: Arc<Run>,
     pub(super) thread: ThreadKey,
@@ -71,13 +72,13 @@ pub(crate) struct Blocking {
     pub(super) from: usize,
     /// Whether that thread runs the drain itself.
     pub(super) is_driver: bool,
-    /// Since when the drain has waited for it.
+    /// When the drain began to wait for it.
     pub(crate) since: Instant,
 }
 
 impl Watch {
-    /// Finds the handler that this drain cannot go on without: the innermost that its thread is in, or, if that waits for
-    /// another thread's drain, the innermost of that one.
+    /// Returns the handler that keeps this drain from going on: the innermost that its thread is in or, if that thread
+    /// waits for another one's drain, the innermost that the other thread is in.
     pub(crate) fn blocking(self: &Arc<Self>) -> Option<Blocking> {
         let (driver, moved) = {
             let progress = self.progress.lock();
@@ -92,10 +93,11 @@ impl Watch {
         };
         let own = frames.iter().filter(|frame| frame.thread == driver && frame.is_of(self));
         let (mut thread, mut from) = match own.map(|frame| frame.teardown).min() {
+            // What has to be given up begins with the outermost of its frames.
             Some(outermost) => (driver, outermost),
-            None => awaited(driver)?, // it has not begun: another thread still drains the same stack
+            None => awaited(driver)?, // it has not begun: another thread still drains the stack
         };
-        let mut steps = 0..=frames.len(); // an end, whatever happens to the graph in between
+        let mut steps = 0..=frames.len(); // bounded, as the graph may change in between
         while steps.next().is_some() {
             let Some(next) = awaited(thread) else { break };
             (thread, from) = next;
@@ -106,20 +108,20 @@ impl Watch {
         Some(Blocking { run, thread, from, is_driver: thread == driver, since })
     }
 
-    /// Gives up a handler that blocks this drain, unless it has returned by now. Returns whether it did, and whether another
-    /// thread has to [resume](Self::resume) the drain.
+    /// Gives up a handler that blocks this drain. Returns `None` if the handler has returned by now, otherwise whether
+    /// another thread has to [resume](Self::resume) the drain.
     pub(crate) fn give_up(self: &Arc<Self>, blocking: &Blocking) -> Option<bool> {
         let GivenUp { mut left, waiting, key, others, links: _ } = self.give_up_frames(blocking)?;
         let run = &blocking.run;
         let error = run.error(HandlerErrorKind::TimedOut(run.since.elapsed()));
-        // Before the drains are resumed, so that it is among the failures of the one that it was in.
+        // Added before any drain is resumed, so that it is among the failures of the handler's own.
         let reports = run.top.stack().gather(Failures::failure(error.clone()));
         self.add(run.record(Fate::GivenUp));
         for drain in &left {
             drain.root.stack().disown(drain.teardown, blocking.thread, drain.key);
         }
         for (watch, drain) in others {
-            // It goes on as well: with nothing but a wait for this one, perhaps.
+            // The other watched drain goes on as well, even if only to wait for this one.
             watch.let_go(vec![drain]);
             watch.progress.lock().needs_relief = true;
             watch.changed.notify_all();
@@ -130,8 +132,8 @@ impl Watch {
             self.let_go(left);
             return Some(true);
         }
-        // A thread that waits for the outermost is woken. That one resumes what is further in, and then this.
-        let is_awaited = left.first().is_some_and(|drain| drain.teardown == blocking.from); // else a handler out of turn is
+        // The thread that waits for the outermost drain is woken. It resumes those further in, then the outermost.
+        let is_awaited = left.first().is_some_and(|drain| drain.teardown == blocking.from); // else one out of turn is
         let outermost = is_awaited.then(|| left.remove(0));
         let inner: Vec<Spot> = left.iter().map(|drain| drain.root.clone()).collect();
         behind.value_mut().inner = left;
@@ -146,7 +148,8 @@ impl Watch {
         Some(false)
     }
 
-    /// Nobody drives it until it is [resumed](Self::resume). `left` is what that begins with, the innermost last.
+    /// Leaves the drain without a driver until it is [resumed](Self::resume), which begins with `left`, whose last is
+    /// the innermost.
     fn let_go(&self, left: Vec<Left>) {
         let mut all = Vec::new();
         loop {
@@ -157,15 +160,15 @@ impl Watch {
                 all.extend(left);
                 mem::swap(&mut progress.left, &mut all);
                 progress.driver = ThreadKey::fresh();
-                return drop(progress); // before what held the others
+                return drop(progress); // released before the old vector is dropped
             }
             drop(progress);
             all.reserve(count);
         }
     }
 
-    /// Resumes the drains whose thread was given up, the innermost first, on this thread. Returns the result of the outermost,
-    /// or none if this thread is given up in turn.
+    /// Resumes, on this thread, the drains whose thread was given up, the innermost first. Returns the result of the
+    /// outermost, or an error if this thread is given up in turn.
     pub(crate) fn resume(self: &Arc<Self>) -> Result<Result<(), CloseError>, Late> {
         self.drive(|| {
             let mut result = Ok(());
@@ -181,7 +184,7 @@ impl Watch {
                 note_left(key);
                 go_on_for(key)?;
                 if !is_outermost {
-                    root.stack().report_all(); // nobody will be told what this drain comes to
+                    root.stack().report_all(); // this drain's result is returned to nobody
                 }
                 let resumed = root.stack().resume(purpose)?;
                 if is_outermost {
@@ -193,12 +196,13 @@ impl Watch {
         })
     }
 
-    /// Whether another thread has to [resume](Self::resume) it because its own was given up for another drain; once.
+    /// Returns whether another thread has to [resume](Self::resume) the drain because its own was given up for another
+    /// one. Returns true once each time that happens.
     pub(crate) fn takes_relief(&self) -> bool {
         mem::take(&mut self.progress.lock().needs_relief)
     }
 
-    /// There is no thread to resume it: whichever thread comes to one of its drains does that.
+    /// Leaves it to whichever thread reaches one of the drains to resume that, as no thread can be started for it.
     pub(crate) fn abandon(&self) {
         let left = mem::take(&mut self.progress.lock().left);
         for drain in &left {
@@ -210,7 +214,7 @@ impl Watch {
         self.end();
     }
 
-    /// Gives up the frames of a handler, unless it has returned.
+    /// Gives up the frames of a handler. Returns `None` if it has returned.
     fn give_up_frames(self: &Arc<Self>, blocking: &Blocking) -> Option<GivenUp> {
         let mut given_up = GivenUp::new();
         let own = |frame: &Frame| frame.thread == blocking.thread && !frame.is_given_up;
@@ -250,11 +254,11 @@ impl Watch {
 struct GivenUp {
     /// Their drains, the innermost last.
     left: Vec<Left>,
-    /// Who waits for handlers that ran out of turn.
+    /// The threads that wait for handlers that ran out of turn.
     waiting: Vec<Waiters>,
-    /// The owner of the innermost drain.
+    /// The key that owns the innermost drain, or all of them.
     key: ThreadKey,
-    /// Other drains that are watched and that this thread drove, with the outermost of each.
+    /// Other watches that the thread drove, each with its outermost drain.
     others: Vec<(Arc<Watch>, Left)>,
     /// What the stacks note that the handlers are from.
     links: Vec<Link<OutOfTurn>>,
@@ -300,7 +304,7 @@ impl GivenUp {
 }
 
 impl SharedExitStack {
-    /// A handler of it that was given up has returned.
+    /// Notes that a handler of this stack that was given up has returned.
     pub(super) fn come_back(&self, teardown: usize) {
         let mut state = self.lock();
         let ended = state.out_of_turn.take_if(|handler| handler.teardown == teardown);
@@ -312,7 +316,8 @@ impl SharedExitStack {
         }
     }
 
-    /// Lets the drains of this stack and of those nested in it that a teardown has begun have an owner that no thread is.
+    /// Makes `key`, which no thread has, the owner of the drains that a teardown of `thread` has begun in this stack
+    /// and in those nested in it.
     fn disown(&self, teardown: usize, thread: ThreadKey, key: ThreadKey) {
         let disown = |stack: &Self| {
             if let Some(drain) = &mut stack.lock().drain {
@@ -323,7 +328,7 @@ impl SharedExitStack {
         self.visit_descendants(|node| disown(&node.stack));
     }
 
-    /// Wakes the threads that wait for drains of this stack and of those nested in it which have that owner.
+    /// Wakes the threads that wait for drains of this stack, or of those nested in it, whose owner is `key`.
     fn wake_waiters(&self, key: ThreadKey) {
         let wake = |stack: &Self| {
             let waiters = stack.lock().drain.as_mut().and_then(|drain| drain.waiters_of(key));

@@ -1,4 +1,4 @@
-//! A handler that runs, in a drain that is watched, and which stack of the tree it is from.
+//! A handler that is running in a watched drain, and the stack of the tree that it is from.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -27,7 +27,7 @@ impl Spot {
 }
 
 impl SharedExitStack {
-    /// Where in a tree it is; none if it is a value.
+    /// Returns the stack as part of its tree, or `None` if it is a value.
     pub(super) fn spot(&self) -> Option<Spot> {
         match &self.place {
             Place::Value => None,
@@ -36,7 +36,7 @@ impl SharedExitStack {
         }
     }
 
-    /// The number of handlers in it and in what is nested in it.
+    /// Returns the number of handlers in the stack and in what is nested in it.
     pub(crate) fn count_all(&self) -> usize {
         let mut count = self.count();
         self.visit_descendants(|node| count += node.stack.count());
@@ -44,13 +44,14 @@ impl SharedExitStack {
     }
 }
 
-/// A handler that runs.
+/// A handler that is running.
 pub(crate) struct Run {
     pub(super) site: Site,
     pub(super) thread: Option<String>,
     pub(super) since: Instant,
     pub(super) limit: Option<Duration>,
-    /// The stack that it is from. Its path is as long as that is deep, and told only where it is asked for.
+    /// The stack that it is from. The path is made only on demand, because its length grows with the depth of the
+    /// nesting.
     pub(super) top: Spot,
     pub(crate) is_slow: AtomicBool,
 }

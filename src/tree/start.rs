@@ -1,5 +1,5 @@
-//! What starts a drain: a `close()`, the end of an interpreter or of the process, or a thread that goes on for another one;
-//! and a handler that runs out of turn.
+//! How drains start: with a `close()`, at the end of an interpreter or of the process, or on a thread that resumes
+//! another's; and how a handler runs out of turn.
 
 use std::cmp::Reverse;
 use std::mem;
@@ -21,23 +21,23 @@ use crate::list::HandlerId;
 use crate::raw;
 
 impl SharedExitStack {
-    /// Drains the stack and what is nested in it; returns what failed.
+    /// Drains the stack and what is nested in it, and returns the failures.
     pub(crate) fn drain(&self, purpose: Purpose, outcome: Outcome) -> Result<(), CloseError> {
-        // A thread that comes back from a handler that was given up is not told: the drain is another's.
+        // A late thread gets no failures: the drain belongs to another thread by now.
         self.drain_after(purpose, outcome, || ()).unwrap_or(Ok(()))
     }
 
-    /// [`drain`](Self::drain), by a thread that may be given up.
+    /// Does what [`drain`](Self::drain) does, and returns an error if this thread was given up.
     pub(crate) fn drain_watched(&self, purpose: Purpose, outcome: Outcome) -> Result<Result<(), CloseError>, Late> {
         self.drain_after(purpose, outcome, || ())
     }
 
-    /// [`drain`](Self::drain) by a thread that goes on for another one; it may be given up in turn.
+    /// Resumes the drain of a thread that never comes back to it. This thread may be given up in turn.
     pub(super) fn resume(&self, purpose: Purpose) -> Result<Result<(), CloseError>, Late> {
-        self.drain_after(purpose, Outcome::Failure, || ()) // for the outcome that it has begun with
+        self.drain_after(purpose, Outcome::Failure, || ()) // ignored: the drain keeps the outcome it began with
     }
 
-    /// [`drain`](Self::drain), with something to do first once the drain is this thread's.
+    /// Does what [`drain`](Self::drain) does, but calls `first` once the drain is this thread's.
     #[inline]
     fn drain_after(
         &self,
@@ -55,20 +55,23 @@ impl SharedExitStack {
                 return Err(Late);
             }
             let result = match self.acquire(purpose, outcome, teardown.number, who) {
+                // Nobody else runs it, or its owner waits for this thread.
                 Acquired::Mine => run(&mut teardown, first.take()),
-                // The other thread may have skipped an interpreter that still has a handler running: look again.
+                // The other thread may have skipped an interpreter that still has a handler running, so look again.
                 Acquired::Ended(ended) if purpose.closes() => {
                     before = merged(before, ended.all);
                     continue;
                 }
+                // A second `close()` returns the same result.
                 Acquired::Ended(ended) => ended.all,
-                // The drain goes on further up the call stack, or on the thread that waits for this one; or it is over.
+                // The drain goes on further up the call stack or on the thread that waits for this one, or it is over.
                 Acquired::AlreadyMine | Acquired::CycleBroken | Acquired::Settled => Ok(()),
+                // Another thread has gone on, and gets the result.
                 Acquired::Late => return Err(Late),
             };
             if teardown.is_parents() {
-                // A handler has forked, and this is the child. It goes on with what it has registered itself; what came
-                // before is its parent's to be told, and to drop.
+                // A handler has forked, and this is the child. It goes on with what it has registered itself. The
+                // result so far is its parent's: it is neither returned nor dropped here.
                 mem::forget(mem::replace(&mut before, result));
                 continue;
             }
@@ -79,18 +82,19 @@ impl SharedExitStack {
         }
     }
 
-    /// [`drain`](Self::drain) where nobody is returned to: what failed was reported. Returns the exit status asked for.
+    /// Does what [`drain`](Self::drain) does where there is no caller to return failures to: they were reported.
+    /// Returns the exit status that was requested.
     pub(crate) fn drain_unattended(&self, purpose: Purpose, outcome: Outcome) -> Option<ExitRequest> {
         request_of(self.drain(purpose, outcome))
     }
 
-    /// Drains the root of a tree where this thread leaves, which had the key `left` before: the drains that it was in are
-    /// resumed first, the innermost first. They count as part of the root's, so `exit` in one of their handlers leaves just
-    /// that handler.
+    /// Drains the root of a tree on a thread that ends the process, and whose key was `left`. The drains that it was in
+    /// are resumed before, from the innermost outwards. They count as part of the root's, so `exit` in one of their
+    /// handlers leaves only that handler.
     ///
     /// # Errors
     ///
-    /// Returns an error if this thread was given up, and another one ends the process.
+    /// Returns an error if this thread was given up; then another thread ends the process.
     pub(crate) fn drain_to_leave(
         &self,
         purpose: Purpose,
@@ -101,9 +105,9 @@ impl SharedExitStack {
         let drains = self.left_by(left);
         self.drain_after(purpose, outcome, || {
             for node in &drains {
-                // For the outcome that each has begun with.
+                // The outcome is ignored: each keeps the one it began with.
                 let request = node.stack.drain_unattended(Purpose::Exit, Outcome::Failure);
-                // Kept in the drain, not here: another handler may call C's `exit` before this returns.
+                // Kept in the drain, not here: another handler may call C's `exit`, and this would never return.
                 if let Some(request) = request {
                     self.request_exit(request);
                 }
@@ -118,10 +122,10 @@ impl SharedExitStack {
         is_given_up_here() && self.is_in_the_tree()
     }
 
-    /// Takes a handler out and runs it now; while it runs, it counts as nested in the stack.
+    /// Takes a handler out and runs it now. While it runs, it counts as nested in the stack.
     pub(crate) fn run_out_of_turn(&self, id: HandlerId) -> Option<Result<(), CloseError>> {
         if is_on(raw::epoch()) && self.is_refused_here() {
-            return None; // it stays for the thread that goes on
+            return None; // it stays, for the thread that has gone on
         }
         let thread = ThreadKey::current();
         let teardown = next_number();
@@ -151,8 +155,8 @@ impl SharedExitStack {
         Some(result)
     }
 
-    /// The interpreters nested in this stack whose drains the thread with this key was in, the innermost first; but none around
-    /// which it was in this stack's own drain.
+    /// Returns the interpreters nested in this stack whose drains the thread with this key was in, the innermost first.
+    /// If it was in this stack's own drain too, only drains that it began inside that one are included.
     fn left_by(&self, thread: ThreadKey) -> Vec<Arc<Node>> {
         let begun_by_it = |stack: &Self| {
             let state = stack.lock();
@@ -166,12 +170,12 @@ impl SharedExitStack {
                 found.push((teardown, Arc::clone(node)));
             }
         });
-        found.sort_by_key(|(teardown, _)| Reverse(*teardown)); // stable: of one teardown, the outermost first
+        found.sort_by_key(|(teardown, _)| Reverse(*teardown)); // stable: within one teardown, the outermost comes first
         found.into_iter().map(|(_, node)| node).collect()
     }
 }
 
-/// Runs a drain that was acquired, after something else, and returns what it comes to.
+/// Calls `first`, runs a drain that was acquired, and returns its result.
 #[inline]
 fn run(teardown: &mut Teardown<'_>, first: Option<impl FnOnce()>) -> Result<(), CloseError> {
     let _restored = teardown.root.make_current();
@@ -180,7 +184,7 @@ fn run(teardown: &mut Teardown<'_>, first: Option<impl FnOnce()>) -> Result<(), 
             first();
         }
     };
-    // A value is in no tree, and not watched.
+    // A value is in no tree, so it is not watched.
     let spot = if is_on(teardown.epoch) { teardown.root.spot() } else { None };
     if let Some(spot) = spot {
         drain_watched(teardown, spot, first);

@@ -1,4 +1,5 @@
-//! How a stack drains, and everything nested in it: one loop, whatever the depth. The tables are in [`tree`](super).
+//! How a stack drains together with everything nested in it: in one loop, whatever the depth. The tables are in
+//! [`tree`](super).
 
 use std::mem;
 use std::ptr;
@@ -20,9 +21,9 @@ use crate::raw::{self, Bound};
 use crate::report::report;
 use crate::sync::MutexGuard;
 
-/// What [`SharedExitStack::next`] answers.
+/// The answer of [`SharedExitStack::next`].
 enum Next {
-    /// A handler, which is where the one before was.
+    /// A handler, which was moved to where the previous one was.
     Handler,
     /// An interpreter, at this position.
     Child(HandlerId, Arc<Node>),
@@ -34,33 +35,37 @@ enum Next {
 
 struct Finished {
     result: DrainResult,
-    /// Who waits for the end of the drain; nobody, if this teardown does not end it.
+    /// The threads that wait for the drain; none if this teardown does not end it.
     waiters: Waiters,
     settled: bool,
 }
 
 impl State {
-    /// What is nested above the newest handler and not skipped.
+    /// Returns what is nested above the newest handler, except for what this thread has skipped.
     #[cold]
     fn next_nested(&self) -> Option<Next> {
         let me = ThreadKey::current();
         let child = self.children.iter().rev().find(|(_, child)| child.skipped_by != Some(me));
-        // What this thread runs out of turn is what drains here.
+        // A handler that this thread runs out of turn is the one that drains here: it is not waited for.
         let is_awaited =
             |handler: &&OutOfTurn| handler.thread != me && handler.skipped_by != Some(me) && !handler.is_given_up;
         let others = self.out_of_turn.iter().filter(is_awaited);
         let handler = others.max_by_key(|handler| handler.id);
         let newest = self.handlers.last_id().max(child.map(|(id, _)| id)).max(handler.map(|handler| handler.id));
         match (child, handler) {
+            // The newest of all is an interpreter: it drains at its position.
             (Some((id, child)), _) if Some(id) == newest => Some(Next::Child(id, Arc::clone(&child.node))),
+            // The newest of all runs out of turn: what is below waits until it has ended.
             (_, Some(handler)) if Some(handler.id) == newest => Some(Next::OutOfTurn(handler.id, handler.thread)),
+            // The newest of all is a handler in the list, or nothing is left.
             _ => None,
         }
     }
 }
 
 impl SharedExitStack {
-    /// Says what is next in the drain that this teardown runs. A handler is put where the one before was, which has run.
+    /// Returns what is next in the drain that this teardown runs. A handler is moved to `running`, where the previous
+    /// one has run.
     #[inline]
     fn next(&self, running: &mut Option<SharedEntry>, teardown: usize) -> Next {
         let mut state = self.lock();
@@ -73,7 +78,7 @@ impl SharedExitStack {
         if running.is_some() { Next::Handler } else { Next::Finished(self.finish(state, teardown)) }
     }
 
-    /// The lists are empty: ends the drain, if it is this teardown's to end.
+    /// Ends the drain, as the lists are empty, if it is this teardown's to end.
     #[inline]
     fn finish(&self, mut state: MutexGuard<'_, State>, teardown: usize) -> Finished {
         let storage = state.handlers.release();
@@ -90,8 +95,8 @@ impl SharedExitStack {
             let all = merged(drain.merged.into_result(), unmerged.clone());
             return Finished { result: DrainResult { all, unmerged }, waiters: drain.waiters, settled };
         }
-        // One of its handlers is still running, further up the call stack or on the thread that was taken over from: the
-        // drain around this one is told what there is so far.
+        // One of its handlers is still running, further up the call stack or on the thread that owns the drain. What
+        // has failed so far is merged into the drain around this one.
         let failures = state.drain.as_mut().map(|drain| mem::take(&mut drain.failures)).unwrap_or_default();
         drop(state);
         let unmerged = failures.into_result();
@@ -106,7 +111,7 @@ impl SharedExitStack {
         Finished { result, waiters: Waiters::default(), settled }
     }
 
-    /// Unlinks the interpreter that this settled stack belongs to; and its parent, if that is settled by it; and so on.
+    /// Unlinks the interpreter that this settled stack belongs to, then its parent if that settles in turn, and so on.
     pub(super) fn unlink_settled(&self) {
         let mut settled = self.node();
         while let Some(node) = settled.take() {
@@ -121,21 +126,21 @@ impl SharedExitStack {
 /// A drain of a stack and of everything nested in it.
 pub(super) struct Teardown<'s> {
     pub(super) root: &'s SharedExitStack,
-    /// The interpreter that drains now, if it is not the root.
+    /// The interpreter that drains now; `None` if that is the root.
     top: Option<Arc<Node>>,
     running: Option<SharedEntry>,
     pub(super) purpose: Purpose,
-    /// Tells it apart from all others.
+    /// Identifies it; a teardown that begins later has a greater number.
     pub(super) number: usize,
-    /// The process that it belongs to. A child that one of its handlers has forked leaves it.
+    /// The epoch of the process that it belongs to. A child forked by one of its handlers leaves it.
     pub(super) epoch: usize,
-    /// What the drain of the root returns; in a process that one of its handlers has forked, what became of that handler.
+    /// The result of the root's drain; in a child forked by one of its handlers, the result of that handler.
     pub(super) result: Result<(), CloseError>,
-    /// Its handler was given up, and another thread has gone on.
+    /// Whether its handler was given up, and another thread has gone on.
     pub(super) is_late: bool,
 }
 
-/// Numbers teardowns, in the order in which they begin.
+/// Returns the next number: teardowns are numbered in the order in which they begin.
 pub(super) fn next_number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
@@ -148,7 +153,7 @@ impl<'s> Teardown<'s> {
         Self { root, top: None, running: None, purpose, number, epoch: raw::epoch(), result: Ok(()), is_late: false }
     }
 
-    /// The handler that was lent last, and the stack that it is from.
+    /// Returns the handler that was lent last, and its stack.
     pub(super) fn lent(&mut self) -> Option<(&mut SharedEntry, &SharedExitStack)> {
         let top = self.top.as_ref().map_or(self.root, |node| &node.stack);
         self.running.as_mut().map(|entry| (entry, top))
@@ -158,7 +163,7 @@ impl<'s> Teardown<'s> {
         self.running.take()
     }
 
-    /// Whether one of its handlers has forked this process.
+    /// Returns whether this process is a child forked by one of its handlers.
     #[inline]
     pub(super) fn is_parents(&self) -> bool {
         raw::peek() != self.epoch && raw::epoch() != self.epoch
@@ -168,18 +173,21 @@ impl<'s> Teardown<'s> {
         self.top.as_ref().map_or(self.root, |node| &node.stack)
     }
 
-    /// Begins to drain the interpreter at this position of the top, or waits until another thread has.
+    /// Begins to drain the interpreter at this position in the top, or waits until another thread has drained it.
     #[cold]
     fn descend(&mut self, id: HandlerId, node: Arc<Node>) {
         match node.stack.acquire(self.purpose.for_children(), Outcome::Failure, self.number, Who::MustWait) {
-            // If this thread is in its drain already, what is left of it runs here, at its position.
+            // If this thread is in its drain already, what is left of that runs here, at the interpreter's position.
             Acquired::Mine | Acquired::AlreadyMine => {
                 set_current(Some(Arc::clone(&node)));
                 self.top = Some(node);
             }
+            // Another thread has drained it: the drain around it gets the failures as well.
             Acquired::Ended(result) => self.merge(result),
-            Acquired::CycleBroken => {} // not where one must wait
+            Acquired::CycleBroken => {} // never: only a closer's wait ends like that
+            // Another thread has gone on with this teardown.
             Acquired::Late => self.is_late = true,
+            // Nothing is left of it but its entry.
             Acquired::Settled => {
                 self.top().unlink(id);
             }
@@ -199,15 +207,16 @@ impl<'s> Teardown<'s> {
         drop(state);
         drop(abandoned);
         match wait(thread, theirs, &slot, Who::MustWait) {
+            // The drain that waited gets its failure as well.
             Waited::Ended(result) => self.merge(result),
-            // It waits for this thread.
+            // It waits for this thread, so this one goes on without it.
             Waited::CycleBroken | Waited::TakeOver => {
                 let mut state = self.top().lock();
                 if let Some(handler) = state.out_of_turn.iter_mut().find(|handler| handler.id == id) {
                     handler.skipped_by = Some(ThreadKey::current());
                 }
             }
-            // It never returns, or it was given up.
+            // It never returns, or it was given up: nothing is left to wait for.
             Waited::OwnerLeft(owner) => {
                 self.is_late = go_on_for(owner).is_err();
                 let left = self.top().lock().out_of_turn.take_if(|handler| handler.id == id && !handler.is_given_up);
@@ -217,7 +226,7 @@ impl<'s> Teardown<'s> {
         discard(slot);
     }
 
-    /// The root is drained.
+    /// Ends the teardown: the root is drained.
     #[inline]
     fn finish(&mut self, finished: Finished) {
         if finished.settled {
@@ -227,13 +236,14 @@ impl<'s> Teardown<'s> {
         self.result = finished.result.all;
     }
 
-    /// What is nested in the root is drained, or as much of it as this thread can: the drain around it is given the result.
+    /// Leaves an interpreter of which this thread has drained what it can, and merges the result into the drain around
+    /// it.
     #[cold]
     fn ascend(&mut self, node: &Arc<Node>, finished: Finished) {
         if finished.settled {
             node.stack.unlink_settled();
         } else if let Some((parent, position)) = node.parent_stack().zip(node.position()) {
-            // A handler of it is still running; its thread waits for this one, or is this one.
+            // One of its handlers is still running, on this thread or on one that waits for this one.
             if let Some(child) = parent.lock().children.get_mut(position) {
                 child.skipped_by = Some(ThreadKey::current());
             }
@@ -244,7 +254,7 @@ impl<'s> Teardown<'s> {
         self.merge(finished.result);
     }
 
-    /// Keeps what a handler has failed with, and reports it if there is nobody to return it to.
+    /// Keeps the failures of a handler, and reports them if there is no caller to return them to.
     pub(super) fn keep(&mut self, failures: Failures, error: Option<&HandlerError>) {
         if !self.is_parents() {
             return self.top().gather_and_report(failures, error);
@@ -283,9 +293,13 @@ impl Source<dyn Bound + Send> for Teardown<'_> {
             }
             let top = self.top.as_ref().map_or(self.root, |node| &node.stack);
             match top.next(&mut self.running, self.number) {
+                // The drain loop runs it.
                 Next::Handler => return self.lent(),
+                // It drains before the handlers below its position.
                 Next::Child(id, node) => self.descend(id, node),
+                // It ends before the handlers below its position run.
                 Next::OutOfTurn(id, thread) => self.wait_for_handler(id, thread),
+                // The root's end is the teardown's; after that of an interpreter, the stack around it goes on.
                 Next::Finished(finished) => {
                     let Some(node) = self.top.take() else {
                         self.finish(finished);

@@ -1,18 +1,18 @@
 //! Which thread waits for which drain, and how a cycle of waits is broken.
 //!
 //! One drain of a stack runs at a time; other threads that want it drained wait for its end. Handlers may close other
-//! stacks, so such waits can form a cycle: a handler on one thread closes the stack that a second thread drains, and the
-//! other way round.
+//! stacks, so such waits can form a cycle: a handler on one thread closes the stack that a second thread drains, and
+//! vice versa.
 //!
 //! 1. An edge says that `waiter` waits, at a slot of its own, for what `owner` runs. A thread has at most one edge.
 //! 2. An edge whose slot is set has ended, whether or not its thread has woken up and removed it.
-//! 3. Whether an edge would close a cycle is decided, and the edge is added, under one lock: of the threads in a cycle, the
-//!    last one sees it. As a thread has at most one edge, it closes at most one cycle.
-//! 4. A cycle is broken where a closer waits: its `close()` returns at once. If no closer is in it, the thread that sees the
-//!    cycle takes over: it runs what is left of the other's drain. The handler that the other thread is in waits for this
-//!    thread, as if it had called it.
-//! 5. A thread that ends the process never comes back to the drains that it is in. It takes a new key ([`leave`]), and its
-//!    drains have no owner any more: each thread that waits for one is told so and resumes it.
+//! 3. Whether an edge would close a cycle is decided, and the edge is added, under one lock: of the threads in a cycle,
+//!    the last one sees it. As a thread has at most one edge, it closes at most one cycle.
+//! 4. A cycle is broken where a closer waits: its `close()` returns at once. If no closer is in it, the thread that
+//!    sees the cycle takes over: it runs what is left of the other's drain. The handler that the other thread is in
+//!    waits for this thread, as if it had called it.
+//! 5. A thread that ends the process never comes back to the drains that it is in. It takes a new key ([`leave`]), and
+//!    its drains have no owner any more: each thread that waits for one of them is woken, and resumes it.
 //! 6. Lock order: the graph, then a slot. No stack's lock is held here.
 
 use std::cell::Cell;
@@ -23,8 +23,8 @@ use crate::chain::{Chain, Link};
 use crate::error::CloseError;
 use crate::sync::{Latch, PerProcess, global, per_thread};
 
-/// A thread, by a number of our own, which also exists when the thread-locals that have destructors are gone, as on the way
-/// out of the process, and `std::thread::current()` may not.
+/// The identity of a thread: a number of our own, which exists even on the exit path, where thread-locals with
+/// destructors are gone and `std::thread::current()` may fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ThreadKey(usize);
 
@@ -54,22 +54,22 @@ per_thread! {
     static KEY: Cell<usize> = Cell::new(0);
 }
 
-/// The result of a drain, for those who waited for it.
+/// The result of a drain, for the threads that waited for it.
 #[derive(Clone, Debug)]
 pub(crate) struct DrainResult {
-    /// All of it: what a closer is told.
+    /// All of it, as a closer returns it.
     pub(super) all: Result<(), CloseError>,
-    /// The part that was not merged into the drain around it before.
+    /// The part that was not yet merged into the drain around it.
     pub(super) unmerged: Result<(), CloseError>,
 }
 
-/// Who waits.
+/// What kind of thread waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Who {
     /// A caller of `close()` or `finalize()`, which may return while the drain goes on further down the call stack.
     Closer,
-    /// A drain that has come to an interpreter which another thread drains, or a thread that ends the process: it cannot go
-    /// on before that.
+    /// A drain that has reached an interpreter which another thread drains, or a thread that ends the process: it
+    /// cannot go on before the other drain has ended.
     MustWait,
 }
 
@@ -77,11 +77,11 @@ pub(super) enum Who {
 #[derive(Clone, Debug)]
 pub(super) enum Waited {
     Ended(DrainResult),
-    /// This closer is in a cycle: it returns, so that what waits for it can go on.
+    /// This closer is in a cycle. It returns, so that what waits for it can go on.
     CycleBroken,
-    /// This thread is in a cycle without a closer: it runs what is left of the drain itself.
+    /// This thread is in a cycle without a closer. It runs what is left of the drain itself.
     TakeOver,
-    /// The thread with this key never comes back to the drain: this one resumes it.
+    /// The thread with this key never comes back to the drain. This thread resumes it.
     OwnerLeft(ThreadKey),
 }
 
@@ -89,7 +89,7 @@ pub(super) enum Waited {
 #[derive(Debug)]
 pub(super) struct Slot {
     latch: Arc<Latch<Waited>>,
-    /// Until it is added to [`Waiters`].
+    /// Adds the latch to [`Waiters`] without allocating; `None` once that is done.
     link: Option<Link<Arc<Latch<Waited>>>>,
 }
 
@@ -106,8 +106,8 @@ impl Slot {
 pub(super) struct Waiters(Chain<Arc<Latch<Waited>>>);
 
 impl Waiters {
-    /// Adds a slot, without allocating. The slots that nobody waits at any more are returned, to be dropped where no lock is
-    /// held.
+    /// Adds a slot without allocating. Returns the slots that no thread waits at any more, to be dropped while no lock
+    /// is held.
     #[must_use]
     pub(super) fn add(&mut self, slot: &mut Slot) -> impl Sized + use<> {
         let abandoned = self.0.take_if(|latch| Arc::strong_count(latch) == 1);
@@ -117,12 +117,13 @@ impl Waiters {
         abandoned
     }
 
-    /// Lets the threads look again at what they wait for.
+    /// Ends all waits in this way, so that the threads look again.
     pub(super) fn wake(self, waited: &Waited) {
         self.0.for_each(|latch| latch.set(waited.clone()));
     }
 
     #[inline]
+    /// Ends all waits with the result of the drain.
     pub(super) fn tell(self, result: &DrainResult) {
         if !self.0.is_empty() {
             self.tell_all(result);
@@ -139,6 +140,7 @@ impl Waiters {
 }
 
 #[derive(Debug)]
+/// A thread that waits for another one.
 struct Edge {
     waiter: ThreadKey,
     who: Who,
@@ -149,6 +151,7 @@ struct Edge {
 }
 
 #[derive(Debug, Default)]
+/// The waits of all threads of this process.
 pub(crate) struct Graph {
     edges: Chain<Edge>,
     /// The keys of threads that never come back to what they ran.
@@ -159,7 +162,7 @@ global! {
     static GRAPH: PerProcess<Graph> = PerProcess::new(Graph { edges: Chain::new(), left: Chain::new() });
 }
 
-/// Says that this thread never comes back to the drains that it is in. Returns the key that it had as their owner.
+/// Notes that this thread never comes back to the drains that it is in. Returns the key under which it owns them.
 pub(crate) fn leave() -> ThreadKey {
     let before = ThreadKey::current();
     KEY.with(|key| key.set(ThreadKey::next()));
@@ -172,13 +175,14 @@ pub(crate) fn leave() -> ThreadKey {
     before
 }
 
-/// Says that nobody will come back to the drains that are given this key as their owner.
+/// Notes that no thread comes back to the drains that this key owns.
 pub(super) fn note_left(key: ThreadKey) {
     let link = Link::new(key);
     GRAPH.lock().left.push(link);
 }
 
-/// A closer's edge to a thread that drains for it. The closer does not sleep: it looks whether the edge has ended.
+/// A closer's edge to a thread that drains for it. The closer does not sleep at it: it checks now and then whether the
+/// edge has ended.
 pub(crate) struct Lean {
     waiter: ThreadKey,
     latch: Arc<Latch<Waited>>,
@@ -189,10 +193,10 @@ impl Lean {
         Self { waiter, latch: Arc::default() }
     }
 
-    /// The thread with this key drains from now on.
+    /// Leads the edge to the thread with this key, which drains from now on.
     pub(crate) fn on(&self, owner: ThreadKey) {
         let latch = Arc::clone(&self.latch);
-        // No frame has this number: what drains there is bounded by itself.
+        // No frame has this number, so no watch looks behind the edge: the drain there has limits of its own.
         let edge = Link::new(Edge { waiter: self.waiter, who: Who::Closer, owner, teardown: usize::MAX, latch });
         let mut graph = GRAPH.lock();
         let before = graph.edges.take_if(|edge| edge.waiter == self.waiter);
@@ -201,7 +205,7 @@ impl Lean {
         drop(before);
     }
 
-    /// Whether the drain waits for the closer, or its thread has left.
+    /// Returns whether the edge has ended: the drain waits for the closer, or its thread has left.
     pub(crate) fn has_ended(&self) -> bool {
         self.latch.is_set()
     }
@@ -214,32 +218,36 @@ impl Drop for Lean {
     }
 }
 
-/// Returns the thread that this thread waits for, and the teardown.
+/// Returns the thread that `thread` waits for, and which of its teardowns.
 pub(super) fn awaited_by(thread: ThreadKey) -> Option<(ThreadKey, usize)> {
     let graph = GRAPH.lock();
     let edge = graph.edges.iter().find(|edge| edge.waiter == thread && !edge.latch.is_set())?;
     Some((edge.owner, edge.teardown))
 }
 
-/// Waits at `slot` for what `owner` runs, in this teardown.
+/// Waits at `slot` for what `owner` runs in this teardown, and returns how that ended.
 pub(super) fn wait(owner: ThreadKey, teardown: usize, slot: &Slot, who: Who) -> Waited {
     let waiter = ThreadKey::current();
     let latch = &slot.latch;
     let edge = Link::new(Edge { waiter, who, owner, teardown, latch: Arc::clone(latch) });
     {
         let mut graph = GRAPH.lock();
-        // The drain may have finished since it was looked up, and its owner may now be waiting for this thread: that is not
-        // a cycle.
+        // The drain may have finished since it was looked up, and its owner may now be waiting for this thread: that is
+        // not a cycle.
         if !latch.is_set() {
+            // Nobody would ever set the slot.
             if graph.left.iter().any(|left| *left == owner) {
                 return Waited::OwnerLeft(owner);
             }
             if graph.leads(owner, waiter) {
+                // The thread that sees the cycle need not wait itself.
                 if who == Who::Closer {
                     return Waited::CycleBroken;
                 }
                 match graph.path(owner, waiter).find(|edge| edge.who == Who::Closer) {
+                    // That closer returns, and this thread can wait.
                     Some(closer) => closer.latch.set(Waited::CycleBroken),
+                    // All in the cycle must wait, so one of them has to run what is left.
                     None => return Waited::TakeOver,
                 }
             }
@@ -248,17 +256,17 @@ pub(super) fn wait(owner: ThreadKey, teardown: usize, slot: &Slot, who: Who) -> 
     }
     let outcome = latch.wait();
     let ended = GRAPH.lock().edges.take_if(|edge| edge.waiter == waiter);
-    drop(ended); // where the graph is not locked
+    drop(ended); // while the graph is not locked
     outcome
 }
 
 impl Graph {
-    /// Whether `from` waits for `to`, directly or through other threads.
+    /// Returns whether `from` waits for `to`, directly or through other threads.
     fn leads(&self, from: ThreadKey, to: ThreadKey) -> bool {
         from == to || self.path(from, to).last().is_some_and(|last| last.owner == to)
     }
 
-    /// The edges from `from` towards `to`, as far as they go.
+    /// Returns an iterator over the edges from `from` towards `to`, as far as they go.
     fn path(&self, from: ThreadKey, to: ThreadKey) -> impl Iterator<Item = &Edge> {
         let edge_of = move |thread| {
             let mut edges = self.edges.iter().filter(move |_| thread != to);
@@ -298,7 +306,8 @@ mod tests {
         assert_eq!(graph.path(c, a).count(), 1);
     }
 
-    /// Between looking up the drain and waiting for it, it may end, and its owner come to wait for this thread.
+    /// Between the look-up of a drain and the wait for it, the drain may end, and its owner may begin to wait for this
+    /// thread.
     #[test]
     fn a_wait_that_has_ended_closes_no_cycle() {
         let owner = ThreadKey(usize::MAX - 6);

@@ -1,7 +1,8 @@
 //! A drain that is watched: its time, its records, and which thread runs it.
 //!
-//! Nothing of this costs a drain anything in a process that has not called [`turn_on`]. In one that has, each thread that
-//! drains has [frames](super::frames), which say what runs; and what does not return is given up, and [relieved](super::relief).
+//! None of this costs a drain anything until the process has called [`turn_on`]. From then on, each thread that drains
+//! has [frames](super::frames), which say what is running. A handler that does not return is given up, and its drain is
+//! continued by another thread (see [`relief`](super::relief)).
 //!
 //! Lock order: a [`Watch`]'s lock is taken alone.
 
@@ -34,21 +35,21 @@ pub(super) fn is_on(epoch: usize) -> bool {
     ON_IN.load(Ordering::Acquire) == epoch
 }
 
-/// When a handler is to be given up that a drain has waited for since an instant.
+/// Returns when to give up a handler that a drain has been waiting for since an instant.
 pub(crate) type Due = Box<dyn Fn(&Run, Instant) -> Option<Instant> + Send + Sync>;
 
-/// What is told of each handler that has ended.
+/// Receives the record of each handler that has ended.
 pub(crate) type Tell = Box<dyn Fn(&Record) + Send + Sync>;
 
-/// A drain that is watched, by whichever threads it is continued.
+/// A drain that is watched, whichever threads run it.
 pub(crate) struct Watch {
-    /// The process that it belongs to.
+    /// The epoch of the process that it belongs to.
     pub(super) epoch: usize,
     /// Whether the process ends with it.
     pub(super) ends_process: bool,
-    /// When its time is over: no further handler begins then.
+    /// When its time is over; no further handler begins after that.
     pub(crate) ends: Option<Instant>,
-    /// When a handler is to be given up that the drain has waited for since then.
+    /// When to give up a handler; see [`due`](Self::due).
     pub(super) due: Due,
     pub(super) told: Option<Tell>,
     pub(super) progress: Lock<Progress>,
@@ -56,17 +57,17 @@ pub(crate) struct Watch {
 }
 
 pub(super) struct Progress {
-    /// The thread that runs it, or is the last one that did.
+    /// The thread that runs it, or the last one that did.
     pub(super) driver: ThreadKey,
     pub(super) records: Chain<Record>,
     /// When the last handler began or ended.
     pub(super) moved: Instant,
-    /// No further handler begins.
+    /// Whether no further handler may begin.
     pub(super) is_stopped: bool,
     pub(super) is_over: bool,
-    /// Its thread was given up for the sake of another drain that is watched, and nobody has gone on with it yet.
+    /// Whether its thread was given up for the sake of another watched drain, and no thread has gone on with it yet.
     pub(super) needs_relief: bool,
-    /// The drains that nobody runs any more, the innermost last.
+    /// Those of its drains that no thread runs any more, the innermost last.
     pub(super) left: Vec<Left>,
 }
 
@@ -80,7 +81,7 @@ pub(crate) struct Left {
 }
 
 per_thread! {
-    /// The drain that this thread runs.
+    /// The watched drain that this thread runs.
     static HERE: Cell<ManuallyDrop<Option<Arc<Watch>>>> = Cell::new(ManuallyDrop::new(None));
 }
 
@@ -88,7 +89,7 @@ pub(super) fn set_here(watch: Option<Arc<Watch>>) -> Option<Arc<Watch>> {
     HERE.with(|here| ManuallyDrop::into_inner(here.replace(ManuallyDrop::new(watch))))
 }
 
-/// The drain that is watched and that this thread is in; none in a child that was forked in it.
+/// Returns the watched drain that this thread is in; `None` in a child that was forked in it.
 pub(crate) fn here() -> Option<Arc<Watch>> {
     let watch = set_here(None);
     set_here(watch.clone());
@@ -96,7 +97,8 @@ pub(crate) fn here() -> Option<Arc<Watch>> {
 }
 
 impl Watch {
-    /// Begins to watch a drain, which this thread is about to run. `told` is told of each handler that has ended.
+    /// Begins to watch a drain that this thread is about to run. `told` receives the record of each handler that has
+    /// ended.
     pub(crate) fn begin(
         began: Instant,
         ends: Option<Instant>,
@@ -137,17 +139,18 @@ impl Watch {
         self.progress.lock().is_over
     }
 
-    /// Whether it belongs to this process, and not to one that was forked since: a lock of it may be held there for ever.
+    /// Returns whether it belongs to this process. In a child forked since, its lock may be held forever.
     pub(crate) fn is_ours(&self) -> bool {
         self.epoch == raw::epoch()
     }
 
-    /// Lets no further handler begin.
+    /// Prevents any further handler from beginning.
     pub(crate) fn stop(&self) {
         self.progress.lock().is_stopped = true;
     }
 
-    /// Since when no handler may begin any more, or the last one to do so or to end did; none if they may.
+    /// Returns when handlers were no longer allowed to begin or when one last began or ended, whichever is later;
+    /// `None` while they may begin.
     pub(crate) fn stopped_since(&self) -> Option<Instant> {
         let progress = self.progress.lock();
         let ends = self.ends.filter(|ends| Instant::now() >= *ends);
@@ -155,7 +158,7 @@ impl Watch {
         [ends, stopped].into_iter().flatten().min().map(|at| at.max(progress.moved))
     }
 
-    /// Waits until a handler begins or ends, or the drain is over, but no longer than this.
+    /// Waits until a handler begins or ends or the drain is over, but no longer than `timeout`.
     pub(crate) fn wait(&self, timeout: Duration) {
         let progress = self.progress.lock();
         if !progress.is_over {
@@ -163,7 +166,7 @@ impl Watch {
         }
     }
 
-    /// Returns when a handler is to be given up that the drain has waited for since `since`.
+    /// Returns when to give up a handler that the drain has been waiting for since `since`.
     pub(crate) fn due(&self, run: &Run, since: Instant) -> Option<Instant> {
         (self.due)(run, since)
     }

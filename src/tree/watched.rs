@@ -1,7 +1,7 @@
-//! A teardown that is watched: a source for the one drain loop that notes what runs.
+//! A teardown that is watched: a source for the one drain loop that notes which handler is running.
 //!
-//! A thread that finds its frame given up is *late*: it takes no further handler, tells the report hook of a failure, and ends
-//! nothing.
+//! A thread that finds its frame given up is *late*: it takes no further handler, passes its failure to the report
+//! hook, and ends neither the drain nor the process.
 
 use std::mem;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::panics::discard;
 use crate::raw::Bound;
 use crate::report::report;
 
-/// Runs a drain that was acquired, and notes what it runs.
+/// Runs a drain that was acquired, and notes which handler is running.
 #[cold]
 #[inline(never)]
 pub(super) fn drain_watched(teardown: &mut Teardown<'_>, root: Spot, first: impl FnOnce()) {
@@ -31,7 +31,7 @@ pub(super) fn drain_watched(teardown: &mut Teardown<'_>, root: Spot, first: impl
     drop_frame(number);
 }
 
-/// Runs a handler out of turn as `run` does, and notes that it runs.
+/// Runs a handler out of turn by calling `run`, and notes that it is running.
 #[cold]
 #[inline(never)]
 pub(super) fn run_watched<R>(number: usize, entry: SharedEntry, root: Spot, run: impl FnOnce(SharedEntry) -> R) -> R {
@@ -54,12 +54,12 @@ impl Watched<'_, '_> {
         self.watch.as_ref().filter(|watch| watch.is_ours())
     }
 
-    /// The handler, if one ran, has ended. Says whether the drain is still this thread's.
+    /// Notes that the handler, if one was running, has ended. Returns whether the drain is still this thread's.
     fn end_run(&mut self, failure: Option<&HandlerError>) -> bool {
         let run = self.run.take();
         if set_run(self.teardown.number, None).is_err() {
             self.teardown.is_late = true;
-            failure.into_iter().for_each(report); // nobody else is told
+            failure.into_iter().for_each(report); // no drain returns it
             if let Some(run) = run {
                 run.top.stack().come_back(self.teardown.number);
             }
@@ -80,11 +80,11 @@ impl Source<dyn Bound + Send> for Watched<'_, '_> {
             return None;
         }
         loop {
-            self.teardown.next()?; // none as well if this thread was given up where it waited
+            self.teardown.next()?; // `None` too if this thread was given up while it waited
             let (entry, top) = self.teardown.lent()?;
             let run = Arc::new(Run::new(entry, top.spot()?));
             if self.watch().is_some_and(|watch| watch.stopped_since().is_some()) {
-                // Neither run nor dropped: its drop may take as long.
+                // Neither run nor dropped: its drop might take as long.
                 mem::forget(self.teardown.take_lent());
                 let error = run.error(HandlerErrorKind::NotRun);
                 self.teardown.keep(Failures::failure(error.clone()), Some(&error));
@@ -107,7 +107,7 @@ impl Source<dyn Bound + Send> for Watched<'_, '_> {
         if self.end_run(error.as_ref()) {
             self.teardown.keep(failures, error.as_ref());
         } else {
-            discard((failures, error)); // an exit status that it asks for does not count
+            discard((failures, error)); // an exit status that it requests does not count
         }
     }
 }
