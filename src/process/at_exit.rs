@@ -1,13 +1,13 @@
 //! C's `atexit` hooks, and the last drain of the process stack.
 //!
-//! 1. [`exit_hook`] is registered with C's `atexit` [`HOOKS`] times, before the first handler or interpreter. Threads that
-//!    race in C's `exit` each take one of the hooks off C's list. The first thread drains; every other one waits in its
-//!    hook until that is done, so that none of them ends the process earlier. Each registers another hook before it waits.
-//!    Afterwards one thread returns to C's list, and the others wait inside C: several threads cannot safely run that list,
-//!    and the library that they came from may be unloaded (see [`unload`]).
-//! 2. What a drain has gathered is kept in the stack (invariant 4 of [`tree`](crate::tree)), so a hook that is called inside a
-//!    handler, because that called C's `exit`, resumes the drain. A status that handlers decided is left to
-//!    [`raw::end_with`]: some C libraries let `exit` be entered again, some do not.
+//! 1. [`exit_hook`] is registered with C's `atexit` [`HOOKS`] times, before the first handler or interpreter. Threads
+//!    that race in C's `exit` each take one of the hooks off C's list. The first thread drains; every other one waits
+//!    in its hook until that is done, so that none of them ends the process earlier. Each registers another hook before
+//!    it waits. Afterwards one thread returns to C's list, and the others wait inside C: several threads cannot safely
+//!    run that list, and the library that they came from may be unloaded (see [`unload`]).
+//! 2. The results of a drain are kept in the stack (invariant 4 of [`tree`](crate::tree)), so a hook that is called
+//!    inside a handler, because the handler called C's `exit`, resumes the drain. A status that handlers decided is
+//!    left to [`raw::end_with`]: some C libraries allow `exit` to be called again inside itself, others do not.
 //! 3. Nothing unwinds out of [`exit_hook`]: C calls it.
 //! 4. A fork changes nothing here. The hooks are counted because they are on C's list, and a child inherits both.
 
@@ -24,9 +24,9 @@ use crate::raw;
 use crate::shutdown::{self, Reason};
 use crate::tree::{Late, Purpose, Spot, leave};
 
-/// How many times the hook is registered at first, and how many more when the drain begins. Together with the one entry of
-/// the dynamic linker they fill the block of 32 that C's list begins with: glibc before 2.41 frees further blocks under
-/// threads that race through them.
+/// How many times the hook is registered at first, and how many more when the drain begins. Together with the one entry
+/// of the dynamic linker they fill the block of 32 that C's list begins with: glibc before 2.41 frees further blocks
+/// while other threads may still run through them.
 const HOOKS: usize = 16;
 const MORE_HOOKS: usize = 15;
 
@@ -39,27 +39,28 @@ static EXITING_IN: AtomicUsize = AtomicUsize::new(0);
 /// The epoch of this process, while a thread drains because of a signal.
 static SIGNAL_DRAINS_IN: AtomicUsize = AtomicUsize::new(0);
 
-/// How long another thread waits for that one to have decided, once the stack is closed. It may be in C's `exit`, and never
-/// come back.
+/// How long another thread waits, once the stack is closed, for the signal's thread to decide the status. That one may
+/// be in C's `exit`, and never return.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 thread_local! {
-    /// Whether this thread drains because of a signal.
+    /// Whether this thread is the one that drains because of a signal.
     static IS_SIGNALS: Cell<bool> = const { Cell::new(false) };
 
     /// Whether this thread is inside C's `exit`.
     static IN_C_EXIT: Cell<bool> = const { Cell::new(false) };
 
-    /// The status with which this thread has entered C's `exit`, where that is known.
+    /// The status with which this thread has entered C's `exit`, if that is known.
     static GIVEN: Cell<Option<i32>> = const { Cell::new(None) };
 }
 
-/// Sets up what drains the process stack; called before its first registration in each process. Returns false if C refuses.
+/// Arranges for the process stack to be drained at the end; called before its first registration in each process.
+/// Returns false if C refuses.
 pub(super) fn arm() -> bool {
     if cfg!(all(loom, feature = "loom")) {
         return true; // a model is over before the process is
     }
-    // Threads that race here may register some hooks too many.
+    // Threads that race here may register a few hooks too many.
     while unload::left_with_c() < HOOKS && register_hooks(1) > 0 {}
     unload::left_with_c() > 0
 }
@@ -84,13 +85,13 @@ extern "C" fn exit_hook() {
             let _ = catch_unwind(end::report_refused).map_err(discard);
         }
         if end::signal().is_some() {
-            // The last drain was perhaps that of another thread, which leaves the end to this one.
+            // Perhaps the last drain was that of the signal's thread, which leaves the end of the process to this one.
             await_signals_drain();
             status = end::decided();
         }
-        unload::begin_list_anew(); // as it does below, where hooks are registered
+        unload::begin_list_anew(); // as C does by itself below, where hooks are registered
     } else {
-        // First of all: the next thread must find a hook, too.
+        // Before anything else: the next thread must find a hook, too.
         register_hooks(if called == 1 { MORE_HOOKS } else { 1 });
         status = catch_unwind(if unloads { drain_at_unload } else { drain_for_good }).unwrap_or_else(|payload| {
             discard(payload);
@@ -114,8 +115,8 @@ extern "C" fn exit_hook() {
     }
 }
 
-/// Waits until the thread that drains because of a signal knows what its handlers have decided. The stack is closed a little
-/// earlier.
+/// Waits until the thread that drains because of a signal knows the status that its handlers have decided, which is a
+/// little later than the stack is closed.
 fn await_signals_drain() {
     let until = Instant::now() + PATIENCE;
     while SIGNAL_DRAINS_IN.load(Ordering::Acquire) == raw::epoch() && !IS_SIGNALS.get() && Instant::now() < until {
@@ -143,8 +144,8 @@ pub(crate) fn end_by_signal() -> ! {
     SIGNAL_DRAINS_IN.store(0, Ordering::Release);
     if let Some(status) = status {
         GIVEN.set(Some(status));
-        // What else is registered with C runs. If another thread is in std's `exit` already, this one waits there forever,
-        // so it may not be the one that leaves.
+        // What others have registered with C runs as well. If another thread is in std's `exit` already, this one
+        // blocks there forever, so it must not claim to be the one that leaves.
         std::process::exit(status);
     }
     if !end::leaves_first() {
@@ -155,24 +156,28 @@ pub(crate) fn end_by_signal() -> ! {
     raw::end_now(1)
 }
 
-/// Resumes the drains that this thread is in, the innermost first, and drains the process stack for the last time. Returns
-/// the exit status that was asked for.
+/// Resumes the drains that this thread is in, the innermost first, and drains the process stack for the last time.
+/// Returns the exit status that was requested.
 #[cfg_attr(not(all(loom, feature = "loom")), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
 pub fn drain_for_good() -> Option<i32> {
     drain_to_exit(Purpose::Exit, outcome_of(GIVEN.get()))
 }
 
-/// Drains the process stack of a library that is unloaded. The thread comes back from that, and nobody asks for a status.
+/// Drains the process stack of a library that is being unloaded. The thread goes on afterwards, so there is no exit
+/// status to decide.
 fn drain_at_unload() -> Option<i32> {
     note_exiting();
     process_stack().drain_unattended(Purpose::Exit, outcome_of(None));
     None
 }
 
-/// How the work of a process ended that exits with this status. If it is unknown, nothing says that it failed.
+/// Returns the outcome of the work of a process that exits with this status. If the status is unknown, nothing says
+/// that the work failed.
 fn outcome_of(status: Option<i32>) -> Outcome {
     match status {
+        // Unknown, or known to be good.
         None | Some(0) => Outcome::Success,
+        // Known to be bad.
         Some(_) => Outcome::Failure,
     }
 }
@@ -196,13 +201,13 @@ fn drain_to_exit(purpose: Purpose, outcome: Outcome) -> Option<i32> {
     end::decided()
 }
 
-/// Drains the process stack when the body of `run` has returned. Returns the exit status asked for.
+/// Drains the process stack after the body of `run`. Returns the exit status that was requested.
 pub(super) fn drain_after_run(outcome: Outcome) -> Option<ExitRequest> {
     drain_watched(Reason::Close, Instant::now(), || process_stack().drain_watched(Purpose::EndOfRun, outcome))
 }
 
-/// Drains the process stack within the limits that are set. Returns the exit status asked for, and returns at all only if no
-/// handler was given up.
+/// Drains the process stack within the limits that are set. Returns the exit status that was requested, or does not
+/// return at all if a handler was given up.
 fn drain_watched(
     reason: Reason,
     began: Instant,
@@ -210,7 +215,9 @@ fn drain_watched(
 ) -> Option<ExitRequest> {
     let watching = shutdown::watch_end(Spot::Root(process_stack), reason, began, finish, force);
     let drained = match &watching {
+        // Handlers may be given up, and the drain continued by another thread.
         Some(watching) => watching.drive(drain),
+        // Neither limits nor an observer: nothing is noted.
         None => drain(),
     };
     let Ok(result) = drained else {
@@ -247,9 +254,9 @@ fn end_now(status: i32) -> ! {
     }
     shutdown::settle();
     if !is_in_exit() {
-        flush_stdout(); // std has done so otherwise, and no thread can be started
+        flush_stdout(); // otherwise std has done so, and no thread can be started
     }
-    // `exit` was given the status of a process whose handlers have all ended.
+    // The status passed to `exit` does not count: it was meant for a process whose handlers have all ended.
     if let Some(status) = end::decided_by_handlers() {
         raw::end_now(status);
     }
@@ -257,9 +264,10 @@ fn end_now(status: i32) -> ! {
     raw::end_now(status)
 }
 
-/// Drains the process stack and ends the process, with this status if no handler asks for another.
+/// Drains the process stack and ends the process, with this status if no handler requests another.
 pub(super) fn leave_with(code: i32) -> ! {
-    // C's `exit` drains for the last time: this thread's thread-locals are dropped before that, and may still register.
+    // The last drain is that of C's `exit`: this thread's thread-locals are dropped before it, and their destructors
+    // may still register.
     let purpose = if raw::EXIT_CALLS_HOOKS && !is_in_exit() { Purpose::BeforeExit } else { Purpose::Exit };
     let code = drain_to_exit(purpose, outcome_of(Some(code))).unwrap_or(code);
     GIVEN.set(Some(code));
@@ -269,8 +277,8 @@ pub(super) fn leave_with(code: i32) -> ! {
     std::process::exit(code)
 }
 
-/// Returns whether std's `exit` would fail to end this process: because this thread is inside C's, or because the process was
-/// forked by one that was already exiting, where std would wait for a thread that only the parent has.
+/// Returns whether std's `exit` would fail to end this process: because this thread is inside C's, or because the
+/// process was forked by one that was already exiting, so that std would wait for a thread that only the parent has.
 fn is_in_exit() -> bool {
     IN_C_EXIT.get() || !matches!(LEFT_IN.load(Ordering::Relaxed), left if left == 0 || left == raw::epoch())
 }

@@ -1,4 +1,5 @@
-//! What the end of a process knows: the exit status, which thread leaves, and refusals that are still to be reported.
+//! What is known about the end of the process: its exit status, which thread leaves, and refusals that are still to be
+//! reported.
 
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -9,21 +10,22 @@ use crate::error::ExitRequest;
 use crate::sync::{PerProcess, global};
 use crate::tree::{Node, ThreadKey};
 
+/// What is known about the end of a process.
 #[derive(Default)]
 pub(crate) struct End {
-    /// The signal that has asked for the end.
+    /// The signal that requested the end.
     signal: Option<i32>,
-    /// When it began.
+    /// When the process began to exit.
     began: Option<Instant>,
-    /// The exit status that a handler asked for last.
+    /// The exit status that a handler requested last.
     request: Option<ExitRequest>,
-    /// The exit status that `exit` was given last.
+    /// The exit status that was passed to `exit` last.
     given: Option<ExitRequest>,
     /// The thread that ends the process, once the last drain is over. The others must not disturb it.
     leaver: Option<ThreadKey>,
     /// Interpreters that have refused more than one handler.
     refusing: Chain<Weak<Node>>,
-    /// At which length of `refusing` those that are gone are taken out.
+    /// The length of `refusing` at which those that were dropped are next removed.
     prune_at: usize,
 }
 
@@ -39,52 +41,52 @@ global! {
     });
 }
 
-/// Keeps the exit status that a handler asked for last.
+/// Notes an exit status that a handler requested. The last request counts.
 pub(super) fn decide(request: Option<ExitRequest>) {
     let mut end = END.lock();
     end.request = end.request.max(request);
 }
 
-/// Keeps the exit status that `exit` was given.
+/// Notes an exit status that was passed to `exit`. The last request counts.
 pub(super) fn give(request: ExitRequest) {
     let mut end = END.lock();
     end.given = end.given.max(Some(request));
 }
 
-/// The exit status that was asked for last, by a handler or by `exit`.
+/// Returns the exit status that was requested last, by a handler or with `exit`.
 pub(super) fn decided() -> Option<i32> {
     let end = END.lock();
     end.request.max(end.given).map(|request| request.code)
 }
 
-/// The exit status that a handler asked for last.
+/// Returns the exit status that a handler requested last.
 pub(super) fn decided_by_handlers() -> Option<i32> {
     END.lock().request.map(|request| request.code)
 }
 
-/// The signal that has asked for the end.
+/// Returns the signal that requested the end.
 pub(crate) fn signal() -> Option<i32> {
     END.lock().signal
 }
 
-/// Notes that a signal has asked for the end; the first one counts.
+/// Notes that a signal requested the end. The first one counts.
 #[cfg(all(unix, feature = "signals"))]
 pub(crate) fn note_signal(signal: i32) {
     END.lock().signal.get_or_insert(signal);
 }
 
-/// When the process began to exit: now, if it has not.
+/// Returns when the process began to exit: now, if it has not.
 pub(super) fn began() -> Instant {
     *END.lock().began.get_or_insert_with(Instant::now)
 }
 
-/// Whether this thread is the one that ends the process: the first to ask.
+/// Returns whether this thread is the one that ends the process, which is the first to call this.
 pub(super) fn leaves_first() -> bool {
     let me = ThreadKey::current();
     *END.lock().leaver.get_or_insert(me) == me
 }
 
-/// Remembers an interpreter that has refused more than one handler: it may never be dropped.
+/// Remembers an interpreter that has refused more than one handler, because it may never be dropped.
 pub(super) fn note_refusals(node: &Arc<Node>) {
     let link = Link::new(Arc::downgrade(node));
     let mut gone = Chain::new();

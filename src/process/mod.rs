@@ -1,4 +1,5 @@
-//! The process: its own stack, and the ways out that this crate offers. How the stack drains at the end is in `at_exit`.
+//! The process: its own stack, and the ways out that this crate offers. How the stack drains at the end is in
+//! `at_exit`.
 
 mod at_exit;
 mod end;
@@ -32,30 +33,30 @@ global! {
 ///
 #[doc = include_str!("../../docs/ways-out.md")]
 ///
-/// This is the table for Unix. On Windows `std::process::exit` runs no handler; see [Platforms](crate#platforms) for what
-/// else differs elsewhere.
+/// This is the table for Unix. On Windows `std::process::exit` runs no handler; see [Platforms](crate#platforms) for
+/// what else differs elsewhere.
 ///
-/// The stack is hooked into C's `atexit` when the first handler or interpreter is registered, so a program that does not use
-/// it pays nothing. If C refuses, so does the stack.
+/// The stack is hooked into C's `atexit` when the first handler or interpreter is registered, so a program that does
+/// not use it pays nothing. If C refuses, so does the stack.
 ///
 /// # On the way out
 ///
-/// - **`std::process::exit` in a handler aborts the process** if this thread is in `std::process::exit` already, or past the
-///   end of `main`: std does not allow `exit` to be called twice. So does a panic hook that calls it. **If another thread is
-///   in `exit` and waiting for this drain, the call blocks forever and the process hangs.** Call [`exit`], or return
-///   [`Exit`].
-/// - Each handler runs once, in order, and to its end, whichever threads leave at the same time: any number in
-///   `std::process::exit`, and at least 16 that enter C's `exit` at once (64 were tried). One thread drains and one returns to
-///   C; the others wait for the end of the process. C libraries may crash where several threads run through a list of more
-///   than 32 `atexit` handlers, 31 of which are this crate's: glibc before 2.41 does.
+/// - **`std::process::exit` in a handler aborts the process** if this thread is in `std::process::exit` already, or
+///   past the end of `main`: std does not allow `exit` to be called twice. So does a panic hook that calls it. **If
+///   another thread is in `exit` and waiting for this drain, the call blocks forever and the process hangs.** Call
+///   [`exit`], or return [`Exit`].
+/// - Each handler runs once, in order, and to its end, however many threads leave at the same time: any number in
+///   `std::process::exit`, and at least 16 that enter C's `exit` at once (64 were tried). One thread drains and one
+///   returns to C; the others wait for the end of the process. C libraries may crash where several threads run through
+///   a list of more than 32 `atexit` handlers, 31 of which are this crate's: glibc before 2.41 does.
 /// - A handler that calls C's `exit`, or [`exit`], ends only itself: the drains that its thread is in are resumed, the
-///   innermost first, with the failures they have gathered. Handlers that call C's `exit` run inside one another, so some
-///   thousands of them overflow the call stack, as they do in C; [`exit`] and [`Exit`] leave the handler first.
-/// - What is registered during the last drain runs next, up to 65,536 registrations by each thread and on each stack. Past
-///   that, and once the stack has been empty, registrations are [refused](SharedExitStack::try_register). So the process
-///   always ends, even if handlers register themselves again.
-/// - Handlers do not change the exit status, except with [`Exit`]: a handler that fails is reported, and the status stays as
-///   it is. No panic unwinds into C, and nothing is printed but [reports](crate::report).
+///   innermost first, with the failures they have gathered. Handlers that call C's `exit` run inside one another, so
+///   some thousands of them overflow the call stack, as they do in C; [`exit`] and [`Exit`] leave the handler first.
+/// - What is registered during the last drain runs next, up to 65,536 registrations by each thread and on each stack.
+///   Past that, and once the stack has been empty, registrations are [refused](SharedExitStack::try_register). So the
+///   process always ends, even if handlers register themselves again.
+/// - Handlers do not change the exit status, except with [`Exit`]: a handler that fails is reported, and the status
+///   stays as it is. No panic unwinds into C, and nothing is printed but [reports](crate::report).
 ///
 /// # In a shared library
 ///
@@ -63,22 +64,25 @@ global! {
 ///
 /// - **Do not join threads, and do not load libraries, in a handler that may run when the library is unloaded.** The
 ///   loader holds its lock while `dlclose` runs the handlers. A handler blocks forever if it needs that lock on another
-///   thread, or waits for a thread that does: to load a library, or to use a thread-local with a destructor for the first
-///   time, as most new threads do.
+///   thread, or waits for a thread that does: to load a library, or to use a thread-local with a destructor for the
+///   first time, as most new threads do.
 /// - A thread may leave by `exit` while another one unloads the library, in either order: each handler runs once, and
-///   `dlclose` waits for threads that are inside the library on their way out. This holds on Linux with glibc; elsewhere
-///   the host must not do both at the same time.
+///   `dlclose` waits for threads that are inside the library on their way out. This holds on Linux with glibc;
+///   elsewhere the host must not do both at the same time.
 /// - Each shared library with this crate in it has a process stack and a [report hook](crate::report) of its own. The
-///   host's [`Interpreter::enter`](crate::Interpreter::enter) does not reach the library's [`register`](crate::register).
+///   host's [`Interpreter::enter`](crate::Interpreter::enter) does not reach the library's
+///   [`register`](crate::register).
 /// - Unloading is not an exit: an [`Exit`] that is returned there is ignored. If the library is still loaded when the
 ///   process ends, `Exit` decides the status, as in a program.
-/// - A living thread that the library has started keeps it loaded, and so does a thread-local of it that has a destructor,
-///   on every thread that has used it. `dlclose` then runs nothing, and the handlers run when the process ends.
+/// - A running thread that the library has started keeps it loaded, and so does a thread-local of the library with a
+///   destructor, on every thread that has used it. `dlclose` then runs nothing, and the handlers run when the process
+///   ends.
 /// - An error refers to the code of the library that made it. Format errors, and
 ///   [finalize](crate::Interpreter::finalize) interpreters whose errors you want, before the library is unloaded.
-/// - Two copies of this crate in one process, such as two versions of it, or those of a plugin and its host, do not know
-///   each other. **[`exit`] of one copy in a handler of the other copy may abort the process**, like `std::process::exit`,
-///   and the handlers below are lost. Return [`Exit`] instead, from the copy that the handler is registered with.
+/// - Two copies of this crate in one process, such as two versions of it, or those of a plugin and its host, do not
+///   know of each other. **[`exit`] of one copy in a handler of the other copy may abort the process**, like
+///   `std::process::exit`, and the handlers below are lost. Return [`Exit`] instead, from the copy that the handler is
+///   registered with.
 ///
 /// ```no_run
 /// exitstack::process_stack().register(|| println!("goodbye")); // whichever interpreter is current
@@ -94,15 +98,16 @@ pub fn process_stack() -> &'static SharedExitStack {
 /// `std::process::exit` already or past the end of `main`: std does not allow `exit` to be called twice.
 ///
 /// This is `std::process::exit`, with the handlers run first, while thread-locals are alive; it also runs them where
-/// `std::process::exit` reaches no `atexit` handler (Windows). Like it, it drops no local variables. If another thread is
-/// draining the stack, it waits until that is done. What the thread's own thread-locals register in their destructors runs
-/// after them. An [`Exit`] that a handler returns replaces the status, of which Unix keeps the low byte.
+/// `std::process::exit` reaches no `atexit` handler (Windows). Like that, it drops no local variables. If another
+/// thread is draining the stack, it waits until that is done. Handlers that the destructors of this thread's
+/// thread-locals register run last. An [`Exit`] that a handler returns replaces the status, of which Unix keeps the low
+/// byte.
 ///
-/// Inside a handler of the process stack, or of an interpreter that drains with it, this acts as [`Exit`]: the status is
-/// recorded at once, the handler is left by unwinding, and the drain continues with the handlers below. (If the handler is
-/// unwinding already, and with `panic = "abort"`, the handlers below run inside this call.) Two places have no way out but
-/// C's `exit`: a function that C called from a handler, as unwinding out of an `extern "C"` function aborts, and another
-/// library's `atexit` handler.
+/// Inside a handler of the process stack, or of an interpreter that drains with it, this acts as [`Exit`]: the status
+/// is recorded at once, the handler is left by unwinding, and the drain continues with the handlers below. (If the
+/// handler is unwinding already, and with `panic = "abort"`, the handlers below run inside this call.) Two places can
+/// only be left with C's `exit`: a function that C called from a handler, as unwinding out of an `extern "C"` function
+/// aborts, and another library's `atexit` handler.
 ///
 /// ```no_run
 /// exitstack::register(|| println!("saved"));
@@ -114,7 +119,7 @@ pub fn process_stack() -> &'static SharedExitStack {
 pub fn exit(code: i32) -> ! {
     let request = ExitRequest::now(code);
     if shutdown::is_lost_here() {
-        leave_handler(code); // the handler was given up, and may not decide the status
+        leave_handler(code); // the handler was given up, and must not decide the status
         raw::park()
     }
     if PROCESS.is_drained_here() {
@@ -135,11 +140,11 @@ fn leave_handler(code: i32) {
 
 /// Runs the body of `main`, then the handlers of the process stack, then reports the body's value as `main` would.
 ///
-/// **A panic's message is written before the handlers run**, by the panic hook: a program that changes the terminal must
-/// also restore it there.
+/// **A panic's message is written before the handlers run**, by the panic hook: a program that changes the terminal
+/// must also restore it there.
 ///
-/// The handlers run inside `main`, where thread-locals are alive and other threads can be joined. The value is reported after
-/// them, so an error can be read on a terminal that a handler has restored.
+/// The handlers run inside `main`, where thread-locals are alive and other threads can be joined. The value is reported
+/// after them, so an error can be read on a terminal that a handler has restored.
 ///
 /// | `body` | status | printed |
 /// | --- | --- | --- |
@@ -149,12 +154,12 @@ fn leave_handler(code: i32) {
 /// | returns another [`Termination`] | what it reports; 101 if that panics | |
 /// | panics | 101 | the panic's message, before the handlers |
 ///
-/// In each of these cases an [`Exit`] that a handler returns replaces the status; the error is printed all the same. What
-/// handlers have printed to standard output comes before the error, even without a newline, unless another thread keeps
-/// standard output locked.
+/// In each of these cases an [`Exit`] that a handler returns replaces the status; the error is printed all the same.
+/// What handlers have printed to standard output comes before the error, even without a newline, unless another thread
+/// keeps standard output locked.
 ///
-/// The stack is open again afterwards: what is registered then is drained by the `atexit` hook, as without `run`, or by the
-/// next `run`. If a handler of the process stack calls `run`, the other handlers are left to the drain that it is in.
+/// The stack is open again afterwards: what is registered then is drained by the `atexit` hook, as without `run`, or by
+/// the next `run`. If a handler of the process stack calls `run`, the drain that it is in runs the other handlers.
 ///
 /// ```
 /// use std::process::ExitCode;
@@ -181,8 +186,8 @@ const PANICKED: u8 = 101;
 /// How long [`run`] waits for a thread that has locked standard output.
 const LOCKED: Duration = Duration::from_millis(100);
 
-/// Writes what is in the buffer of standard output, which std does not do before it reports an error. On a thread of its
-/// own: another one may hold the lock forever, and there is no `try_lock`.
+/// Flushes standard output, which std does not do before it reports an error. This needs a thread of its own, because
+/// another one may hold the lock forever and there is no `try_lock`.
 fn flush_stdout() {
     let (locked, is_locked) = mpsc::sync_channel(0);
     let flushing = thread::Builder::new().spawn(move || {
@@ -192,8 +197,9 @@ fn flush_stdout() {
         }
     });
     match flushing {
-        // Once it has the lock it is waited for: a reader that is slow is to get everything.
+        // Wait for a thread that has the lock, so that a slow reader gets everything.
         Ok(flushing) if is_locked.recv_timeout(LOCKED).is_ok() => _ = flushing.join(),
+        // Another thread keeps the lock, perhaps forever.
         Ok(_) => {}
         Err(_) => _ = io::stdout().flush(), // without threads, nobody else has the lock
     }
@@ -201,12 +207,12 @@ fn flush_stdout() {
 
 /// Returns whether the last drain of the process stack has begun.
 ///
-/// This is true in the handlers that run when the process ends or calls [`exit`], from then on on every thread, and when
-/// the shared library that contains this crate is unloaded. It is false in the handlers that run at the end of [`run`], after
-/// which the stack is open again, and in a forked child of a process that exits.
+/// This is true in the handlers that run when the process ends or calls [`exit`], on every thread from then on, and
+/// when the shared library that contains this crate is unloaded. It is false in the handlers that run at the end of
+/// [`run`], after which the stack is open again, and in a forked child of a process that exits.
 ///
-/// Python has `sys.is_finalizing`. Other threads keep running while the process exits, so by the time this has returned
-/// false it may be true.
+/// Python has `sys.is_finalizing` for this. Other threads keep running while the process exits, so an answer of false
+/// may be outdated as soon as it is returned.
 ///
 /// ```
 /// assert!(!exitstack::is_exiting());
@@ -215,13 +221,13 @@ pub fn is_exiting() -> bool {
     at_exit::is_exiting()
 }
 
-/// What `signals` needs of the process.
+/// What `signals` needs from the process.
 #[cfg(all(unix, feature = "signals"))]
 pub(crate) mod by_signal {
     pub(crate) use super::at_exit::end_by_signal;
     pub(crate) use super::end::{note_signal, signal};
 
-    /// Sees to it that the process stack drains when the process exits, also if nothing is registered with it.
+    /// Arranges for the process stack to be drained when the process exits, even if nothing is registered with it.
     pub(crate) fn arm() {
         super::at_exit::arm();
     }
@@ -229,25 +235,26 @@ pub(crate) mod by_signal {
 
 /// Lets this forked child take over what its parent registered with the process stack and with every interpreter.
 ///
-/// **The parent keeps its handlers too.** If it leaves by `exit` or by returning from `main`, it runs them, and the child runs
-/// them again: let it leave by `_exit`, or move them away first with [`pop_all`](SharedExitStack::pop_all) and
-/// [`std::mem::forget`].
+/// **The parent keeps its handlers too.** If it leaves by `exit` or by returning from `main`, it runs them, and the
+/// child runs them again: let it leave by `_exit`, or move them away first with [`pop_all`](SharedExitStack::pop_all)
+/// and [`std::mem::forget`].
 ///
-/// A forked child neither runs nor drops what it inherited, only what it registers itself: otherwise it would delete its
-/// parent's files. A daemon that forks and whose parent leaves wants the handlers, and calls this in the child, once. In a
-/// process that did not fork, and on systems without `fork`, it does nothing. CPython runs inherited handlers in every child
-/// that exits normally.
+/// A forked child neither runs nor drops what it inherited, only what it registers itself: otherwise it would delete
+/// its parent's files. A daemon whose parent leaves after the fork calls this in the child, once, to take the handlers
+/// over. In a process that was not forked, and on systems without `fork`, it does nothing. CPython runs inherited
+/// handlers in every child that exits normally.
 ///
-/// Returns false if some handlers cannot be had: another thread was in a method of one of the stacks at the fork, or one of
-/// them no longer accepts handlers. What that one held neither runs nor drops in this process. A child may use every shared
-/// stack of its parent, whatever other threads did at the fork. For a stack that is a value, there is
-/// [`SharedExitStack::adopt_after_fork`].
+/// Returns false if some handlers cannot be taken over, because another thread was in a method of their stack at the
+/// fork, or because that stack no longer accepts handlers. Those handlers are neither run nor dropped in this process.
+/// A child may use every shared stack of its parent, whatever other threads did at the fork. For a stack that is a
+/// value, there is [`SharedExitStack::adopt_after_fork`].
 ///
-/// C's own `atexit` is not made for forks: glibc holds a lock in it, and a child that was forked while another thread was in
-/// `atexit` hangs when it exits. This crate calls `atexit` at its first registration in a process and on the way out.
+/// C's own `atexit` is not made for forks: glibc holds a lock in it, so a child that was forked while another thread
+/// was in `atexit` hangs when it exits. This crate calls `atexit` at its first registration in a process and on the way
+/// out.
 ///
 /// ```
-/// assert!(exitstack::adopt_after_fork()); // in a process that did not fork: nothing
+/// assert!(exitstack::adopt_after_fork()); // does nothing in a process that was not forked
 /// ```
 pub fn adopt_after_fork() -> bool {
     PROCESS.adopt()

@@ -1,4 +1,4 @@
-//! What the body of [`run`](super::run) has returned: whether its work was done, and its exit status.
+//! What the body of [`run`](super::run) returned: the outcome of its work, and its exit status.
 
 use std::any::type_name;
 use std::mem::discriminant;
@@ -8,13 +8,13 @@ use std::process::{ExitCode, Termination};
 use crate::error::{Exit, Outcome};
 use crate::panics::discard;
 
-/// The value of a body. It is reported after the handlers have run, if its report may print something.
+/// The value of a body. A value whose report may print something is reported after the handlers have run.
 pub(super) enum Reported<T> {
-    /// It prints nothing, so it has been reported.
+    /// The report prints nothing, so it has been made.
     Status(ExitCode),
     /// An `Err`.
     Failed(T),
-    /// A type that only its author knows.
+    /// A value of any other type, whose report may print something.
     Unknown(T),
 }
 
@@ -29,7 +29,7 @@ impl<T: Termination> Reported<T> {
         }
     }
 
-    /// Returns how the work ended. Where that is unknown, nothing says that it failed.
+    /// Returns the outcome of the work. If that is unknown, nothing says that it failed.
     pub(super) fn outcome(&self) -> Outcome {
         match self {
             Self::Status(status) if *status != ExitCode::SUCCESS => Outcome::Failure,
@@ -38,7 +38,7 @@ impl<T: Termination> Reported<T> {
         }
     }
 
-    /// Returns the exit status, after printing what there is to print; or an error if that panics.
+    /// Prints what there is to print, and returns the exit status, or an error if the report panics.
     pub(super) fn status(self) -> Result<ExitCode, ()> {
         match self {
             Self::Status(status) => Ok(status),
@@ -49,8 +49,8 @@ impl<T: Termination> Reported<T> {
     }
 }
 
-// A `Termination` can only be consumed. What it is can be seen from its type's name and from its discriminant, which is the
-// same for every `Err`. std does not promise the names; the tests below hold it to them.
+// A `Termination` can only be consumed. Before that, only the name of its type and its discriminant, which is the same
+// for every `Err`, tell what it is. std does not promise the names; the tests below notice if they change.
 
 const RESULT: &str = "core::result::Result<";
 
@@ -59,7 +59,7 @@ fn is_err<T>(value: &T) -> bool {
     type_name::<T>().starts_with(RESULT) && format!("{:?}", discriminant(value)) == format!("{:?}", discriminant(&err))
 }
 
-/// Whether the report of a value of this type prints nothing, unless it is an `Err`.
+/// Returns whether the report of a value of this type prints nothing, unless it is an `Err`.
 fn is_silent<T>() -> bool {
     let name = type_name::<T>().trim_start_matches(RESULT);
     [type_name::<()>(), type_name::<ExitCode>(), type_name::<Exit>()].iter().any(|silent| name.starts_with(silent))

@@ -1,8 +1,8 @@
 //! Threads inside [`exit_hook`](super::at_exit), and the thread that unloads the library they are in.
 //!
 //! One thread may unload a shared library (`dlclose`) while others are in C's `exit`. C removes a hook from its list
-//! before it calls it, so each is called once; but it does not wait for the other threads. So the thread that unloads the
-//! library waits until
+//! before it calls it, so each is called once; but it does not wait for the other threads. So the thread that unloads
+//! the library waits until
 //!
 //! 1. no other thread is inside a hook: `enter` and `leave` count them. A thread that waits for the process to end has
 //!    left too, because it waits inside C;
@@ -37,11 +37,11 @@ static GIVEN_IN: AtomicUsize = AtomicUsize::new(0);
 
 /// How long the thread that unloads the library sleeps before it looks for others again.
 const INTERVAL: Duration = Duration::from_millis(1);
-/// How long a thread may take for the few instructions in which it is not counted: those after `leave`, and, in a forked
-/// child, which may be waiting for a thread that it does not have, those before `enter`.
+/// How long a thread may take for the few instructions during which it is not counted: those after `leave`, and, in a
+/// forked child, those before `enter`. (A child may be waiting for a thread that only its parent has.)
 const TO_MOVE: Duration = Duration::from_millis(50);
-/// How long a thread may otherwise take for those before `enter`; and how long the end of the process waits, when nothing
-/// is unmapped and another thread may be hanging, in a report hook for example.
+/// How long a thread may otherwise take for those before `enter`; and how long the end of the process waits, where
+/// nothing is unmapped, for a thread that may hang, in a report hook for example.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Prepares for hooks; called before C is given any.
@@ -55,14 +55,14 @@ pub(crate) fn given(hooks: usize) {
     HOOKS.given.fetch_add(hooks, SeqCst);
 }
 
-/// Notes that this thread has entered a hook, and returns how many have been called by now.
+/// Notes that this thread has entered a hook, and returns how many hooks have been called by now.
 pub(crate) fn enter(unloads: bool) -> usize {
     if !unloads {
         EXITS.set(true);
     }
     let process = raw::epoch();
     if INSIDE_IN.replace(process) != process {
-        HOOKS.count(process, 1); // else a handler has called C's `exit`, and this thread is inside already
+        HOOKS.count(process, 1); // otherwise a handler has called C's `exit`, and this thread is inside already
     }
     CALLED_HERE.set(CALLED_HERE.get() + 1);
     HOOKS.called.fetch_add(1, SeqCst) + 1
@@ -73,19 +73,19 @@ pub(crate) fn left_with_c() -> usize {
     HOOKS.given.load(SeqCst) - HOOKS.called.load(SeqCst)
 }
 
-/// Returns whether C was given no more than this many hooks.
+/// Returns whether C was given just this many hooks.
 pub(crate) fn are_all(called: usize) -> bool {
     called == HOOKS.given.load(SeqCst)
 }
 
-/// Makes C begin its list anew when this thread returns to it, if another thread may have changed it.
+/// Makes C start its list again when this thread returns to it, if another thread may have changed it.
 pub(crate) fn begin_list_anew() {
     if raw::is_unloading() && others_came() {
         raw::begin_list_anew();
     }
 }
 
-/// Notes that this thread is about to return to C, or to wait inside it, and needs nothing of this library any more.
+/// Notes that this thread is about to return to C, or to wait inside it, and no longer needs anything of this library.
 pub(crate) fn leave() {
     let process = raw::epoch();
     if INSIDE_IN.replace(0) == process {
@@ -104,14 +104,18 @@ fn wait_for_others() {
         let own = usize::from(INSIDE_IN.get() == process);
         let waited = began.elapsed();
         match HOOKS.others(process, own) {
+            // No other thread needs this library's code any more.
             Others::Gone => break,
+            // In a forked child, its thread may not exist.
             Others::AboutToEnter if waited > to_enter => break,
+            // At exit nothing is unmapped, and it may hang.
             Others::Inside if EXITS.get() && waited > PATIENCE => break,
+            // Its code would be unmapped under it.
             Others::AboutToEnter | Others::Inside => thread::sleep(INTERVAL),
         }
     }
     if others_came() {
-        // When the process exits, hardly anything is unloaded: only if another library's `atexit` handler does it.
+        // When the process exits, a library is only unloaded if another one's `atexit` handler does that.
         thread::sleep(if EXITS.get() { INTERVAL } else { TO_MOVE });
     }
 }
