@@ -1,4 +1,4 @@
-//! A drain with limits or an observer: how it begins, and what becomes of it on whichever thread it ends.
+//! A drain with limits or an observer: how it begins and, on whichever thread, how it ends.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ fn tell(observer: Option<&Observer>, told: impl FnOnce() -> Told) {
     }
 }
 
-/// A drain at the end of the process that is watched.
+/// A watched drain at the end of the process.
 #[derive(Clone)]
 pub(crate) struct Watching {
     watch: Arc<Watch>,
@@ -41,8 +41,9 @@ pub(crate) struct Watching {
     observer: Option<Observer>,
 }
 
-/// Begins to watch a drain of the process stack, if there are limits or an observer. `finish` is called with the result on the
-/// thread that goes on for one that was given up, and ends the process; `force` ends it if the drain does not end in time.
+/// Begins to watch a drain of the process stack, if there are limits or an observer. On a thread that goes on for one
+/// that was given up, `finish` is called with the result, and ends the process. `force` ends the process if the drain
+/// is not over in time.
 pub(crate) fn watch_end(
     root: Spot,
     reason: Reason,
@@ -84,7 +85,7 @@ impl Watching {
         self.watch.drive(drain)
     }
 
-    /// The drain is over.
+    /// Notes that the drain is over, and tells the observer.
     pub(crate) fn end(&self, result: &Result<(), CloseError>) {
         if !self.watch.is_ours() {
             return; // this process was forked in it
@@ -97,12 +98,12 @@ impl Watching {
     }
 }
 
-/// Finalizes an interpreter on a thread of its own, and returns by the time that it has.
+/// Finalizes an interpreter on a thread of its own, and returns when its time is over, if not before.
 pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
     let (root, observer, began) = (Spot::Node(Arc::clone(node)), setup().observer, Instant::now());
     let watch = begin(&root, limits, began, false, observer.as_ref());
     if node.stack.is_drained_here() {
-        return Closed::new(&watch, &root, Some(Ok(()))); // it goes on further up the call stack
+        return Closed::new(&watch, &root, Some(Ok(()))); // the drain goes on further up the call stack
     }
     tell(observer.as_ref(), || Told::Began(Reason::Finalize));
     let lean = Arc::new(Lean::new(ThreadKey::current()));
@@ -125,13 +126,13 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
     closed
 }
 
-/// Drains an interpreter on a thread of its own, and waits until that is over, or its time is.
+/// Drains an interpreter on a thread of its own, and waits until the drain is over, or its time is.
 fn drain_elsewhere(job: Job, node: Arc<Node>, lean: &Lean) {
     let running = job.clone();
     let drain = move || {
         (running.relieved)();
         let drained = running.watch.drive(|| node.stack.drain_watched(Purpose::Finalize, Outcome::Success));
-        // If not, another thread has gone on, or this is a child that a handler has forked.
+        // Otherwise another thread has gone on, or this is a child forked by a handler.
         if let (Ok(result), true) = (drained, running.watch.is_ours()) {
             (running.finish)(result);
         }
@@ -141,14 +142,14 @@ fn drain_elsewhere(job: Job, node: Arc<Node>, lean: &Lean) {
             thread.run(drain);
             await_end(job, &mut Spare::new().ok(), lean);
         }
-        Err(_) => drain(), // without threads nothing can be bounded, but it can be run
+        Err(_) => drain(), // without a thread nothing can be bounded, but handlers can run
     }
 }
 
-/// How long `finalize_within` takes beyond its time, to note what was not run.
+/// How much longer than its time `finalize_within` may take, to record the handlers that were not run.
 const GRACE: Duration = Duration::from_millis(50);
 
-/// Watches a drain until it is over, or its time is, or it waits for this thread.
+/// Watches a drain until it is over, its time is over, or it waits for this thread.
 fn await_end(mut job: Job, spare: &mut Option<Spare>, lean: &Lean) {
     let returns = job.limits.total.and_then(|total| job.began.checked_add(total + GRACE));
     loop {

@@ -1,4 +1,4 @@
-//! What an observer is told, and what a drain that was watched has come to.
+//! What an observer is told, and the result of a drain that was watched.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,9 +20,9 @@ use crate::tree::{Fate, Record, Running, Spot, Watch};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The body of [`run`](crate::run) has returned: the process stack is drained, and open again afterwards.
+    /// The body of [`run`](crate::run) has returned: the process stack drains, and is open again afterwards.
     Close,
-    /// An interpreter is finalized.
+    /// An interpreter is finalized with [`finalize_within`](crate::Interpreter::finalize_within).
     Finalize,
     /// The process exits.
     Exit,
@@ -119,7 +119,7 @@ impl Closed {
         &self.records
     }
 
-    /// Returns what the drain comes to; as far as it has come, if it is not over.
+    /// Returns the result of the drain, or its result so far if it was not over in time.
     ///
     /// # Errors
     ///
@@ -137,9 +137,9 @@ impl Closed {
         self.result.clone()
     }
 
-    /// Returns whether nothing of it runs or waits any more, a handler that was given up included.
+    /// Returns whether no handler of the drain is running or pending any more, including those that were given up.
     ///
-    /// This looks anew on each call.
+    /// The answer may change from one call to the next.
     ///
     /// ```
     /// use exitstack::Interpreter;

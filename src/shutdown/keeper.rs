@@ -1,7 +1,7 @@
 //! The thread that enforces limits, and the one that goes on where a handler was given up.
 //!
-//! A thread that exits cannot start others, so both exist before: the keeper waits for drains to watch, and beside it one
-//! thread waits in case that it is needed.
+//! A thread that exits cannot start others, so both are started beforehand: the keeper waits for drains to watch, and a
+//! spare thread waits in case it is needed.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,25 +16,26 @@ use crate::raw;
 use crate::sync::{PerProcess, global};
 use crate::tree::{Blocking, Running, Spot, Watch};
 
-/// How often the keeper looks whether a drain now waits for something else.
+/// How often the keeper checks whether a drain now waits for something else.
 const TICK: Duration = Duration::from_millis(10);
 
-/// How long the end of the process waits, when there is no time left, for what is not a handler: a report hook, say.
+/// How long the end of the process waits, when its time is over, for something that is not a handler, such as a report
+/// hook.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 global! {
-    /// How often what blocks a drain at the end of the process has still to be given up.
+    /// The number of handlers that still have to be given up because each blocks a drain at the end of the process.
     static HURRIED: PerProcess<usize> = PerProcess::new(0);
 }
 
-/// Lets what blocks a drain at the end of the process be given up now, or as soon as there is one.
+/// Gives up the handler that blocks a drain at the end of the process, or the next one that does.
 #[cfg(all(unix, feature = "signals"))]
 pub(crate) fn hurry() {
     *HURRIED.lock() += 1;
 }
 
-/// Whether what blocks a drain has to be given up because of a `hurry`, each of which counts for one drain: another may be
-/// watched that waits for it.
+/// Returns whether the handler that blocks a drain has to be given up because of a call of `hurry`. Each call counts
+/// for one drain, because another watched drain may be waiting for that one.
 fn answer_hurry() -> bool {
     let mut hurried = HURRIED.lock();
     let answers = *hurried > 0;
@@ -42,7 +43,7 @@ fn answer_hurry() -> bool {
     answers
 }
 
-/// What is called with the result where a drain is over that was continued on another thread.
+/// Receives the result of a drain that ended on another thread than it began on.
 pub(super) type Finish = Arc<dyn Fn(Result<(), CloseError>) + Send + Sync>;
 
 /// A drain to be watched.
@@ -54,9 +55,9 @@ pub(super) struct Job {
     pub(super) limits: Limits,
     pub(super) observer: Option<Observer>,
     pub(super) finish: Finish,
-    /// Called on a thread that goes on, before it does.
+    /// Called on a thread that goes on with the drain, before it does.
     pub(super) relieved: Arc<dyn Fn() + Send + Sync>,
-    /// What ends the process if the drain does not end by itself when its time is over; none if the process goes on.
+    /// Ends the process if the drain is not over in time; `None` if the process goes on.
     pub(super) force: Option<fn() -> !>,
 }
 
@@ -109,16 +110,19 @@ fn keep(receiver: &Receiver<Job>, mut spare: Option<Spare>) {
             None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match job {
+            // Look at it at once.
             Ok(job) => jobs.push(job),
+            // Time to look again.
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) if jobs.is_empty() => return, // other limits have another keeper
+            Err(RecvTimeoutError::Disconnected) if jobs.is_empty() => return, // another keeper has taken its place
+            // Its jobs are still to be watched, and nothing else wakes it.
             Err(RecvTimeoutError::Disconnected) => thread::sleep(TICK),
         }
     }
 }
 
 impl Job {
-    /// Looks what the drain waits for, and gives that up if its time is over.
+    /// Checks what the drain is waiting for, and gives that handler up if its time is over.
     pub(super) fn look(&mut self, spare: &mut Option<Spare>) -> Look {
         if self.watch.is_over() {
             return Look::Over;
@@ -183,7 +187,7 @@ impl Job {
     /// Lets another thread go on with the drain.
     fn relieve(&self, spare: &mut Option<Spare>) {
         let Some(thread) = spare.take().or_else(|| Spare::new().ok()) else {
-            // There is no thread to go on with.
+            // No thread can be started to go on with it.
             if let Some(force) = self.force {
                 force();
             }
@@ -192,7 +196,7 @@ impl Job {
         let job = self.clone();
         thread.run(move || {
             (job.relieved)();
-            // If not, this thread was given up in turn.
+            // Otherwise this thread was given up in turn, and yet another goes on.
             if let Ok(result) = job.watch.resume() {
                 (job.finish)(result);
             }
@@ -201,7 +205,7 @@ impl Job {
     }
 }
 
-/// One line about a handler that runs.
+/// Returns one line of text about a running handler.
 fn line(running: &Running, what: &str) -> String {
     use std::fmt::Write;
 

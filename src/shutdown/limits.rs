@@ -1,10 +1,10 @@
-//! How much time a drain has.
+//! How much time a drain has, and what happens when it is over.
 
 use std::time::{Duration, Instant};
 
 /// How much time the handlers of a drain have, and what happens when it is over.
 ///
-/// There are no limits to begin with.
+/// By default, nothing is limited.
 ///
 /// ```
 /// use exitstack::shutdown::{Expiry, Limits};
@@ -43,11 +43,11 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Expiry {
-    /// The drain waits: the handler is only reported, if that is asked for with [`Limits::warn_after`].
+    /// The drain waits for the handler, which is only reported, if [`Limits::warn_after`] is set.
     Wait,
     /// The handler is given up, and another thread goes on with the handlers below.
     Skip,
-    /// The process ends at once. Each handler that has not run is reported.
+    /// No further handler runs, and each one that has not run is reported. If the process was ending, it ends at once.
     Leave,
 }
 
@@ -101,7 +101,7 @@ impl Limits {
 
     /// Sets how much of the total is kept for the handlers below one that does not return.
     ///
-    /// A handler that has begun before is given up when only this much is left; those below share it evenly.
+    /// A handler that began earlier is given up when only this much time is left, which those below it share evenly.
     ///
     /// ```
     /// use exitstack::shutdown::Limits;
@@ -115,7 +115,7 @@ impl Limits {
         Self { reserve: kept, ..self }
     }
 
-    /// Sets after how much time a handler is reported that is still running, once.
+    /// Sets how long a handler may run before it is reported, once, as still running.
     ///
     /// ```
     /// use exitstack::shutdown::{Limits, set_limits};
@@ -154,9 +154,9 @@ impl Limits {
         Self { status: code, ..self }
     }
 
-    /// Returns when a handler is given up that the drain has been waiting for since `since`.
+    /// Returns when to give up a handler that the drain has been waiting for since `since`.
     ///
-    /// `own` is the handler's own limit, `began` and `ends` are the drain's; `waiting` handlers are below.
+    /// `own` is the handler's own limit; the drain's time is over at `ends`; `waiting` handlers are below.
     pub(super) fn due(
         &self,
         own: Option<Duration>,

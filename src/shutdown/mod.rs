@@ -1,6 +1,6 @@
 //! A shutdown that can be watched and bounded.
 //!
-//! Without limits a drain waits for each handler for as long as that takes. [`set_limits`] bounds every way out of the
+//! Without limits, a drain waits for each handler for as long as it takes. [`set_limits`] bounds every way out of the
 //! process; [`Interpreter::finalize_within`](crate::Interpreter::finalize_within) bounds the end of one interpreter.
 //!
 //! ```no_run
@@ -18,25 +18,28 @@
 //!
 //! # What is given up
 //!
-//! Handlers run on the thread that drains, as ever, and another thread watches. A handler whose time is over is given up:
-//! **it is not stopped, and nothing it holds is released**, but the drain goes on without it, in order, on another thread. So
-//! no handler runs twice, and none below it is lost. If the handler is itself draining another stack, the handler of that one
-//! is given up, and that drain is resumed first. If the drain waits for an interpreter that another thread drains, the
-//! handler that runs there is given up.
+//! Handlers run on the thread that drains, as always, and another thread watches. A handler whose time is over is given
+//! up: **it is not stopped, and nothing it holds is released**, but the drain goes on without it, in order, on another
+//! thread. So no handler runs twice, and none below it is lost. If the handler is itself draining another stack, the
+//! handler that runs there is given up as well, and that drain is resumed first. If the drain waits for an interpreter
+//! that another thread drains, the handler that runs there is given up.
 //!
-//! A thread that comes back from a handler that was given up runs no further handler of the tree. A failure that it comes
-//! back with goes to the [report hook](crate::report), and an exit status that it asks for is ignored. A process that has
-//! given up a handler ends with the status that a handler asked for with [`Exit`](crate::Exit), else with
-//! [`Limits::status`], and without calling what else is registered with C.
+//! A handler that was given up may still return. Its thread then runs no further handler of the tree; if it failed, the
+//! failure goes to the [report hook](crate::report), and an exit status that it requests is ignored.
 //!
-//! A handler for which no time is left is neither run nor dropped, and reported as
+//! A process that has given up a handler on its way out ends with the status that another handler requested with
+//! [`Exit`](crate::Exit), else by the signal that requested the end, else with [`Limits::status`]. It ends without
+//! calling what other libraries have registered with C's `atexit`.
+//!
+//! A handler for which no time is left is neither run nor dropped. It is reported as
 //! [`NotRun`](crate::HandlerErrorKind::NotRun).
 //!
 //! # What is watched
 //!
-//! The process stack and all interpreters, from the first call of [`set_limits`], [`set_observer`] or `finalize_within` on. A
-//! [`SharedExitStack`](crate::SharedExitStack) or an [`ExitStack`](crate::ExitStack) that is a value counts as part of the
-//! handler that drains it. A forked child has no limits and no observer until it sets them.
+//! From the first call of [`set_limits`], [`set_observer`] or `finalize_within` on, the process stack and all
+//! interpreters are watched. A [`SharedExitStack`](crate::SharedExitStack) or an [`ExitStack`](crate::ExitStack) that
+//! is a value counts as part of the handler that drains it. A forked child has no limits and no observer until it sets
+//! them.
 
 mod bounded;
 mod event;
@@ -61,17 +64,17 @@ use crate::tree::{self, here, run_here};
 pub use crate::tree::{Fate, Record, Running};
 pub(crate) use crate::tree::{end_gave_up, is_lost_here};
 
-/// Sets how much time every way out of the process has, replacing any earlier limits.
+/// Sets how long the handlers may take on every way out of the process, replacing any earlier limits.
 ///
-/// See the [module](self) for what happens when it is over. **Call it before other threads drain anything**: a drain that has
-/// begun before the first call is not watched, and what it waits for is not bounded.
+/// See the [module](self) for what happens when that time is over. **Call it before other threads drain anything**: a
+/// drain that has begun before the first call is not watched, and what it waits for is not bounded.
 ///
-/// The end of [`run`](crate::run) and the exit of the process afterwards are two drains with these limits each.
+/// The end of [`run`](crate::run) and the exit of the process afterwards are two drains, each with these limits.
 /// [`exit`](crate::exit) and C's `exit` after it are one.
 ///
 /// # Errors
 ///
-/// Returns an error if the two threads that watch cannot be started. There are no limits then.
+/// Returns an error if the two threads that enforce limits cannot be started. No limits are set then.
 ///
 /// ```
 /// use exitstack::shutdown::{Limits, set_limits};
@@ -84,7 +87,7 @@ pub fn set_limits(limits: Limits) -> io::Result<()> {
     setup::limit(limits)
 }
 
-/// Returns how much time is left for the handler that runs on this thread; `None` if there is no limit.
+/// Returns how much time is left for the handler that runs on this thread, or `None` if there is no limit.
 ///
 /// ```
 /// assert_eq!(exitstack::shutdown::time_left(), None);
@@ -96,7 +99,7 @@ pub fn time_left() -> Option<Duration> {
     Some(due.saturating_duration_since(Instant::now()))
 }
 
-/// Returns the handlers that run now in drains that are watched, including those that were given up.
+/// Returns the handlers that are running in drains that are watched, including those that were given up.
 ///
 /// Takes no lock that is held while a handler runs.
 ///
@@ -107,12 +110,15 @@ pub fn running() -> Vec<Running> {
     tree::running()
 }
 
-/// Sets what is told of each drain that is watched, replacing any earlier observer.
+/// Sets the observer of shutdowns, replacing any earlier one.
 ///
-/// The observer runs on a thread of its own, where thread-locals work and `tracing` does: one that hangs delays no handler. The
-/// end of the process waits for it for up to 200 ms. What it panics with is dropped.
+/// It receives the events of drains at the end of the process and of [`run`](crate::run), and of
+/// [`finalize_within`](crate::Interpreter::finalize_within).
 ///
-/// Without an observer, a handler that is slow or given up is one line on standard error.
+/// The observer runs on a thread of its own, where thread-locals, and therefore `tracing`, work. One that hangs delays
+/// no handler; the end of the process waits for it for up to 200 ms. A panic of the observer is caught.
+///
+/// Without an observer, each handler that is slow or given up is reported as one line on standard error.
 ///
 /// If its thread cannot be started, there is no observer.
 ///
@@ -129,18 +135,18 @@ pub fn set_observer(observer: Box<dyn Fn(&Event<'_>) + Send + Sync>) {
     setup::observe(Observer::new(observer).ok());
 }
 
-/// Sees to it that there is a thread which can give up a handler, also without limits.
+/// Makes sure that there is a thread that can give up a handler, even without limits.
 #[cfg(all(unix, feature = "signals"))]
 pub(crate) fn ensure_keeper() -> io::Result<()> {
     set_limits(setup().limits)
 }
 
-/// The exit status of a process that has given up a handler, if no handler has asked for one.
+/// Returns the exit status of a process that has given up a handler, if no handler has requested one.
 pub(crate) fn status() -> i32 {
     setup().limits.status
 }
 
-/// Lets the observer see what it was told.
+/// Waits until the observer has seen everything it was told, if that does not take long.
 pub(crate) fn settle() {
     setup().observer.iter().for_each(Observer::settle);
 }

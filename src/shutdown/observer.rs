@@ -20,11 +20,12 @@ pub(super) enum Told {
     Slow(Running),
     Ended(Record),
     Closed(Closed),
-    /// All that came before has been seen.
+    /// Sets this once the observer has seen everything sent before.
     Seen(Arc<Seen>),
 }
 
-/// Set once, and waited for by a thread that may be past its thread-locals, where a channel's receiver may not be used.
+/// Set once, and waited for by a thread whose thread-locals may be gone, where the receiver of a channel cannot be
+/// used.
 #[derive(Default)]
 pub(super) struct Seen(Lock<bool>, Condvar);
 
@@ -47,12 +48,12 @@ impl Seen {
     }
 }
 
-/// Where to send it.
+/// The channel to the thread of the observer.
 #[derive(Clone)]
 pub(super) struct Observer(Sender<Told>);
 
 impl Observer {
-    /// Starts the thread.
+    /// Starts the thread that the observer runs on.
     pub(super) fn new(observer: Box<dyn Fn(&Event<'_>) + Send + Sync>) -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
         thread::Builder::new().name("exitstack-watch".into()).spawn(move || {
@@ -68,19 +69,19 @@ impl Observer {
                         continue;
                     }
                 };
-                // It goes on being told: what it panics with was written by the panic hook.
+                // After a panic, whose message the panic hook has written, it is still told what follows.
                 let _ = catch_unwind(AssertUnwindSafe(|| observer(&event))).map_err(discard);
             }
         })?;
         Ok(Self(sender))
     }
 
-    /// Sends something, without waiting.
+    /// Sends something to the observer, without waiting.
     pub(super) fn tell(&self, told: Told) {
         let _ = self.0.send(told);
     }
 
-    /// Waits until everything sent has been seen, if that does not take long.
+    /// Waits until the observer has seen everything sent, if that does not take long.
     pub(super) fn settle(&self) {
         let seen = Arc::<Seen>::default();
         self.tell(Told::Seen(Arc::clone(&seen)));

@@ -9,6 +9,7 @@ use super::observer::Observer;
 use crate::sync::{PerProcess, global};
 use crate::tree::turn_on;
 
+/// What this process has set up.
 #[derive(Clone, Default)]
 pub(crate) struct Setup {
     pub(super) limits: Limits,
@@ -20,7 +21,7 @@ global! {
     static SETUP: PerProcess<Setup> = PerProcess::new(Setup { limits: Limits::new(), keeper: None, observer: None });
 }
 
-/// What is set up now.
+/// Returns what is set up now.
 pub(super) fn setup() -> Setup {
     SETUP.lock().clone()
 }
