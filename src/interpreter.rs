@@ -1,8 +1,8 @@
 //! Nested, isolated stacks: [`Interpreter`], and the functions that register with the current one.
 //!
-//! 1. Each interpreter has a stack and a lock of its own. Nothing done in one takes another's lock, except that it
-//!    takes its position in its parent's list when it is created and gives it up when it is finalized.
-//! 2. A parent holds its children until they are finalized; a child holds its parent for the sake of its path.
+//! 1. Each interpreter has a stack and a lock of its own. Nothing done in one takes another's lock, except that an
+//!    interpreter enters its parent's list when it is created and leaves it when it is finalized.
+//! 2. A parent holds its children until they are finalized; a child holds its parent, whose name is part of its path.
 //!    Finalizing breaks this reference cycle, at the latest when the last handle is dropped.
 //! 3. Handles are counted separately from references: while the drop of the last handle finalizes the interpreter, its
 //!    handlers can still use it.
@@ -65,9 +65,9 @@ use crate::tree::{Late, Node, Parent, Purpose, SharedExitStack, current, enter};
 /// | the runtime | what it uses |
 /// | --- | --- |
 /// | registers closures that are `Send + 'static` | an interpreter for each of its own, and [`register`] |
-/// | has handler objects that it compares by a `==` of its own, lists or removes one by one | a [`HandlerList`](crate::HandlerList) of them under its lock, and one handler of its interpreter, which [runs the list](crate::HandlerList#three-ways-to-run-the-values) |
+/// | has handler objects that it compares with a `==` of its own, lists, or removes one by one | a [`HandlerList`](crate::HandlerList) of them under its lock, and one handler of its interpreter, which [runs the list](crate::HandlerList#three-ways-to-run-the-values) |
 /// | has objects that are not `Send` | a `HandlerList` that stays on their thread, which runs it there before it ends: a handler may run on any thread |
-/// | has one big lock, such as a GIL | an interpreter; **it releases the lock around `finalize` and `close`, and takes it in each handler**: see [the example](crate::SharedExitStack#a-runtime-with-one-big-lock) |
+/// | has one big lock, such as a GIL | an interpreter; **release the lock around `finalize` and `close`, and take it in each handler**: see [the example](crate::SharedExitStack#a-runtime-with-one-big-lock) |
 /// | has an `_exit` that is built on `std::process::exit` | [`detached`](Self::detached), and [`finalize`](Self::finalize) on every other way out |
 ///
 /// Of the examples in the repository, `embed` is a toy runtime of the second kind, and `runtime` one of the third, for a
@@ -109,11 +109,11 @@ impl Interpreter {
 
     /// Creates an interpreter that is the root of a tree of its own, which the end of the process does not touch.
     ///
-    /// **Its handlers do not run when the process exits**: only when it is finalized, or when its last handle is dropped.
-    /// [`is_exiting`](crate::is_exiting) tells whether the process is on its way out.
+    /// **Its handlers do not run when the process exits**: only when it is finalized, or when its last handle is
+    /// dropped. [`is_exiting`](crate::is_exiting) tells whether the process is on its way out.
     ///
-    /// This is for runtimes whose `_exit` is built on `std::process::exit`: what ends the process on purpose without running
-    /// the handlers of a script must not run them. Paths begin with its name. In a forked child it is empty, and
+    /// This is for runtimes whose `_exit` is built on `std::process::exit`: a script that asks to leave without running
+    /// its handlers must not have them run. Paths begin with its name. In a forked child it is empty, and
     /// [`adopt_after_fork`](SharedExitStack::adopt_after_fork) of its stack takes over what the parent registered.
     ///
     /// ```
@@ -127,13 +127,13 @@ impl Interpreter {
         Self(Node::new(name.into(), Parent::None))
     }
 
-    /// Runs `body` in a transaction: its [`on_failure`](SharedExitStack::on_failure) handlers run unless the body returns
-    /// `Ok`, also if the process exits first.
+    /// Runs `body` in a transaction: its [`on_failure`](SharedExitStack::on_failure) handlers run unless the body
+    /// returns `Ok`, even if the process exits first.
     ///
     /// This is [`scope`](crate::scope) for handlers that are `Send + 'static`, whose rollback also runs on
-    /// `std::process::exit`, on C's `exit` and on [`exit`](crate::exit), from any thread. The transaction is an interpreter,
-    /// nested in the one that is current on this thread, or in the process stack if there is none. It is current while the
-    /// body runs, so [`register`] and a `scope` inside the body go to it.
+    /// `std::process::exit`, on C's `exit` and on [`exit`](crate::exit), from any thread. The transaction is an
+    /// interpreter, nested in the one that is current on this thread, or in the process stack if there is none. It is
+    /// current while the body runs, so [`register`] and a `scope` inside the body go to it.
     ///
     /// | body | handlers | result |
     /// | --- | --- | --- |
@@ -144,21 +144,21 @@ impl Interpreter {
     /// | panics | all for failure | the panic propagates; failures of handlers go to the report hook |
     /// | exits the process | all for failure, at their place among those of the process | |
     ///
-    /// So either all `on_success` handlers run, or all `on_failure` handlers, whatever threads exit at the same time. (A body
-    /// that closes the transaction's own stack decides about what was registered so far, and begins anew.)
+    /// So either all `on_success` handlers run, or all `on_failure` handlers, whichever threads exit at the same time.
+    /// (A body that closes the transaction's own stack decides on what was registered so far, and begins anew.)
     ///
     /// **Register the handler that undoes a step before the step**: if another thread exits between the two, what is
-    /// registered too late is [refused](SharedExitStack::register), and the step stays. **The handler must leave alone what
-    /// was there before**, as it also runs if the step was not made: `remove_dir_all` after a `create_dir` that failed
-    /// would remove a directory that was there. See [`guide::rollback`](crate::guide::rollback).
+    /// registered too late is [refused](SharedExitStack::register), and the step stays. **The handler must leave alone
+    /// what was there before**, as it also runs if the step was not made: `remove_dir_all` after a `create_dir` that
+    /// failed would remove a directory that was there. See [`guide::rollback`](crate::guide::rollback).
     ///
     /// In a transaction nested in another one, `Ok` commits at once: a later failure of the outer one does not undo it.
     /// **In a [detached](Self::detached) interpreter the end of the process rolls nothing back.**
     ///
     /// # Errors
     ///
-    /// Returns the error of the body, or what the table says. If the stack around it no longer accepts handlers, returns an
-    /// error with a [`Refused`](crate::HandlerErrorKind::Refused) in it, and does not call the body.
+    /// Returns the error of the body, or what the table says. If the stack around it no longer accepts handlers,
+    /// returns an error with a [`Refused`](crate::HandlerErrorKind::Refused) in it, and does not call the body.
     ///
     /// # Panics
     ///
@@ -189,7 +189,7 @@ impl Interpreter {
     where
         E: From<CloseError>, // as `Box<dyn Error>` is, or an error of your own; `io::Error` is not
     {
-        // The compiler shows the line of the bound, with its comment, where it is not met.
+        // Where the bound is not met, the compiler shows its line, with the comment.
         let (name, location) = (name.into(), Location::caller());
         let transaction = match Self::current() {
             Some(around) => around.subinterpreter(name),
@@ -198,13 +198,13 @@ impl Interpreter {
         if transaction.0.stack.is_closed() {
             return Err(transaction.error(location, HandlerErrorKind::Refused).into());
         }
-        // Not left to the drop of the handle: there may be others.
+        // Not left to the drop of the handle, because there may be other handles.
         let unless_done = scopeguard::guard(&transaction.0.stack, |stack| {
             stack.drain_unattended(Purpose::FinalizeUnattended, Outcome::Failure);
         });
         let value = transaction.enter(|| body(&transaction))?;
         ScopeGuard::into_inner(unless_done);
-        // A thread that was given up does not finalize it: what is around it does, as failed.
+        // If this thread was given up, it is the drain around the transaction that finalizes it, as failed.
         let (result, is_done) = match transaction.0.stack.drain_watched(Purpose::Finalize, Outcome::Success) {
             Ok(result) => (result, transaction.0.stack.outcome() == Outcome::Success),
             Err(Late) => (Ok(()), false),
@@ -212,13 +212,13 @@ impl Interpreter {
         if is_done {
             result?;
         } else {
-            // Another drain was faster than this one.
+            // Another drain has drained it before this one.
             merged(result, Err(transaction.error(location, HandlerErrorKind::RolledBack)))?;
         }
         Ok(value)
     }
 
-    /// Returns what became of a transaction that was begun at `location`.
+    /// Returns the error of a transaction that was begun at `location`.
     fn error(&self, location: &'static Location<'static>, kind: HandlerErrorKind) -> CloseError {
         let site = Site { name: Some(self.0.name.clone().into()), location };
         CloseError::of(HandlerError::new(Some(self.0.path()), site, kind))
@@ -271,9 +271,10 @@ impl Interpreter {
 
     /// Makes this interpreter the current one whenever the future is polled, on whatever thread that is.
     ///
-    /// **A future that is only created inside [`enter`](Self::enter) does not run there**, and one that awaits inside `enter`
-    /// does not compile: another task may be polled on the thread in between. As in `tracing`, the interpreter is entered for
-    /// each poll, and not when the future is dropped. A task that the future spawns has to be instrumented as well.
+    /// **A future that is only created inside [`enter`](Self::enter) does not run there**, and code that awaits inside
+    /// `enter` does not compile: another task may be polled on the thread in between. As in `tracing`, the interpreter
+    /// is entered for each poll, and not when the future is dropped. A task that the future spawns has to be
+    /// instrumented as well.
     ///
     /// The future keeps a handle to the interpreter until it is dropped.
     ///
@@ -306,7 +307,7 @@ impl Interpreter {
     ///
     /// - Handlers registered while it drains still run, up to 65,536 registrations, including those with interpreters
     ///   that are created in the meantime.
-    /// - If another thread drains the interpreter, the call waits for that drain and returns the same result.
+    /// - If another thread is draining the interpreter, the call waits for that drain and returns the same result.
     /// - From inside one of the interpreter's own handlers, the call returns `Ok(())` at once, and the drain continues.
     /// - From inside a handler of a nested interpreter, what is left of that interpreter runs at its position, before
     ///   the call returns.
@@ -329,14 +330,15 @@ impl Interpreter {
 }
 
 impl Interpreter {
-    /// Finalizes the interpreter as [`finalize`](Self::finalize) does, but returns when its time is over.
+    /// Finalizes the interpreter as [`finalize`](Self::finalize) does, but returns when its time is over, if not
+    /// before.
     ///
-    /// The handlers run on a thread of the library, and what is not done by then goes on there; see
-    /// [`shutdown`] for what happens to a handler whose time is over. Called in a handler of the interpreter
-    /// itself, it returns at once; in a handler of one nested in it, when the drain comes to that one.
+    /// The handlers run on a thread of the library, where those that are not done by then go on; see [`shutdown`] for
+    /// what happens to a handler whose time is over. Called in a handler of the interpreter itself, it returns at once.
+    /// Called in a handler of an interpreter nested in it, it returns when the drain reaches that interpreter.
     ///
-    /// Without [`Limits::within`](crate::shutdown::Limits::within), it returns when the drain is over. If no thread can be
-    /// started, the handlers run on this thread, without limits.
+    /// Without [`Limits::within`](crate::shutdown::Limits::within), it returns when the drain is over. If no thread can
+    /// be started, the handlers run on this thread, without limits.
     ///
     /// ```
     /// use exitstack::Interpreter;
@@ -352,7 +354,7 @@ impl Interpreter {
         shutdown::finalize_within(&self.0, *limits)
     }
 
-    /// A drain that the models of tests/loom.rs give up.
+    /// Returns a drain that the models of tests/loom.rs give up.
     #[cfg(all(loom, feature = "loom"))]
     #[doc(hidden)]
     pub fn modelled(&self) -> shutdown::Modelled {

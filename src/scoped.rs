@@ -17,9 +17,9 @@ use crate::stack::ExitStack;
 ///
 /// If the body failed, exit statuses that handlers request are ignored.
 ///
-/// **The error type has to be `From<CloseError>`**, as `Box<dyn Error>` and `anyhow::Error` are, and `io::Error` and
-/// `String` are not. For any other error type use [`try_scope`], or give your own a variant for it: see
-/// [`guide::own_errors`](crate::guide::own_errors).
+/// **The error type has to be `From<CloseError>`**, as `Box<dyn Error>` and `anyhow::Error` are; `io::Error` and
+/// `String` are not. For any other error type use [`try_scope`], or give an error type of your own a variant for the
+/// cleanup: see [`guide::own_errors`](crate::guide::own_errors).
 ///
 /// # Errors
 ///
@@ -50,16 +50,16 @@ pub fn scope<'a, T, E>(body: impl FnOnce(&ExitStack<'a>) -> Result<T, E>) -> Res
 where
     E: From<CloseError>, // for an error that is not, such as `io::Error`, there is `try_scope`
 {
-    // The compiler shows the line of the bound, with its comment, where it is not met.
+    // Where the bound is not met, the compiler shows its line, with the comment.
     let mut stack = ExitStack::new();
     let value = body(&stack)?; // on an error or a panic the stack is dropped, with failure as the outcome
     stack.close()?;
     Ok(value)
 }
 
-/// Runs `body` with a new stack as [`scope`] does, and returns both errors if the body and its cleanup fail.
+/// Runs `body` with a new stack as [`scope`] does, but returns both errors if the body and its cleanup fail.
 ///
-/// This asks nothing of the error type, and reports nothing.
+/// This asks nothing of the error type, and reports nothing unless the body panics.
 ///
 /// | body | handlers | result |
 /// | --- | --- | --- |

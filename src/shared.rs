@@ -59,17 +59,18 @@ impl SharedExitStack {
     /// Registers a handler that runs only if the work succeeded; otherwise it is dropped when its turn comes.
     ///
     /// **Only the stack's own [`close()`](Self::close) is success**, or [`close_with(Success)`](Self::close_with), or
-    /// [`finalize()`](crate::Interpreter::finalize) of the interpreter that the stack belongs to. A stack that is drained in
-    /// any other way counts as failed: by its parent, by the drop of its last handle, or by the end of the process. For a
-    /// transaction, [`Interpreter::scope`](crate::Interpreter::scope) finalizes the interpreter at the right moment.
+    /// [`finalize()`](crate::Interpreter::finalize) of the interpreter that the stack belongs to. A stack that is
+    /// drained in any other way counts as failed: by its parent, by the drop of its last handle, or by the end of the
+    /// process. For a transaction, [`Interpreter::scope`](crate::Interpreter::scope) finalizes the interpreter at the
+    /// right moment.
     ///
-    /// **The [process stack](crate::process_stack) counts as failed only where the end is known to be bad**: where the body
-    /// of [`run`](crate::run) panics or returns an `Err` or a status other than 0, and in [`exit(code)`](crate::exit) with
-    /// any other `code` than 0. What status `std::process::exit`, C's `exit` and `main` end with is unknown, so they count
-    /// as success.
+    /// **The [process stack](crate::process_stack) counts as failed only where the end is known to be bad**: where the
+    /// body of [`run`](crate::run) panics or returns an `Err` or a status other than 0, and in
+    /// [`exit(code)`](crate::exit) with any other `code` than 0. The status of a process that ends with
+    /// `std::process::exit`, C's `exit` or a return from `main` is unknown, so these count as success.
     ///
-    /// The outcome is that of the work: a handler that fails does not change it for the handlers below. A handler that is
-    /// refused is treated as by [`register`](Self::register).
+    /// The outcome is that of the work: a handler that fails does not change it for the handlers below. A handler that
+    /// is refused is treated as by [`register`](Self::register).
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();
@@ -99,7 +100,7 @@ impl SharedExitStack {
         self.register_at(Only::<_, false>(handler), Location::caller())
     }
 
-    /// Registers a handler as [`register`](Self::register) does, but returns a handler that is refused.
+    /// Registers a handler as [`register`](Self::register) does, but hands back a handler that is refused.
     ///
     /// # Errors
     ///
@@ -196,7 +197,8 @@ impl SharedExitStack {
     /// this stack.
     ///
     /// It does not wait for other threads. If a drain of the stack (by `close`, by the parent, or when the process
-    /// exits) reaches the handler's position while it runs, that drain waits for it, and gets its failure as well.
+    /// exits) reaches the handler's position while it runs, that drain waits for it, and returns or reports its failure
+    /// as well.
     ///
     /// # Errors
     ///
@@ -326,8 +328,8 @@ impl SharedExitStack {
     /// Runs all handlers as [`close`](Self::close) does, with the given outcome of the work.
     ///
     /// The outcome decides which of the [`on_success`](Self::on_success) and [`on_failure`](Self::on_failure) handlers
-    /// run; the others are dropped, each when its turn comes. If the stack is draining already, that drain keeps the outcome
-    /// that it began with. Interpreters nested in the stack have failed: only their own
+    /// run; the others are dropped, each when its turn comes. If the stack is draining already, that drain keeps the
+    /// outcome that it began with. Interpreters nested in the stack have failed: only their own
     /// [`finalize`](crate::Interpreter::finalize) says otherwise.
     ///
     /// # Errors
