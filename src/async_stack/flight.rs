@@ -1,9 +1,9 @@
 //! The future in flight: how an async handler becomes one, and how it is polled from inside the one drain loop.
 //!
-//! To the drain loop an async handler is a handler like any other. When its turn comes, it calls the user's function and puts
-//! the future into the [`Slot`] of its stack. As long as a future is there, the source of the drain lends an entry that polls
-//! it once, [`Advance`], instead of the next entry of the list. A panic in a poll is therefore caught, and an error noted, where
-//! those of all other handlers are.
+//! To the drain loop an async handler is a handler like any other. When its turn comes, it calls the user's function
+//! and puts the future into the [`Slot`] of its stack. As long as a future is there, the source of the drain lends an
+//! entry that polls it once, [`Advance`], instead of the next entry of the list. A panic in a poll is therefore caught,
+//! and an error noted, where those of all other handlers are.
 
 use std::any::{Any, TypeId};
 use std::panic::Location;
@@ -25,9 +25,10 @@ use crate::sync::Lock;
 /// A future that was put into a slot.
 pub(super) type Flight<'a> = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send + 'a>>;
 
-/// The place of the future in flight. Every async handler of a stack has a share of it.
+/// The place of the future in flight. Every async handler of a stack holds a reference to it.
 ///
-/// There is at most one future in it: the next handler starts when it is empty. It is out of the slot while it is polled.
+/// It holds at most one future: the next handler starts when it is empty. The future is out of the slot while it is
+/// polled.
 pub(crate) struct Slot<'a> {
     future: Lock<Option<Flight<'a>>>,
     /// Whether the stack was dropped, so that nobody will poll what is put here.
@@ -39,13 +40,13 @@ impl<'a> Slot<'a> {
         Self { future: Lock::new(None), abandoned: AtomicBool::new(false) }
     }
 
-    /// Runs a handler up to its future, or drops it if the stack was dropped.
+    /// Calls a handler and stores its future, or drops the handler if the stack was dropped.
     pub(crate) fn start<F: Future<Output: HandlerResult> + Send + 'a>(
         &self,
         handler: impl FnOnce() -> F,
     ) -> Result<(), BoxError> {
         if self.abandoned.load(Ordering::Relaxed) {
-            return Err(Box::new(NotRun)); // and drop the handler, at its turn
+            return Err(Box::new(NotRun)); // the handler is dropped too, at its turn
         }
         self.put(Box::pin(Attempt { future: handler() }));
         Ok(())
@@ -63,7 +64,7 @@ impl<'a> Slot<'a> {
         self.future.lock().is_none()
     }
 
-    /// From now on no handler is started.
+    /// Prevents any further handler from being started.
     pub(super) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Relaxed);
     }
@@ -72,8 +73,8 @@ impl<'a> Slot<'a> {
 pin_project! {
     /// A user's future, whose output becomes the result of a handler.
     ///
-    /// An `async` block would do the same, but it drops the future when that panics, during the unwinding. A second panic in
-    /// the drop would abort the process then.
+    /// An `async` block would do the same, but would drop a future that panics while it unwinds, and a second panic in
+    /// that drop would abort the process.
     struct Attempt<F> {
         #[pin]
         future: F,
@@ -129,7 +130,8 @@ impl<'a, H: AsyncTask + 'a> Task for Deferred<'a, H> {
     }
 }
 
-/// Polls the future in flight once, and puts it back if it is pending. The two words fit into an entry without an allocation.
+/// Polls the future in flight once, and puts it back if it is pending. The two words fit into an entry without an
+/// allocation.
 pub(super) struct Advance<'p, 'a> {
     pub(super) slot: &'p Slot<'a>,
     pub(super) waker: &'p Waker,
@@ -138,7 +140,7 @@ pub(super) struct Advance<'p, 'a> {
 impl Task for Advance<'_, '_> {
     fn run(self, _: Outcome) -> Result<(), BoxError> {
         let Some(future) = self.slot.take() else { return Ok(()) };
-        // If the poll panics, so may the drop of what it leaves.
+        // If the poll panics, the drop of the future may panic too.
         let mut future = guard(future, discard);
         match future.as_mut().poll(&mut Context::from_waker(self.waker)) {
             Poll::Ready(result) => {

@@ -71,8 +71,9 @@ impl<'a> AsyncExitStack<'a> {
 
     /// Registers an async handler, which will run before all handlers that are registered already.
     ///
-    /// **It runs only in [`close().await`](Self::close)**; if the stack is dropped without that, the handler is reported as [not
-    /// run](crate::HandlerErrorKind::NotRun). The function is called, and its future created, when its turn comes.
+    /// **It runs only in [`close().await`](Self::close)**; if the stack is dropped without that, the handler is
+    /// reported as [not run](crate::HandlerErrorKind::NotRun). The function is called, and its future created, when its
+    /// turn comes.
     ///
     /// The future is stored in an allocation of its own while it is in flight.
     ///
@@ -130,8 +131,8 @@ impl<'a> AsyncExitStack<'a> {
 
     /// Registers an async handler that runs only if the work succeeded; otherwise it is dropped when its turn comes.
     ///
-    /// **Without [`close().await`](Self::close) it does not run**, and because a stack that is dropped has failed, that is not
-    /// reported.
+    /// **Without [`close().await`](Self::close) it does not run**, and because a stack that is dropped has failed, that
+    /// is not reported.
     ///
     /// ```
     /// # pollster::block_on(async {
@@ -172,7 +173,7 @@ impl<'a> AsyncExitStack<'a> {
 
     /// Takes a value and lends it out until the stack drains, when the value is passed to `exit`.
     ///
-    /// As [`ExitStack::enter`](crate::ExitStack::enter), for a value that may be sent to another thread.
+    /// Works like [`ExitStack::enter`](crate::ExitStack::enter), for a value that may be sent to another thread.
     ///
     /// ```
     /// # pollster::block_on(async {
@@ -191,9 +192,9 @@ impl<'a> AsyncExitStack<'a> {
 
     /// Takes a value and lends it out until the stack is closed, when the value is passed to `exit`, which is async.
     ///
-    /// This is Python's `enter_async_context`, and JavaScript's `adopt`. The value is stored in an allocation of its own. If the
-    /// handler is removed without being run, or if the stack is dropped without [`close().await`](Self::close), **the value is
-    /// dropped and `exit` is not called**; the latter is reported.
+    /// This is Python's `enter_async_context`, and JavaScript's `adopt`. The value is stored in an allocation of its
+    /// own. If the handler is removed without being run, or if the stack is dropped without
+    /// [`close().await`](Self::close), **the value is dropped and `exit` is not called**; the latter is reported.
     ///
     /// ```
     /// use exitstack::AsyncExitStack;
@@ -213,7 +214,7 @@ impl<'a> AsyncExitStack<'a> {
     /// # }).unwrap();
     /// ```
     ///
-    /// What is lent ends before the stack can be closed:
+    /// The loan ends before the stack can be closed:
     ///
     /// ```compile_fail,E0502
     /// # async fn example() {
@@ -309,9 +310,9 @@ impl<'a> AsyncExitStack<'a> {
 
     /// Moves all handlers to a new stack without running them, and leaves this stack empty.
     ///
-    /// **The new stack has to be closed like any other: if it is dropped without [`close().await`](Self::close), its async
-    /// handlers do not run.** The ids stay valid in the new stack, and only there. If a `close()` was dropped midway, the new
-    /// stack gets all of it: the handler in flight, the failures so far, and the outcome.
+    /// **The new stack has to be closed like any other: if it is dropped without [`close().await`](Self::close), its
+    /// async handlers do not run.** The ids stay valid in the new stack, and only there. If a `close()` was dropped
+    /// midway, the new stack gets all of it: the handler in flight, the failures so far, and the outcome.
     ///
     /// ```
     /// use exitstack::AsyncExitStack;
@@ -335,8 +336,8 @@ impl<'a> AsyncExitStack<'a> {
 
     /// Drops all handlers without running them, the newest first.
     ///
-    /// If a `close()` was dropped midway, the handler [in flight](Self::in_flight) and the failures so far stay, for the next
-    /// `close()`.
+    /// If a `close()` was dropped midway, the handler [in flight](Self::in_flight) and the failures so far stay, for
+    /// the next `close()`.
     ///
     /// # Panics
     ///
@@ -408,16 +409,16 @@ impl<'a> AsyncExitStack<'a> {
 
     /// Runs all handlers, the last registered first, with success as the outcome of the work.
     ///
-    /// **Nothing runs until the future is polled**, and success means that it was: it is not enough to call this.
+    /// **Nothing runs until the future is polled**, and success means that it was polled: calling this is not enough.
     ///
-    /// The future may be dropped at any point, and nothing is lost: the next `close()` resumes the handler that was
-    /// [in flight](Self::in_flight), and then runs the rest. What is registered in between runs next after that handler.
+    /// The future may be dropped at any point, and nothing is lost: the next `close()` resumes the handler that was [in
+    /// flight](Self::in_flight), and then runs the rest. What is registered in between runs next after that handler.
     ///
     /// # Errors
     ///
-    /// Returns an error if a handler failed, panicked, was [cancelled](Self::cancel_in_flight), or requested an exit status
-    /// with [`Exit`](crate::Exit), also in an earlier `close()` that was dropped midway. All handlers have run then, and
-    /// nothing is printed.
+    /// Returns an error if a handler failed, panicked, was [cancelled](Self::cancel_in_flight), or requested an exit
+    /// status with [`Exit`](crate::Exit), including in an earlier `close()` that was dropped midway. All handlers have
+    /// run then, and nothing is printed.
     ///
     /// ```
     /// # pollster::block_on(async {
@@ -440,8 +441,8 @@ impl<'a> AsyncExitStack<'a> {
     /// The outcome decides which of the [`on_success`](Self::on_success) and [`on_failure`](Self::on_failure) handlers
     /// run. The others are dropped, each when its turn comes.
     ///
-    /// **If an earlier `close()` was dropped midway, the rest runs with the outcome that it began with**, so that no work is
-    /// half committed and half rolled back. Only if the stack is dropped is the rest of it run with failure.
+    /// **If an earlier `close()` was dropped midway, the rest runs with the outcome that it began with**, so that no
+    /// work is half committed and half rolled back. Only if the stack is dropped does the rest run with failure.
     ///
     /// # Errors
     ///

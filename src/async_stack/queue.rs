@@ -1,7 +1,7 @@
-//! The handlers of an async stack, behind a lock: what both a stack and the handles of a scope register with.
+//! The handlers of an async stack, behind a lock. Both a stack and the handles of a scope register with it.
 //!
-//! No foreign code runs under the lock, the global allocator included: entries are packed, memory is allocated and what is
-//! removed is dropped outside of it.
+//! No foreign code runs under the lock, the global allocator included: entries are packed, memory is allocated and
+//! removed handlers are dropped outside of it.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use crate::raw::{Bound, Closure, Packed, Task};
 use crate::report::report;
 use crate::sync::{Lock, const_fn};
 
+/// The handlers of an async stack, and the slot for its future in flight.
 pub(crate) struct Queue<'a> {
     state: Lock<State<'a>>,
     /// Created for the first async handler.
@@ -28,7 +29,7 @@ struct State<'a> {
     refused: Option<Refusals>,
 }
 
-/// Whether registrations are taken.
+/// Whether registrations are accepted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Door {
     /// Always: the queue of a stack, which can be used again after a drain.
@@ -38,10 +39,10 @@ enum Door {
     Closed,
 }
 
-/// The registrations refused.
+/// The registrations that were refused.
 struct Refusals {
     first: &'static Location<'static>,
-    /// How many after the first.
+    /// The number of refusals after the first.
     more: usize,
 }
 
@@ -63,14 +64,14 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// Appends a handler, or hands it back if none is taken any more.
+    /// Appends a handler, or hands it back if the queue is closed.
     pub(crate) fn push<T: Task + Send + 'a>(
         &self,
         task: T,
         location: &'static Location<'static>,
     ) -> Result<HandlerId, T> {
         let location = task.location().unwrap_or(location);
-        let packed = Packed::new(task); // boxed, if it has to be, where no lock is held
+        let packed = Packed::new(task); // boxed, if it has to be, while no lock is held
         let mut state = self.state.lock();
         loop {
             if state.door == Door::Closed {
@@ -128,12 +129,12 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// Returns the list itself, for everything that only its owner does.
+    /// Returns the list itself, for what needs the queue exclusively.
     pub(super) fn handlers(&mut self) -> &mut HandlerList<SendEntry<'a>> {
         &mut self.state.get_mut().handlers
     }
 
-    /// Takes the newest handler. If there is none, a scope takes no more registrations from now on.
+    /// Takes out the newest handler. If there is none, the queue of a scope is closed.
     pub(super) fn pop(&self) -> Option<(HandlerId, SendEntry<'a>)> {
         let mut state = self.state.lock();
         let newest = state.handlers.pop();
@@ -153,7 +154,7 @@ impl<'a> Queue<'a> {
         drop(storage); // where no lock is held
     }
 
-    /// Counts a registration that was refused; reports the first one. Returns an id that no stack has.
+    /// Counts a registration that was refused, and reports the first one. Returns an id that is unknown to every stack.
     #[cold]
     pub(super) fn refuse(&self, name: Option<&Name>, location: &'static Location<'static>) -> HandlerId {
         let is_first = {

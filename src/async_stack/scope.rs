@@ -20,9 +20,9 @@ use crate::raw::Task;
 ///
 /// Available with the feature `async`.
 ///
-/// This is Python's `async with AsyncExitStack() as stack:`, and [`scope`](crate::scope) for async handlers. The outcome is
-/// success if the body returns `Ok`, and failure if it returns `Err` or panics. The stack is closed, and its async handlers are
-/// awaited, in all three cases.
+/// This is Python's `async with AsyncExitStack() as stack:`, and [`scope`](crate::scope) for async handlers. The
+/// outcome is success if the body returns `Ok`, and failure if it returns `Err` or panics. The stack is closed, and its
+/// async handlers are awaited, in all three cases.
 ///
 /// | body | handlers | result |
 /// | --- | --- | --- |
@@ -32,17 +32,19 @@ use crate::raw::Task;
 /// | panics | | the panic propagates when all handlers are done; their failures go to the report hook |
 /// | the future is dropped | async handlers do not run | |
 ///
-/// **If the future is dropped before it is ready, by a timeout, a `select!` or the abort of its task, async handlers do not
-/// run**: each is reported as [not run](crate::HandlerErrorKind::NotRun), one that is in flight as
-/// [cancelled](crate::HandlerErrorKind::Cancelled), and the other handlers run in the drop, with failure as the outcome. Where
-/// that must not happen, put the timeout inside the body, or spawn the scope as a task of its own that nobody aborts.
+/// **If the future is dropped before it is ready, by a timeout, a `select!` or the abort of its task, async handlers do
+/// not run**: each is reported as [not run](crate::HandlerErrorKind::NotRun), one that is in flight as
+/// [cancelled](crate::HandlerErrorKind::Cancelled), and the other handlers run in the drop, with failure as the
+/// outcome. Where that must not happen, put the timeout inside the body, or spawn the scope as a task of its own that
+/// nobody aborts.
 ///
-/// The body gets a handle, which it may clone and move to other tasks. A handler that is registered while the handlers run, with
-/// a handle that was kept, runs next. Once the last handler is done, a handle [refuses](AsyncScope::try_register).
+/// The body gets a handle, which it may clone and move to other tasks. A handler that is registered while the handlers
+/// run, with a handle that was kept, runs next. Once the last handler is done, a handle
+/// [refuses](AsyncScope::try_register).
 ///
-/// The body is a closure that returns a future, so that the future of the scope is `Send`, and can be spawned, if the closure,
-/// the body's future and `Result<T, E>` are. (The future of an `AsyncFnOnce` that is lent the stack cannot be proven to be
-/// `Send`.) If the body failed, exit statuses that handlers request are ignored.
+/// The body is a closure that returns a future, so that the future of the scope is `Send`, and can be spawned, if the
+/// closure, the body's future and `Result<T, E>` are. (The future of an `AsyncFnOnce` that is lent the stack cannot be
+/// proven to be `Send`.) If the body failed, exit statuses that handlers request are ignored.
 ///
 /// # Errors
 ///
@@ -106,7 +108,7 @@ async fn caught<F: Future>(future: F) -> thread::Result<F::Output> {
     .await
 }
 
-/// The stack of a scope, whose handles share its queue.
+/// The stack of a scope. Its handles share the queue.
 struct ScopeStack<'a> {
     queue: Arc<Queue<'a>>,
     teardown: Teardown,
@@ -131,7 +133,7 @@ impl Drop for ScopeStack<'_> {
 /// Available with the feature `async`.
 ///
 /// Clones are handles to the same stack. **A handle that is kept until the scope has ended refuses handlers**:
-/// [`register`](Self::register) and the like report that and drop the handler without running it,
+/// [`register`](Self::register) and the other methods report that and drop the handler without running it, whereas
 /// [`try_register`](Self::try_register) and [`try_register_async`](Self::try_register_async) hand it back.
 ///
 /// ```
@@ -156,9 +158,9 @@ pub struct AsyncScope<'a> {
 impl<'a> AsyncScope<'a> {
     /// Registers a handler that is not async, which will run before all handlers that are registered already.
     ///
-    /// **A scope that has ended drops the handler without running it.** The first such refusal is reported to the [report
-    /// hook](crate::report), further ones are counted in one report when the last handle is dropped, and the id returned is
-    /// unknown to every stack.
+    /// **A scope that has ended drops the handler without running it.** The first such refusal is reported to the
+    /// [report hook](crate::report), further ones are counted in one report when the last handle is dropped, and the id
+    /// returned is unknown to every stack.
     ///
     /// ```
     /// # pollster::block_on(exitstack::scope_async(|stack| async move {
@@ -173,8 +175,8 @@ impl<'a> AsyncScope<'a> {
 
     /// Registers an async handler, which will run before all handlers that are registered already.
     ///
-    /// **If the future of the scope is dropped, the handler does not run**, which is reported. A scope that has ended refuses
-    /// it as [`register`](Self::register) does.
+    /// **If the future of the scope is dropped, the handler does not run**, which is reported. A scope that has ended
+    /// refuses it as [`register`](Self::register) does.
     ///
     /// ```
     /// # pollster::block_on(exitstack::scope_async(|stack| async move {
@@ -233,10 +235,11 @@ impl<'a> AsyncScope<'a> {
         self.push(Only::<_, true>(self.deferred(handler)), Location::caller())
     }
 
-    /// Registers an async handler that runs if the body returns `Err` or panics; otherwise it is dropped when its turn comes.
+    /// Registers an async handler that runs if the body returns `Err` or panics; otherwise it is dropped when its turn
+    /// comes.
     ///
-    /// **If the future of the scope is dropped, the handler does not run**, which is reported. A scope that has ended refuses
-    /// it as [`register`](Self::register) does.
+    /// **If the future of the scope is dropped, the handler does not run**, which is reported. A scope that has ended
+    /// refuses it as [`register`](Self::register) does.
     ///
     /// ```
     /// # pollster::block_on(exitstack::scope_async(|stack| async move {
@@ -249,7 +252,7 @@ impl<'a> AsyncScope<'a> {
         self.push(Only::<_, false>(self.deferred(handler)), Location::caller())
     }
 
-    /// Registers a handler as [`register`](Self::register) does, but returns a handler that is refused.
+    /// Registers a handler as [`register`](Self::register) does, but hands back a handler that is refused.
     ///
     /// # Errors
     ///
@@ -270,7 +273,8 @@ impl<'a> AsyncScope<'a> {
         self.queue.push(handler, location).map_err(|handler| Refused::new(handler, location))
     }
 
-    /// Registers an async handler as [`register_async`](Self::register_async) does, but returns a handler that is refused.
+    /// Registers an async handler as [`register_async`](Self::register_async) does, but hands back a handler that is
+    /// refused.
     ///
     /// # Errors
     ///

@@ -20,7 +20,7 @@ pub(super) struct Teardown {
     outcome: Option<Outcome>,
     /// The handler that began last. It is in flight if there is a future in the slot.
     latest: Option<PendingHandler>,
-    /// What has failed so far, and was neither returned nor reported.
+    /// The failures so far that were neither returned nor reported.
     failures: Failures,
 }
 
@@ -59,24 +59,24 @@ impl Teardown {
         Poll::Ready(mem::take(&mut self.failures).into_result())
     }
 
-    /// Returns whether there is nothing to be resumed or returned.
+    /// Returns whether there is nothing to resume or to return.
     pub(super) fn is_idle(&self) -> bool {
         self.outcome.is_none() && self.failures.is_empty()
     }
 
-    /// Returns the handler that began last, for the time that it is in flight.
+    /// Returns the handler that began last. It counts only while a future is in flight.
     pub(super) fn latest(&self) -> Option<&PendingHandler> {
         self.latest.as_ref()
     }
 
-    /// Takes the future in flight out, to be dropped, and returns it with the failure that this is.
+    /// Takes out the future in flight, which the caller drops, and returns it with the failure that this counts as.
     fn ground<'a>(&mut self, queue: &Queue<'a>) -> Option<(Flight<'a>, HandlerError)> {
         let future = queue.occupied_slot()?.take()?;
         let site = self.latest.as_ref()?.site().clone();
         Some((future, HandlerError::new(None, site, HandlerErrorKind::Cancelled)))
     }
 
-    /// Drops the future in flight, which has failed then.
+    /// Drops the future in flight, whose handler has failed then.
     pub(super) fn cancel_in_flight(&mut self, queue: &Queue<'_>) -> bool {
         let Some((future, error)) = self.ground(queue) else { return false };
         drop(self.failures.merge(Failures::failure(error)));
@@ -91,12 +91,12 @@ impl Teardown {
             unreturned.iter().for_each(report);
             discard(unreturned);
         }
-        queue.slot().abandon(); // also for handlers that are yet to be registered, by other handlers
+        queue.slot().abandon(); // also for handlers that other handlers are yet to register
         if let Some((future, error)) = self.ground(queue) {
             report(&error);
             discard(future);
         }
-        self.outcome = None; // whatever a `close()` began with: it was not done
+        self.outcome = None; // the outcome that a `close()` began with: it was not completed
         let drained = self.poll(queue, Waker::noop(), Outcome::Failure, Failing::Reported);
         debug_assert!(drained.is_ready());
     }
@@ -110,7 +110,7 @@ struct Polling<'p, 'a> {
     latest: &'p mut Option<PendingHandler>,
     failures: Option<&'p mut Failures>,
     lent: Option<SendEntry<'p>>,
-    /// Whether the future in flight was polled, so that it is pending if it is still there.
+    /// Whether the future in flight was polled: if it is still there, it is pending.
     polled: bool,
 }
 
@@ -119,14 +119,16 @@ impl<'p, 'a: 'p> Source<dyn Bound + Send + 'p> for Polling<'p, 'a> {
 
     fn next(&mut self) -> Option<(&mut SendEntry<'p>, &Outcome)> {
         let next = match (self.queue.occupied_slot(), &*self.latest) {
-            // It is pending. The task is woken when there is more to do.
+            // The future is pending. The task is woken when there is more to do.
             (Some(_), _) if self.polled => return None,
+            // A future is in flight: poll it, once in this drain.
             (Some(slot), Some(latest)) => {
                 self.polled = true;
                 let closure =
                     Closure::<dyn Bound + Send + 'p>::new_send(Packed::new(Advance { slot, waker: self.waker }));
                 Entry { closure, location: latest.location() }
             }
+            // No future is in flight: the next handler's turn has come.
             _ => {
                 self.polled = false;
                 let (id, entry) = self.queue.pop()?;
