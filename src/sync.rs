@@ -1,8 +1,8 @@
 //! The lock and the latch that shared stacks are built on.
 //!
 //! Under `cfg(loom)` with the `loom` feature, they use loom's types, and so do the statics and thread-locals of the
-//! protocol: loom runs all threads of a model on one thread, and creates everything anew for each run. Little else of
-//! the crate depends on it.
+//! protocol: loom runs all threads of a model on one thread, and creates everything anew for each run. Little else in
+//! the crate depends on loom.
 
 #[cfg(all(loom, feature = "loom"))]
 pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
@@ -65,7 +65,7 @@ macro_rules! per_thread {
 }
 pub(crate) use per_thread;
 
-/// The number of times that a thread tries again to take a lock before it sleeps: a few microseconds in all.
+/// The number of times that a thread tries again to take a lock before it sleeps: a few microseconds in total.
 const LOOKS: u32 = 8;
 
 /// A mutex without poisoning: no user code runs under it, and the value is consistent at every moment.
@@ -97,8 +97,8 @@ impl<T> Lock<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tries a few more times, with growing pauses, before it sleeps: these locks are held for some dozen instructions,
-    /// and a thread that tries all the time takes the lock's cache line from the thread that holds it.
+    /// Tries a few more times, with growing pauses, before it sleeps: these locks are held for a few dozen
+    /// instructions, and a thread that tries without a pause takes the lock's cache line from the thread that holds it.
     #[cold]
     #[inline(never)]
     fn linger(&self) -> MutexGuard<'_, T> {
@@ -125,8 +125,8 @@ impl<T> Lock<T> {
     }
 }
 
-/// A value and its lock for each process: a line of generations, one for each process of the line of forks that has
-/// used it.
+/// A value and its lock for each process: a line of generations, one for each process in a line of forks that has used
+/// it.
 ///
 /// 1. From its first use on, a generation belongs to the process whose epoch it bears, and its lock is taken only in
 ///    that process. So a child never waits for a lock that another thread of its parent held at the fork.
@@ -251,7 +251,7 @@ impl<T: Clone> Latch<T> {
             }
         }
         self.set.notify_all();
-        drop(late); // where no lock is held
+        drop(late); // while no lock is held
     }
 
     pub(crate) fn is_set(&self) -> bool {
@@ -273,7 +273,7 @@ impl<T: Clone> Latch<T> {
 mod tests {
     use super::*;
 
-    /// A thread may be told how its wait ended, and before it wakes, that something else has happened since.
+    /// Before a thread wakes to see how its wait ended, something else may set the latch.
     #[test]
     fn a_latch_keeps_what_it_was_set_to_first() {
         let latch = Latch::default();

@@ -15,8 +15,8 @@
 //! location, never the value ([`read`]). A list that is forgotten never drops its contents. Each `enter` lends a value
 //! of its own, so no two loans overlap.
 //!
-//! **`Send` and `Sync`** are implemented under a condition that nothing meets, so that the compiler says what to use
-//! instead of a stack where it says that a stack cannot leave its thread.
+//! **`Send` and `Sync`** are implemented under a condition that nothing meets. So where the compiler says that a stack
+//! cannot leave its thread, it also says what to use instead.
 //!
 //! [`push`]: Appendable::push
 //! [`enter`]: Appendable::enter
@@ -41,7 +41,7 @@ pub(crate) struct Appendable<'a>(RefCell<HandlerList<LocalEntry<'a>>>);
 
 /// Implemented by nothing, so that a stack is neither `Send` nor `Sync`.
 ///
-/// The compiler would derive that from the handlers, but tell the user about those instead of the stack.
+/// The compiler would derive that from the handlers, but its message would be about those instead of the stack.
 #[diagnostic::on_unimplemented(
     message = "an `ExitStack` stays on the thread that created it",
     label = "an `ExitStack` is neither `Send` nor `Sync`",
@@ -101,7 +101,8 @@ impl<'a> Appendable<'a> {
 /// A value that is lent out, and the function that gets it at the end.
 ///
 /// Invariant: `value` came from `Box::leak` and belongs to this `Entered` while `exit` is `Some`. Whether the pointer
-/// and the function are `Send` does not matter in an `ExitStack`, which is not; `lending.rs` says why it is sound where it does.
+/// and the function are `Send` does not matter in an `ExitStack`, which is not; `lending.rs` says why it is sound where
+/// it does.
 pub(super) struct Entered<T, F> {
     value: NonNull<T>,
     exit: Option<F>,

@@ -15,8 +15,8 @@
 //! value, as Rust moves any value.
 //!
 //! **What a caller cannot do.** No pointer and no `unsafe fn` can be reached from outside. A task's lifetime and `Send`
-//! are kept in the type parameter: `Closure<dyn Bound + 'a>`, `Closure<dyn Bound + Send + 'a>`. The compiler derives the
-//! auto traits from it, and the only constructors require of the task what it says.
+//! are kept in the type parameter: `Closure<dyn Bound + 'a>`, `Closure<dyn Bound + Send + 'a>`. The compiler derives
+//! the auto traits from it, and the only constructors require of the task what it says.
 
 use std::any::{Any, TypeId};
 use std::error::Error;
@@ -31,7 +31,7 @@ pub(crate) const WORDS: usize = 3;
 
 type Buffer = MaybeUninit<[usize; WORDS]>;
 
-/// The type that a handler's error is kept as.
+/// The type in which a handler's error is kept.
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Something that runs once, and that can be asked for its label, key and function before it does.
@@ -42,7 +42,7 @@ pub trait Task: Sized {
     /// Whether it may have a label or a key; if not, it is never asked for one.
     const LABELLED: bool = false;
 
-    /// Whether it looks at the outcome that it runs for.
+    /// Whether it looks at the outcome for which it runs.
     const LOOKS: bool = false;
 
     /// Runs the task, which may look at the outcome unless it is [plain](Closure::is_plain).
@@ -61,7 +61,7 @@ pub trait Task: Sized {
         self.label()?.name.as_ref()
     }
 
-    /// Returns the place to register it at, if that is not where it is registered.
+    /// Returns the place that is shown for it, if that is not where it is registered.
     #[inline]
     fn location(&self) -> Option<&'static Location<'static>> {
         None
@@ -244,7 +244,7 @@ impl<B: ?Sized> Closure<B> {
         Self { buffer, vtable: &Of::<T>::VTABLE, bound: PhantomData }
     }
 
-    /// Runs the task, for this outcome, and leaves nothing of it. Does nothing on further calls.
+    /// Runs the task for this outcome, and leaves nothing of it. Further calls do nothing.
     #[inline]
     pub(crate) fn run(&mut self, outcome: Outcome) -> Result<(), BoxError> {
         const { assert!(size_of::<Spent>() == 0 && !needs_drop::<Spent>()) }

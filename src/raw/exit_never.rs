@@ -1,5 +1,5 @@
-//! The exit status, where there is no C library whose `exit` could be running: nothing here is ever called, and nothing is
-//! unsafe.
+//! The exit status, where there is no C library whose `exit` could be running: nothing here is ever called, and nothing
+//! is unsafe.
 
 use std::ffi::c_int;
 

@@ -1,4 +1,4 @@
-//! The epoch, where no process has a copy of another's memory: always the same. Nothing here is unsafe.
+//! The epoch, where no process has a copy of another's memory: it is always the same. Nothing here is unsafe.
 
 /// Returns the epoch of this process.
 #[inline]

@@ -5,7 +5,7 @@
 //! runtime ignores only the first, and many command-line tools restore its default action.
 //!
 //! **Mechanism.** A write raises these signals on the thread that writes, so that thread blocks them around the write.
-//! A signal that the write raised, and that was not pending before, is consumed before the signal mask is restored.
+//! A signal that the write raised and that was not pending before is consumed before the signal mask is restored.
 //! Signals from elsewhere are left alone. If standard error is non-blocking and full, `poll` waits for its reader.
 //!
 //! **Assumption.** The signal goes to the thread. macOS and NetBSD send it to the process, which it can still end if
@@ -130,7 +130,7 @@ impl Signals {
 
     /// Blocks exactly these signals on this thread.
     fn restore(&self) {
-        // SAFETY: the call reads the set; null means that the old one is not wanted.
+        // SAFETY: the call reads the set; null means that the old set is not returned.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
     }
 

@@ -25,14 +25,15 @@ pub(crate) fn end_now(status: std::ffi::c_int) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Returns the name of this thread, if the system knows one. Unlike std's, it exists also when thread-locals are gone.
+/// Returns the name of this thread, if the system knows one. Unlike std's, it is available even when thread-locals are
+/// gone.
 pub(crate) fn thread_name() -> Option<String> {
     #[cfg(any(target_os = "linux", target_vendor = "apple"))]
     {
         let mut name = [0_u8; 64];
         // SAFETY: the call only returns the number of this thread.
         let me = unsafe { libc::pthread_self() };
-        // SAFETY: the thread is this one, and the buffer is as long as the call is told.
+        // SAFETY: the thread is this one, and the length passed is that of the buffer.
         let failed = unsafe { libc::pthread_getname_np(me, name.as_mut_ptr().cast(), name.len()) } != 0;
         #[cfg(target_os = "linux")]
         // SAFETY: the call only returns the number of this thread.

@@ -41,7 +41,7 @@ static WAIT: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 static UNLOADING: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// Whether this thread is that one.
+    /// Whether this is that thread.
     static UNLOADS: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -101,13 +101,14 @@ pub(crate) fn call_handlers() {
     unsafe { __cxa_finalize(&raw const __dso_handle) };
 }
 
-/// Makes every thread that runs through C's list of functions start again with the list when it returns from the
-/// function that it is in, as it does if the list has grown.
+/// Makes every thread that runs through C's list of functions start again at the head of the list when it returns from
+/// the function that it is in, as it does if the list has grown.
 ///
 /// Otherwise C would continue in the same block of the list, which another thread in `exit` may have emptied and freed.
 ///
-/// The function added here replaces the one that this thread is in: C's list must not grow by it into another block, which
-/// two threads could free. So it counts as this library's, and a thread that unloads the library takes it off the list.
+/// The function added here replaces the one that this thread is in: C's list must not grow by it into another block,
+/// which two threads could free. So it counts as this library's, and a thread that unloads the library takes it off the
+/// list.
 pub(crate) fn begin_list_anew() {
     // SAFETY: `free` is not part of this library, is never unloaded, and does nothing with null. If C refuses, its list
     // is at its end.
