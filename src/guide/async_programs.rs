@@ -1,19 +1,20 @@
-//! For programs on an async runtime whose cleanup is async too: a stack of async handlers, closed with `.await`; and, for the
-//! end of the process, handlers that block on the runtime.
+//! For programs on an async runtime whose cleanup is async too: a stack of async handlers, closed with `.await`; and,
+//! for the end of the process, handlers that block on the runtime.
 //!
 //! # A stack that is closed with `.await`
 //!
-//! **Async handlers run only in `close().await`.** If the stack is dropped without it, they are reported and dropped, because a
-//! drop cannot wait. [`AsyncExitStack`] is available with the feature `async`, on any runtime:
+//! **Async handlers run only in `close().await`.** If the stack is dropped without it, they are reported and dropped,
+//! because a drop cannot wait. [`AsyncExitStack`] is available with the feature `async`, on any runtime:
 //!
 //! ```toml
 //! [dependencies]
 //! exitstack = { version = "0.1", features = ["async"] }
 //! ```
 //!
-//! A service closes in reverse what it has opened: the queue is drained into the database, then the pool of connections is
-//! closed, then the log is flushed. The stack has no timer of its own. Put the runtime's around `close()`, which loses nothing
-//! when it is dropped: `in_flight()` says which handler is stuck, and the next `close()` goes on where the last one was.
+//! A service closes in reverse what it has opened: the queue is drained into the database, then the pool of connections
+//! is closed, then the log is flushed. The stack has no timer of its own. Put the runtime's timeout around `close()`,
+//! which loses nothing when it is dropped: `in_flight()` says which handler is stuck, and the next `close()` goes on
+//! where the last one stopped.
 //!
 #![cfg_attr(feature = "async", doc = "```")]
 #![cfg_attr(not(feature = "async"), doc = "```ignore")]
@@ -87,16 +88,16 @@
 //! # }
 //! ```
 //!
-//! The limit is for each handler that is stuck. For one limit for all of them, compute a deadline before the loop and use the
-//! runtime's `timeout_at`. A timeout ends a future that is pending, not one that blocks its thread.
+//! The limit applies to each handler that is stuck. For a limit on all of them together, compute a deadline before the
+//! loop and use the runtime's `timeout_at`. A timeout ends a future that is pending, not one that blocks its thread.
 //!
-//! Where the outcome decides between commit and rollback, [`scope_async`] closes the stack with that of its body. **It cannot do
-//! so if its future is dropped**, so put the timeout inside the body, not around the scope.
+//! Where the outcome decides between commit and rollback, [`scope_async`] closes the stack with the outcome of its
+//! body. **It cannot do so if its future is dropped**, so put the timeout inside the body, not around the scope.
 //!
 //! # Handlers of the process that block on the runtime
 //!
-//! The process stack drains when the process ends, where nothing can be awaited. A handler there keeps the runtime and blocks
-//! on it.
+//! The process stack drains when the process ends, where nothing can be awaited. A handler there keeps the runtime and
+//! blocks on it.
 //!
 //! ```
 //! use std::io;
@@ -183,9 +184,9 @@
 //!
 //! # A task with an interpreter of its own
 //!
-//! [`instrument`](crate::Interpreter::instrument) makes the interpreter current whenever the future is polled. At its end
-//! the handlers run where `finalize` is called, so **slow handlers keep the runtime from polling other tasks**: let them
-//! run on a thread for blocking work.
+//! [`instrument`](crate::Interpreter::instrument) makes the interpreter current whenever the future is polled. At its
+//! end the handlers run where `finalize` is called, so **slow handlers keep the runtime from polling other tasks**: let
+//! them run on a thread for blocking work.
 //!
 //! ```
 //! use exitstack::{Interpreter, register};
@@ -215,17 +216,17 @@
 //! ```
 //!
 //! A task that is cancelled drops the interpreter, whose handlers then run on the thread that drops it. In
-//! `spawn_blocking` a handler may call `block_on` of a runtime's `Handle`, which it must not on a thread that polls.
+//! `spawn_blocking` a handler may call `block_on` of a runtime's `Handle`, which it must not do on a thread that polls.
 //!
 //! # What it does not do
 //!
 //! - If the thread that exits is the runtime's only one, a handler that blocks on a thread of its own waits forever:
-//!   nobody drives timers and sockets.
+//!   nothing drives timers and sockets.
 //! - The [current interpreter](crate::Interpreter::current) does not follow into tasks that a task spawns: instrument
 //!   those too. See [`threads`](super::threads).
-//! - An [`ExitStack`](crate::ExitStack) is not `Send`: a future that keeps one across an `.await` cannot be spawned on a
-//!   runtime of several threads. Close it before, or use a [`SharedExitStack`](crate::SharedExitStack).
-//! - Without `run`, the handlers of a `main` that returns run after its thread-locals are gone, which tokio needs.
+//! - An [`ExitStack`](crate::ExitStack) is not `Send`: a future that keeps one across an `.await` cannot be spawned on
+//!   a runtime of several threads. Close it before, or use a [`SharedExitStack`](crate::SharedExitStack).
+//! - Without `run`, handlers run after `main` has returned and its thread-locals, which tokio needs, are gone.
 //!
 #![cfg_attr(feature = "async", doc = "[`AsyncExitStack`]: crate::AsyncExitStack")]
 #![cfg_attr(feature = "async", doc = "[`scope_async`]: crate::scope_async")]

@@ -43,22 +43,22 @@
 //! A caller that never calls `example_close` loses nothing: the interpreter belongs to the process stack of the
 //! library, which drains when the process exits, or when the library is unloaded.
 //!
-//! **Nothing may unwind into C.** A handler that panics is contained in its drain, and `close()` returns that as a
-//! failure. But a panic that leaves an `extern "C"` function aborts the process: what else the exported functions do
-//! must not panic, or needs a `catch_unwind`.
+//! **Nothing may unwind into C.** A panic of a handler stays in its drain, and `close()` returns it as a failure. But a
+//! panic that leaves an `extern "C"` function aborts the process: whatever else the exported functions do must not
+//! panic, or needs a `catch_unwind`.
 //!
 //! # When a callback calls C's `exit`
 //!
-//! The process ends as the callback wishes, and the handlers below it run all the same, on the way out. The call to
-//! `example_close` then does not return, and what failed in it so far is reported.
+//! The process ends as the callback wishes, and the handlers below it still run, on the way out. The call to
+//! `example_close` then does not return, and its failures so far are reported.
 //!
 //! [`exitstack::exit`](crate::exit) is not for such callbacks: in a handler it unwinds, and an `extern "C"` function
 //! that is unwound aborts the process.
 //!
 //! # What it does not do
 //!
-//! - The handlers of a `cdylib` do not decide the exit status of the program: an [`Exit`](crate::Exit) counts where
-//!   this crate is a part of the program itself.
+//! - An [`Exit`](crate::Exit) is ignored when the library is unloaded. It decides the exit status of the program only
+//!   if the library is still loaded when the program exits.
 //! - Nothing of the library may be called from a signal handler.
 //! - C++ exceptions that leave a callback abort the process.
 //! - C's `quick_exit` and `_exit` run no handlers.

@@ -1,11 +1,11 @@
-//! For programs whose caller has to know that the cleanup failed: without further steps, a handler that fails is
-//! reported and leaves the exit status as it is.
+//! For programs whose caller has to know that the cleanup failed: by default, a handler that fails is reported and
+//! leaves the exit status as it is.
 //!
 #![doc = "```"]
 #![doc = include_str!("../../examples/status.rs")]
 #![doc = "```"]
 //!
-//! There are three ways, each wider than the one before:
+//! There are three ways, each covering more than the one before:
 //!
 //! | a handler fails | status | printed |
 //! | --- | --- | --- |
@@ -13,7 +13,7 @@
 //! | in a [`close()`](crate::SharedExitStack::close) whose result `main` returns | 1 | `Error: …`, by std |
 //! | on any other way out, with the report hook of the example | 1 | the report |
 //!
-//! A handler that asks for the status has to print what went wrong itself:
+//! A handler that requests a status has to print what went wrong itself:
 //!
 //! ```
 //! use exitstack::{Exit, ExitStack};
@@ -41,6 +41,6 @@
 //!   forgets it, and so does a [`scope`](crate::scope) whose body failed. As the source of another error, or in an
 //!   `anyhow::Error`, it is a failure like any other.
 //! - `main` prints a `CloseError` by its `Debug`. For one readable line, print `{error:#}` and return an `ExitCode`.
-//! - Of several requests the last one counts, also against the status that `exit` was called with.
-//! - Handlers of a shared library do not decide the status of its host; and where no handlers run, none decides
-//!   anything.
+//! - Of several requests the last one counts, and replaces the status that `exit` was called with.
+//! - The handlers of a shared library do not decide the status of its host when it is unloaded. And where no handlers
+//!   run, none can decide anything.

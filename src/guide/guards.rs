@@ -42,9 +42,9 @@
 //! }
 //! ```
 //!
-//! What handlers of the program log is written too, because the guard's handler runs after theirs. `run` is what lets
-//! them log at all: when the process leaves through C's `atexit`, the thread-locals that `tracing` needs are gone, and
-//! a handler that logs panics. (The guard's own handler works there too.)
+//! What the program's other handlers log is written too, because the guard's handler runs after them. `run` is what
+//! lets them log at all: when the process leaves through C's `atexit`, the thread-locals that `tracing` needs are gone,
+//! and a handler that logs panics. (The guard's own handler works there too.)
 //!
 //! # When the guard is dropped
 //!
@@ -55,9 +55,9 @@
 //! | was registered for the other outcome (`on_success`, `on_failure`) | is dropped at the handler's turn |
 //! | never runs | is kept |
 //!
-//! So a guard is dropped once at most, and never while its handler may still run. A handler never runs where the stack
-//! is forgotten ([`std::mem::forget`]) or stands in a `static` that nobody closes, where the process ends on a way out
-//! that runs no handlers, and, for what its parent registered, in a forked child.
+//! So a guard is dropped once at most, and never while its handler may still run. A handler never runs if its stack is
+//! forgotten ([`std::mem::forget`]) or is in a `static` that nobody closes, if the process ends in a way that runs no
+//! handlers, or, in a forked child, if its parent registered it.
 //!
 //! # What it does not do
 //!

@@ -48,18 +48,19 @@
 //! # Ok::<(), io::Error>(())
 //! ```
 //!
-//! The `cfg` stands at one function, and the rest of the library does not know of it.
+//! Only one function needs a `cfg`, and the rest of the library is the same with and without the feature.
 //!
-//! [`register`](crate::register) and not [`process_stack().register`](crate::process_stack): a user who runs the
-//! library in an interpreter, such as a test or a plugin, gets the handlers there.
+//! Call [`register`](crate::register) rather than [`process_stack().register`](crate::process_stack): a user who runs
+//! the library in an interpreter, such as a test or a plugin, gets the handlers there.
 //!
 //! # What it does not do
 //!
 //! - A feature is on for every user of the library in a program as soon as one of them asks for it. It must only add
-//!   cleanup, and the library must work without.
+//!   cleanup, and the library must work without it.
 //! - The handler of a cache that is removed early stays registered. A library that makes many keeps the
 //!   [`HandlerId`](crate::HandlerId) and unregisters it.
-//! - Two incompatible versions of this crate in one program are two process stacks. Each keeps its own order, and there
-//!   is none between them. Keep the types of this crate out of your public items, and the version is yours to choose.
+//! - Two incompatible versions of this crate in one program have two process stacks. Each keeps its own order, but
+//!   there is no order between them. If you keep the types of this crate out of your public items, the version is yours
+//!   to choose.
 //! - The [report hook](crate::report), [`exit`](crate::exit) and [`run`](crate::run) are the program's to use, not the
 //!   library's.

@@ -38,7 +38,8 @@
 //! # Errors that are not `From<CloseError>`
 //!
 //! `io::Error` is not, and no other crate can make it so. [`try_scope`](crate::try_scope) asks nothing of the error
-//! type. It returns a [`ScopeError`](crate::ScopeError), which has the error of the work, that of the cleanup, or both:
+//! type. It returns a [`ScopeError`](crate::ScopeError), which holds the error of the work, that of the cleanup, or
+//! both:
 //!
 //! ```
 //! use std::path::Path;
@@ -65,7 +66,7 @@
 //! ```
 //!
 //! A `ScopeError<E>` is an error if `E` is one. `String`, `anyhow::Error` and `Box<dyn Error + Send + Sync>` are not:
-//! [`erased`](crate::ScopeError::erased) makes an error of those.
+//! [`erased`](crate::ScopeError::erased) turns those into an error.
 //!
 //! ```
 //! use exitstack::try_scope;
@@ -86,7 +87,7 @@
 //!
 //! - If the work and the cleanup of a `scope` both fail, the result is the error of the work, and the failures of the
 //!   cleanup go to the [report hook](crate::report). `try_scope` returns both.
-//! - [`Interpreter::scope`](crate::Interpreter::scope) has no such twin. Give it an error that is `From<CloseError>`,
-//!   such as a `Box<dyn Error>`, and convert the result.
+//! - [`Interpreter::scope`](crate::Interpreter::scope) has no such counterpart. Give it an error that is
+//!   `From<CloseError>`, such as a `Box<dyn Error>`, and convert the result.
 //! - A `CloseError` may hold no failure, only a [request to exit](crate::Exit). Look at its
-//!   [`exit_code`](crate::CloseError::exit_code) before it becomes an error among others.
+//!   [`exit_code`](crate::CloseError::exit_code) before you convert it into another error.

@@ -6,7 +6,7 @@
 #![doc = "```"]
 //!
 //! The hook is the last code that runs on the thread that panics, and thread-locals are alive there. It closes the
-//! process stack with the interpreters in it; then the process dies by SIGABRT, as it would have done without the hook.
+//! process stack and the interpreters nested in it; then the process dies by SIGABRT, as it would without the hook.
 //!
 //! A hook that ends with [`exitstack::exit(101)`](crate::exit) instead of the `close` changes that:
 //!
@@ -24,5 +24,6 @@
 //! - The panicking thread keeps its locks while the hook runs. A handler that needs one of them waits forever.
 //! - Nothing on the panicking thread is dropped, so an [`ExitStack`](crate::ExitStack) does not drain: only what is in
 //!   the process stack and in interpreters runs.
-//! - Other threads go on while the handlers run, and may register more. What comes after the close is not run.
+//! - Other threads keep running while the handlers run, and may register more. Those registered after the close do not
+//!   run.
 //! - `abort`, a stack overflow and a failed allocation call no hook.

@@ -48,8 +48,8 @@
 //!
 //! **Every shared library has its own copy of this crate**, with its own process stack, current interpreter and report
 //! hook. What the plugin registers is not in the host's interpreter, and it drains when the plugin is unloaded or when
-//! the process ends. That is too late for much: during `dlclose` the loader holds its lock, and a handler that starts a
-//! thread and waits for it waits forever. So a plugin exports a function that closes what it has opened, as in
+//! the process ends. That is too late for many things: during `dlclose` the loader holds its lock, and a handler that
+//! starts a thread and waits for it waits forever. So a plugin exports a function that closes what it has opened, as in
 //! [`c_callers`](super::c_callers), and the host calls it first.
 //!
 //! **Format errors before the library is unloaded, and drop them.** A failure refers to the library's code and texts:
@@ -58,14 +58,14 @@
 //!
 //! `finalize` drains the interpreter even if another handle to it is alive; a drop would not.
 //!
-//! If the process ends while the plugin is loaded, its interpreter drains at its place among the host's handlers, and
-//! the library's own process stack drains when the loader lets the library go.
+//! If the process ends while the plugin is loaded, its interpreter drains at its position among the host's handlers,
+//! and the library's own process stack drains when the loader is done with the library.
 //!
 //! # What it does not do
 //!
 //! - Threads that the plugin has started must have ended before it is unloaded. Its close function is where to join
 //!   them.
-//! - Some libraries stay loaded: on Linux, one that has thread-locals with destructors alive in a running thread. Their
-//!   handlers run when the process ends.
+//! - Some libraries stay loaded: on Linux, those whose thread-locals with destructors are alive in a running thread.
+//!   Their handlers run when the process ends.
 //! - Rust libraries that are linked to one `dylib` of this crate are an exception: they share its process stack and its
 //!   current interpreter.

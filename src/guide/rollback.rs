@@ -1,4 +1,5 @@
-//! For work in several steps that is done completely or not at all, even if the process exits in the middle of it.
+//! For work in several steps that has to be done completely or not at all, even if the process exits in the middle of
+//! it.
 //!
 #![doc = "```no_run"]
 #![doc = include_str!("../../examples/transaction.rs")]
@@ -7,8 +8,8 @@
 //! **Register the handler that undoes a step before the step.** If another thread exits between the two, a handler that
 //! comes too late is refused, and the step stays.
 //!
-//! **Such a handler also runs if the step was not made**, and must leave alone what was there before: where a step makes
-//! a directory, look whether there is one *before* you register its removal.
+//! **Such a handler also runs if the step was not taken**, and must leave alone what was there before: where a step
+//! creates a directory, check whether it exists *before* you register its removal.
 //!
 //! | | [`scope`](crate::scope) | [`Interpreter::scope`](crate::Interpreter::scope) |
 //! | --- | --- | --- |
@@ -29,5 +30,6 @@
 //! - **The body is not stopped**: if another thread exits, body and handlers run at the same time, and a step that is
 //!   taken after its handler has run stays. Where that matters, the handler waits for a lock that the step holds, as in
 //!   [`temporary_files`](super::temporary_files#the-gap-between-making-and-registering).
-//! - A transaction inside another one commits by itself. What the outer one has to be able to undo, register there.
+//! - A transaction inside another one commits by itself. Register with the outer one whatever that has to be able to
+//!   undo.
 //! - A commit that can fail belongs in the body, as its last step: a failure of an `on_success` handler undoes nothing.

@@ -61,7 +61,7 @@
 //! # What it does not do
 //!
 //! - With `'static`, handlers own what they use: they cannot borrow from the fields beside the stack, nor can a field
-//!   be what [`enter`](crate::ExitStack::enter) lends out. Share it through an `Rc` or an `Arc`.
+//!   hold what [`enter`](crate::ExitStack::enter) lends out. Share such a value through an `Rc` or an `Arc`.
 //! - **A server that is dropped without `stop` has failed**: `on_failure` handlers run, and `on_success` handlers do
 //!   not.
 //! - The type is not `Send`. With a [`SharedExitStack`](crate::SharedExitStack) it is, and its methods take `&self`.

@@ -12,7 +12,7 @@
 //!
 //! A guard that removes its file when it is dropped, such as `TempDir` of the crate `tempfile`, is not dropped by
 //! `std::process::exit`. Let a handler own it: `register(move || directory.close())`. If the stack refuses the handler,
-//! [the guard is dropped](super::guards) and removes its file there.
+//! [the guard is dropped](super::guards) and removes its file at that moment.
 //!
 //! # The gap between making and registering
 //!

@@ -90,11 +90,11 @@
 //!
 //! # What it does not do
 //!
-//! - Inside `pool.install(..)` of a shared pool no interpreter is current; and `pool.broadcast(..)` reaches each thread
-//!   once, but does not enter for what these do next.
+//! - Inside `pool.install(..)` of a shared pool no interpreter is current. `pool.broadcast(..)` reaches each thread
+//!   once, but an `enter` in it is over before the thread's next work begins.
 //! - A rayon thread that waits inside `enter` may run another job's closure while it waits, which then registers here.
 //!   Enter in the innermost closure, or use a pool for each job.
-//! - A handle that is carried keeps the interpreter open: it drains when its *last* handle is dropped, and so on the
+//! - A handle that is carried keeps the interpreter open: it drains when its *last* handle is dropped, and on the
 //!   thread that drops it. [`finalize`](crate::Interpreter::finalize) drains it no matter who else has a handle, and
 //!   what a thread registers after that is refused.
 //! - [`enter`](crate::Interpreter::enter) cannot be held across an `.await`.

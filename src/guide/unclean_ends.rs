@@ -45,8 +45,8 @@
 //! | instead of | on Linux | freed when |
 //! | --- | --- | --- |
 //! | a temporary file | a file opened with `O_TMPFILE`, or removed once it is open | its last descriptor is closed |
-//! | a file for memory to share | `memfd_create` | its last descriptor and mapping are gone |
-//! | a socket file | a socket with an abstract name, which every user of the network namespace may connect to | it is closed |
+//! | a file used as shared memory | `memfd_create` | its last descriptor and mapping are gone |
+//! | a socket file | a socket with an abstract name, to which every user of the network namespace may connect | it is closed |
 //! | a pid file, a lock file | a lock by `flock` on a file that may stay | all copies of the descriptor are closed, those in children too |
 //! | a list of children to kill | `PR_SET_PDEATHSIG` in the child; it is lost at a further `fork` | the *thread* that started the child ends |
 //! | the same, for all that they start | a PID namespace | its first process ends: the kernel kills the others |
