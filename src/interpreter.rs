@@ -70,8 +70,8 @@ use crate::tree::{Late, Node, Parent, Purpose, SharedExitStack, current, enter};
 /// | has one big lock, such as a GIL | an interpreter; **release the lock around `finalize` and `close`, and take it in each handler**: see [the example](crate::SharedExitStack#a-runtime-with-one-big-lock) |
 /// | has an `_exit` that is built on `std::process::exit` | [`detached`](Self::detached), and [`finalize`](Self::finalize) on every other way out |
 ///
-/// Of the examples in the repository, `embed` is a toy runtime of the second kind, and `runtime` one of the third, for a
-/// language that others have written.
+/// Of the examples in the repository, `embed` is a toy runtime of the second kind, and `runtime` is one of the third
+/// kind, for an existing language.
 #[doc(alias = "subinterpreter")]
 #[doc(alias = "atexit")]
 #[must_use = "dropping the last handle finalizes the interpreter: bind it to a name, which `let _ =` does not do"]

@@ -235,17 +235,17 @@ fn drain_watched(
 /// Ends the process on a thread that has gone on for one that was given up.
 fn finish(result: Result<(), CloseError>) -> ! {
     end::decide(request_of(result));
-    // A child that this thread has forked has given up nothing.
+    // In a child forked by this thread, nothing was given up.
     end_now(if shutdown::end_gave_up() { shutdown::status() } else { 0 })
 }
 
-/// Ends the process when its time is over, with a drain still waiting for something that is not a handler.
+/// Ends the process when its time is over while a drain still waits for something that is not a handler.
 fn force() -> ! {
     end_now(shutdown::status())
 }
 
-/// Ends the process without C, which cannot be called: a handler that was given up may still be running in it. `status` is
-/// for the case that neither a handler nor a signal decides it.
+/// Ends the process without C's `exit`: a handler that was given up may still be running inside it. `status` counts if
+/// neither a handler nor a signal decides.
 fn end_now(status: i32) -> ! {
     static ENDS_IN: AtomicUsize = AtomicUsize::new(0);
 

@@ -1,4 +1,4 @@
-//! A drain that runs: whose it is, and what it has gathered. The tables are in [`tree`](super).
+//! A drain that runs: who owns it, and what has failed in it. The tables are in [`tree`](super).
 
 use std::mem;
 

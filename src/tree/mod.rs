@@ -299,7 +299,7 @@ impl SharedExitStack {
         }
     }
 
-    /// Whether it drains with the root: it is neither a value nor detached.
+    /// Returns whether the stack drains with the root: it is neither a value nor detached.
     fn is_in_the_tree(&self) -> bool {
         match &self.place {
             Place::Value => false,
@@ -308,7 +308,7 @@ impl SharedExitStack {
         }
     }
 
-    /// The interpreter that it belongs to.
+    /// Returns the interpreter that the stack belongs to, if there is one.
     fn node(&self) -> Option<Arc<Node>> {
         match &self.place {
             Place::Value | Place::Root(_) => None,

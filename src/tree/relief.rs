@@ -240,7 +240,7 @@ impl Watch {
             }
             break;
         }
-        // A drain of which that thread goes on with a part is not among them.
+        // A watch that still has a frame of that thread is still driven by it.
         given_up.others.retain(|(watch, _)| {
             let frames = FRAMES.lock();
             !frames.iter().any(|frame| frame.thread == blocking.thread && frame.is_of(watch))
@@ -260,7 +260,7 @@ struct GivenUp {
     key: ThreadKey,
     /// Other watches that the thread drove, each with its outermost drain.
     others: Vec<(Arc<Watch>, Left)>,
-    /// What the stacks note that the handlers are from.
+    /// Entries with which the handlers' stacks note that these were given up.
     links: Vec<Link<OutOfTurn>>,
 }
 
@@ -270,7 +270,7 @@ impl GivenUp {
         Self { left, waiting, key: ThreadKey::fresh(), others, links }
     }
 
-    /// Whether so many frames can be added without allocating.
+    /// Returns whether this many frames can be added without allocating.
     fn has_room(&self, count: usize) -> bool {
         count <= self.left.capacity() && count <= self.links.len()
     }
@@ -289,14 +289,15 @@ impl GivenUp {
             self.waiting.extend(state.note_given_up(frame.teardown, frame.thread, &mut self.links));
         }
         let Some(purpose) = frame.purpose else { return };
-        // What another thread waits for has one key, and what is resumed one by one has one each.
+        // Drains that another thread waits for share one key; drains that are resumed one by one have one each.
         let key = if is_driver && !self.left.is_empty() { ThreadKey::fresh() } else { self.key };
         let left = || Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key };
         self.left.push(left());
         if let Some(other) = frame.watch.as_ref().filter(|other| !Arc::ptr_eq(other, watch)) {
-            // The outermost is what it goes on with.
+            // The other watch goes on with its outermost drain. Frames come newest first, so this one is further out.
             match self.others.iter_mut().find(|(known, _)| Arc::ptr_eq(known, other)) {
                 Some((_, outermost)) => *outermost = left(),
+                // The innermost frame of that watch.
                 None => self.others.push((Arc::clone(other), left())),
             }
         }
@@ -349,8 +350,8 @@ impl OutOfTurn {
 }
 
 impl State {
-    /// A handler of this stack was given up: it is nested in it from now on, by one of the `links`.
-    /// Returns who waits for it, if it ran out of turn and so is nested already.
+    /// Notes that a handler of this stack was given up, and counts as nested in it from now on, by one of the `links`.
+    /// Returns the threads that wait for it, if it ran out of turn and so was nested already.
     fn note_given_up(
         &mut self,
         teardown: usize,

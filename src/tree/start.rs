@@ -115,8 +115,8 @@ impl SharedExitStack {
         })
     }
 
-    /// Whether this thread is in a handler that was given up: it runs no further handlers of the tree. What is in no tree
-    /// it still runs, because no other thread would.
+    /// Returns whether this thread is in a handler that was given up, and so runs no further handler of the tree. It
+    /// still runs those of a stack in no tree, because no other thread would.
     #[cold]
     fn is_refused_here(&self) -> bool {
         is_given_up_here() && self.is_in_the_tree()

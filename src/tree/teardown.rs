@@ -236,7 +236,7 @@ impl<'s> Teardown<'s> {
         self.result = finished.result.all;
     }
 
-    /// Leaves an interpreter of which this thread has drained what it can, and merges the result into the drain around
+    /// Leaves an interpreter that this thread has drained as far as it can, and merges the result into the drain around
     /// it.
     #[cold]
     fn ascend(&mut self, node: &Arc<Node>, finished: Finished) {

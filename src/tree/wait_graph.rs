@@ -235,7 +235,7 @@ pub(super) fn wait(owner: ThreadKey, teardown: usize, slot: &Slot, who: Who) -> 
         // The drain may have finished since it was looked up, and its owner may now be waiting for this thread: that is
         // not a cycle.
         if !latch.is_set() {
-            // Nobody would ever set the slot.
+            // Nothing would ever set the slot.
             if graph.left.iter().any(|left| *left == owner) {
                 return Waited::OwnerLeft(owner);
             }
