@@ -201,7 +201,10 @@ fn flush_stdout() {
         Ok(flushing) if is_locked.recv_timeout(LOCKED).is_ok() => _ = flushing.join(),
         // Another thread keeps the lock, perhaps forever.
         Ok(_) => {}
-        Err(_) => _ = io::stdout().flush(), // without threads, nobody else has the lock
+        // Where there are no threads, no other one has the lock.
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => _ = io::stdout().flush(),
+        // No thread can be started just now, and another one may have the lock.
+        Err(_) => {}
     }
 }
 

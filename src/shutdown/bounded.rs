@@ -13,7 +13,7 @@ use crate::sync::Lock;
 use crate::tree::{Lean, Node, Purpose, Run, Spot, Tell, ThreadKey, Watch};
 
 /// Begins to watch a drain.
-fn begin(root: &Spot, limits: Limits, began: Instant, ends_process: bool, observer: Option<&Observer>) -> Arc<Watch> {
+fn begin(root: Spot, limits: Limits, began: Instant, ends_process: bool, observer: Option<&Observer>) -> Arc<Watch> {
     let ends = limits.total.and_then(|total| began.checked_add(total));
     let of = root.clone();
     let due = move |run: &Run, since| match limits.expiry {
@@ -24,7 +24,7 @@ fn begin(root: &Spot, limits: Limits, began: Instant, ends_process: bool, observ
         .cloned()
         .map(|observer| -> Tell { Box::new(move |record| observer.tell(Told::Ended(record.clone()))) });
     let stops = if limits.expiry == Expiry::Wait { None } else { ends };
-    Watch::begin(began, stops, ends_process, Box::new(due), told)
+    Watch::begin(root, began, stops, ends_process, Box::new(due), told)
 }
 
 fn tell(observer: Option<&Observer>, told: impl FnOnce() -> Told) {
@@ -37,7 +37,6 @@ fn tell(observer: Option<&Observer>, told: impl FnOnce() -> Told) {
 #[derive(Clone)]
 pub(crate) struct Watching {
     watch: Arc<Watch>,
-    root: Spot,
     observer: Option<Observer>,
 }
 
@@ -55,26 +54,18 @@ pub(crate) fn watch_end(
     if keeper.is_none() && observer.is_none() {
         return None;
     }
-    let watch = begin(&root, limits, began, true, observer.as_ref());
+    let watch = begin(root, limits, began, true, observer.as_ref());
     tell(observer.as_ref(), || Told::Began(reason));
-    let watching = Watching { watch, root, observer };
+    let watching = Watching { watch, observer };
     if let Some(keeper) = keeper {
-        let Watching { watch, root, observer } = watching.clone();
+        let Watching { watch, observer } = watching.clone();
         let ended = watching.clone();
         let finish = Arc::new(move |result| {
             ended.end(&result);
             finish(result);
         });
-        let _ = keeper.send(Job {
-            began,
-            watch,
-            root,
-            limits,
-            observer,
-            finish,
-            relieved: Arc::new(|| ()),
-            force: Some(force),
-        });
+        let _ =
+            keeper.send(Job { began, watch, limits, observer, finish, relieved: Arc::new(|| ()), force: Some(force) });
     }
     Some(watching)
 }
@@ -92,7 +83,7 @@ impl Watching {
         }
         self.watch.end();
         if let Some(observer) = &self.observer {
-            observer.tell(Told::Closed(Closed::new(&self.watch, &self.root, Some(result.clone()))));
+            observer.tell(Told::Closed(Closed::new(&self.watch, Some(result.clone()))));
             observer.settle();
         }
     }
@@ -101,15 +92,15 @@ impl Watching {
 /// Finalizes an interpreter on a thread of its own, and returns when its time is over, if not before.
 pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
     let (root, observer, began) = (Spot::Node(Arc::clone(node)), setup().observer, Instant::now());
-    let watch = begin(&root, limits, began, false, observer.as_ref());
+    let watch = begin(root, limits, began, false, observer.as_ref());
     if node.stack.is_drained_here() {
-        return Closed::new(&watch, &root, Some(Ok(()))); // the drain goes on further up the call stack
+        return Closed::new(&watch, Some(Ok(()))); // the drain goes on further up the call stack
     }
     tell(observer.as_ref(), || Told::Began(Reason::Finalize));
     let lean = Arc::new(Lean::new(ThreadKey::current()));
     let result = Arc::new(Lock::new(None));
     let job = {
-        let (watch, root, observer) = (Arc::clone(&watch), root.clone(), observer.clone());
+        let (watch, observer) = (Arc::clone(&watch), observer.clone());
         let (ended, kept, leaning) = (Arc::clone(&watch), Arc::clone(&result), Arc::downgrade(&lean));
         let finish = Arc::new(move |result| {
             let before = kept.lock().replace(result);
@@ -117,11 +108,11 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
             ended.end();
         });
         let relieved = Arc::new(move || leaning.upgrade().into_iter().for_each(|lean| lean.on(ThreadKey::current())));
-        Job { began, watch, root, limits, observer, finish, relieved, force: None }
+        Job { began, watch, limits, observer, finish, relieved, force: None }
     };
     drain_elsewhere(job, Arc::clone(node), &lean);
     let result = result.lock().clone();
-    let closed = Closed::new(&watch, &root, result);
+    let closed = Closed::new(&watch, result);
     tell(observer.as_ref(), || Told::Closed(closed.clone()));
     closed
 }
@@ -175,7 +166,7 @@ pub struct Modelled(Arc<Watch>, Arc<Node>);
 impl Modelled {
     pub(crate) fn new(node: &Arc<Node>) -> Self {
         let root = Spot::Node(Arc::clone(node));
-        Self(begin(&root, Limits::new(), Instant::now(), false, None), Arc::clone(node))
+        Self(begin(root, Limits::new(), Instant::now(), false, None), Arc::clone(node))
     }
 
     /// Drains on this thread; returns whether that was not given up.

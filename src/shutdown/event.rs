@@ -86,7 +86,7 @@ pub struct Closed {
 }
 
 impl Closed {
-    pub(super) fn new(watch: &Arc<Watch>, root: &Spot, result: Option<Result<(), CloseError>>) -> Self {
+    pub(super) fn new(watch: &Arc<Watch>, result: Option<Result<(), CloseError>>) -> Self {
         let records = watch.records();
         let result = result.unwrap_or_else(|| {
             let mut failures = Failures::default();
@@ -101,7 +101,7 @@ impl Closed {
             }
             failures.into_result()
         });
-        Self { records, result, root: root.clone() }
+        Self { records, result, root: watch.root.clone() }
     }
 
     /// Returns what became of each handler, in the order in which they ended; those that are still running last.

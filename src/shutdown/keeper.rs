@@ -14,7 +14,7 @@ use super::observer::{Observer, Told};
 use crate::error::{CloseError, OneLine};
 use crate::raw;
 use crate::sync::{PerProcess, global};
-use crate::tree::{Blocking, Running, Spot, Watch};
+use crate::tree::{Blocking, Running, Watch};
 
 /// How often the keeper checks whether a drain now waits for something else.
 const TICK: Duration = Duration::from_millis(10);
@@ -51,7 +51,6 @@ pub(super) type Finish = Arc<dyn Fn(Result<(), CloseError>) + Send + Sync>;
 pub(super) struct Job {
     pub(super) began: Instant,
     pub(super) watch: Arc<Watch>,
-    pub(super) root: Spot,
     pub(super) limits: Limits,
     pub(super) observer: Option<Observer>,
     pub(super) finish: Finish,
@@ -138,13 +137,12 @@ impl Job {
             self.relieve(spare);
         }
         let Some(blocking) = self.watch.blocking() else { return Look::At(next) };
-        let waiting = self.root.stack().count_all();
         if let Some(after) = self.limits.warn_after {
             let at = blocking.since + after;
             if now < at {
                 next = next.min(at);
             } else if !blocking.run.is_slow.swap(true, Ordering::Relaxed) {
-                self.tell_slow(&blocking.run.running(waiting));
+                self.tell_slow(&blocking.run.running(self.watch.root.stack().count_all()));
             }
         }
         if self.force.is_some() && answer_hurry() {

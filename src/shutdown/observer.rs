@@ -1,6 +1,7 @@
 //! The observer, and the thread that it runs on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,22 +36,28 @@ impl Seen {
         self.1.notify_all();
     }
 
-    fn wait(&self) {
+    /// Waits until it is set, or patience is over. Returns whether it is set.
+    fn wait(&self) -> bool {
         let until = Instant::now() + PATIENCE;
         let mut seen = self.0.lock();
         while !*seen {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return;
+                return false;
             }
             seen = self.1.wait_timeout(seen, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+        true
     }
 }
 
 /// The channel to the thread of the observer.
 #[derive(Clone)]
-pub(super) struct Observer(Sender<Told>);
+pub(super) struct Observer {
+    sender: Sender<Told>,
+    /// Whether it was waited for in vain: the end of the process has patience once.
+    hangs: Arc<AtomicBool>,
+}
 
 impl Observer {
     /// Starts the thread that the observer runs on.
@@ -73,18 +80,21 @@ impl Observer {
                 let _ = catch_unwind(AssertUnwindSafe(|| observer(&event))).map_err(discard);
             }
         })?;
-        Ok(Self(sender))
+        Ok(Self { sender, hangs: Arc::default() })
     }
 
     /// Sends something to the observer, without waiting.
     pub(super) fn tell(&self, told: Told) {
-        let _ = self.0.send(told);
+        let _ = self.sender.send(told);
     }
 
     /// Waits until the observer has seen everything sent, if that does not take long.
     pub(super) fn settle(&self) {
+        if self.hangs.load(Ordering::Relaxed) {
+            return;
+        }
         let seen = Arc::<Seen>::default();
         self.tell(Told::Seen(Arc::clone(&seen)));
-        seen.wait();
+        self.hangs.store(!seen.wait(), Ordering::Relaxed);
     }
 }

@@ -47,24 +47,29 @@ impl Frame {
     }
 }
 
-/// Returns the handlers that are running in the frames for which `pick` returns true, the last begun first.
-pub(super) fn runs(pick: impl Fn(&Frame) -> bool) -> Vec<Arc<Run>> {
+/// Returns the handlers that are running in the frames for which `pick` returns true, the first begun first, each with
+/// the stack that its drain began with.
+fn runs(pick: impl Fn(&Frame) -> bool) -> Vec<(Arc<Run>, Spot)> {
     let mut found = Vec::new();
     loop {
         let frames = FRAMES.lock();
         if frames.len() <= found.capacity() {
-            found.extend(frames.iter().filter(|frame| pick(frame)).filter_map(|frame| frame.run.clone()));
-            return found;
+            let root = |frame: &Frame| frame.watch.as_ref().map_or(&frame.root, |watch| &watch.root).clone();
+            let picked = frames.iter().filter(|frame| pick(frame));
+            found.extend(picked.filter_map(|frame| frame.run.clone().zip(Some(root(frame)))));
+            break;
         }
         let count = frames.len();
         drop(frames);
         found.reserve(count);
     }
+    found.reverse();
+    found
 }
 
 /// Returns every handler that is running in a drain of the tree, including those that were given up.
 pub(crate) fn running() -> Vec<Running> {
-    runs(|_| true).iter().rev().map(|run| run.running(run.top.stack().count_all())).collect()
+    runs(|_| true).iter().map(|(run, root)| run.running(root.stack().count_all())).collect()
 }
 
 /// Returns the handler that this thread is in.
@@ -142,8 +147,6 @@ impl Watch {
             let progress = self.progress.lock();
             let count = progress.records.len();
             if count <= records.capacity() {
-                // The texts of a record are cloned, and so allocated, under this lock. No other lock is held, and an
-                // allocator that drains a watched stack is not supported.
                 records.extend(progress.records.iter().cloned());
                 break;
             }
@@ -151,7 +154,7 @@ impl Watch {
             records.reserve(count);
         }
         records.reverse();
-        records.extend(runs(|frame| frame.is_of(self)).iter().rev().map(|run| run.record(Fate::Running)));
+        records.extend(runs(|frame| frame.is_of(self)).iter().map(|(run, _)| run.record(Fate::Running)));
         records
     }
 }

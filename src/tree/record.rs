@@ -1,6 +1,7 @@
 //! What is known about the handlers of a watched drain: plain values.
 
 use std::panic::Location;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{HandlerError, HandlerErrorKind, Site};
@@ -103,10 +104,6 @@ impl Running {
 
     /// Returns the number of handlers that are still pending.
     ///
-    /// In a list from [`running`](crate::shutdown::running), these are the handlers of the stack that the handler is
-    /// from, and of what is nested in it. In an [`Event`](crate::shutdown::Event), they are those of the stack that the
-    /// drain began with.
-    ///
     /// ```
     /// use exitstack::shutdown::{Limits, running};
     /// use exitstack::{Handler, Interpreter};
@@ -136,15 +133,15 @@ impl Running {
 #[derive(Clone, Debug)]
 pub struct Record {
     pub(crate) site: Site,
-    pub(crate) path: Option<String>,
-    pub(crate) thread: Option<String>,
+    pub(crate) path: Option<Arc<str>>,
+    pub(crate) thread: Option<Arc<str>>,
     pub(crate) took: Duration,
     pub(crate) fate: Fate,
 }
 
 impl Record {
     pub(crate) fn error(&self, kind: HandlerErrorKind) -> HandlerError {
-        HandlerError::new(self.path.clone(), self.site.clone(), kind)
+        HandlerError::new(self.path().map(str::to_owned), self.site.clone(), kind)
     }
 
     /// Returns the handler's name, if it was given one with [`Handler::named`](crate::Handler::named).

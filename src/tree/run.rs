@@ -88,9 +88,10 @@ impl Run {
     }
 
     pub(super) fn record(&self, fate: Fate) -> Record {
-        let Self { site, thread, since, .. } = self;
+        let Self { site, since, .. } = self;
+        let (path, thread) = (self.path().map(Arc::from), self.thread.as_deref().map(Arc::from));
         let took = if matches!(fate, Fate::NotRun) { Duration::ZERO } else { since.elapsed() };
-        Record { site: site.clone(), path: self.path(), thread: thread.clone(), took, fate }
+        Record { site: site.clone(), path, thread, took, fate }
     }
 
     pub(super) fn error(&self, kind: HandlerErrorKind) -> HandlerError {

@@ -45,6 +45,7 @@ pub(crate) type Tell = Box<dyn Fn(&Record) + Send + Sync>;
 pub(crate) struct Watch {
     /// The epoch of the process that it belongs to.
     pub(super) epoch: usize,
+    pub(crate) root: Spot,
     /// Whether the process ends with it.
     pub(super) ends_process: bool,
     /// When its time is over; no further handler begins after that.
@@ -100,6 +101,7 @@ impl Watch {
     /// Begins to watch a drain that this thread is about to run. `told` receives the record of each handler that has
     /// ended.
     pub(crate) fn begin(
+        root: Spot,
         began: Instant,
         ends: Option<Instant>,
         ends_process: bool,
@@ -117,7 +119,7 @@ impl Watch {
             left: Vec::new(),
         };
         let (progress, changed) = (Lock::new(progress), Condvar::new());
-        Arc::new(Self { epoch: raw::epoch(), ends_process, ends, due, told, progress, changed })
+        Arc::new(Self { epoch: raw::epoch(), root, ends_process, ends, due, told, progress, changed })
     }
 
     /// Runs `drain` as the drain that is watched.

@@ -400,7 +400,9 @@ fn a_finalize_that_hangs_elsewhere_is_given_up() {
 #[test]
 fn what_runs_is_listed_with_its_path_and_thread() {
     let outer = Interpreter::new("bounded-listed");
+    outer.stack().register(Handler::new(|| ()).named("waits"));
     let inner = outer.subinterpreter("inner");
+    inner.stack().register(Handler::new(|| ()).named("waits, too"));
     let (handler, held) = held("listed", || ());
     inner.stack().register(handler);
     inner.stack().register(Handler::new(|| ()).named("before"));
@@ -419,13 +421,13 @@ fn what_runs_is_listed_with_its_path_and_thread() {
     held.until_it_runs();
     let all = list();
     let [running] = &all[..] else { panic!("{all:?}") };
-    assert_eq!(running.name(), Some("listed"));
+    assert_eq!((running.name(), running.waiting()), (Some("listed"), 2));
     assert!(running.location().file().ends_with("bounded.rs"));
     assert!(running.since() >= before && running.since() <= Instant::now());
     assert!(running.thread().is_none_or(|thread| thread == "exitstack-drain"), "{running:?}");
     held.release();
     let closed = finalizes.expect("a thread").join().expect("no panic");
-    assert_eq!(closed.records().len(), 4);
+    assert_eq!(closed.records().len(), 6);
     assert!(list().is_empty());
 }
 
