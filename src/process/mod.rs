@@ -199,12 +199,10 @@ fn flush_stdout() {
     match flushing {
         // Wait for a thread that has the lock, so that a slow reader gets everything.
         Ok(flushing) if is_locked.recv_timeout(LOCKED).is_ok() => _ = flushing.join(),
-        // Another thread keeps the lock, perhaps forever.
-        Ok(_) => {}
         // Where there are no threads, no other one has the lock.
         Err(error) if error.kind() == io::ErrorKind::Unsupported => _ = io::stdout().flush(),
-        // No thread can be started just now, and another one may have the lock.
-        Err(_) => {}
+        // Another thread keeps the lock, perhaps forever; or it may, and no thread can be started to find out.
+        Ok(_) | Err(_) => {}
     }
 }
 
