@@ -6,7 +6,8 @@ use std::iter;
 
 use exitstack::{CloseError, Exit, ExitStack, Handler, HandlerErrorKind, SharedExitStack};
 
-use crate::support::{quiet_panic, reported};
+use crate::panicking::quiet_panic;
+use crate::support::reported;
 
 #[test]
 fn the_last_exit_status_wins_and_is_no_failure() {

@@ -5,7 +5,8 @@ use std::mem::ManuallyDrop;
 use exitstack::{ExitStack, Handler, Interpreter, Outcome, SharedExitStack};
 
 use crate::log;
-use crate::support::{quiet_panic, reported};
+use crate::panicking::quiet_panic;
+use crate::support::reported;
 
 type Log = log::Log<&'static str>;
 

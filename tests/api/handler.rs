@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use exitstack::{ExitStack, Handler, HandlerErrorKind, HandlerId, SharedExitStack};
 
-use crate::support::{Counter, panic_of, quiet_panic};
+use crate::panicking::{panic_of, quiet_panic};
+use crate::support::Counter;
 
 #[test]
 fn a_handler_returns_nothing_a_result_or_never() {

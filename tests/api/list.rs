@@ -80,7 +80,7 @@ fn remove_if_that_panics_removes_nothing() {
         list.push((n, counter.bomb()));
     }
     let remove = || drop(list.remove_if(|(n, _)| if *n == 7 { panic!("foreign") } else { true }));
-    assert_eq!(crate::support::panic_of(remove), "foreign");
+    assert_eq!(crate::panicking::panic_of(remove), "foreign");
     assert_eq!((list.len(), counter.dropped()), (9, 0));
     assert!(list.remove_if(|_| true).into_iter().map(|(n, _)| n).eq(0..9));
 }
@@ -140,7 +140,7 @@ fn a_list_drops_all_though_a_drop_panics() {
     for n in 0..9 {
         list.push(if n == 3 { counter.bomb_that_panics() } else { counter.bomb() });
     }
-    assert_eq!(crate::support::panic_of(|| drop(list)), "dropped");
+    assert_eq!(crate::panicking::panic_of(|| drop(list)), "dropped");
     assert_eq!(counter.dropped(), 9);
 }
 

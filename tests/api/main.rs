@@ -2,6 +2,8 @@
 #![allow(missing_docs, reason = "tests")]
 #![allow(unreachable_pub, reason = "`model` is shared with the fuzz targets")]
 
+#[path = "../support/compiler.rs"]
+mod compiler;
 mod corpus;
 #[path = "../compat/cpython.rs"]
 mod cpython;
@@ -14,9 +16,13 @@ mod log;
 #[path = "../model/mod.rs"]
 mod model;
 mod outcomes;
+#[path = "../support/panicking.rs"]
+mod panicking;
 mod positions;
 mod properties;
 mod report;
+#[path = "../support/rude.rs"]
+mod rude;
 mod scope;
 mod shared;
 mod stack;

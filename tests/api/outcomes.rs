@@ -18,7 +18,8 @@ use exitstack::{
 };
 
 use crate::log;
-use crate::support::{Counter, panic_of, quiet_panic, reported};
+use crate::panicking::{panic_of, quiet_panic};
+use crate::support::{Counter, reported};
 
 type Log = log::Log<&'static str>;
 

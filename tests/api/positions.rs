@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use exitstack::{CloseError, ExitStack, Interpreter, SharedExitStack};
 
-use crate::support::{Counter, panic_of, quiet_panic, reported};
+use crate::panicking::{panic_of, quiet_panic};
+use crate::support::{Counter, reported};
 
 const MOST: usize = 6;
 

@@ -11,8 +11,9 @@ use exitstack::{ExitStack, Handler, HandlerError, HandlerErrorKind, Interpreter}
 use proptest::prelude::*;
 
 use crate::model;
+use crate::panicking::{panic_with_nothing, quiet_panic};
 use crate::stderr::Capture;
-use crate::support::{alone, collect_reports, panic_with_nothing, quiet_panic};
+use crate::support::{alone, collect_reports};
 
 fn fail() {
     ExitStack::new().register(|| Err("no"));

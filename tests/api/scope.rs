@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use exitstack::{CloseError, Exit, ExitStack, scope};
 
-use crate::support::{panic_of, quiet_panic, reported};
+use crate::panicking::{panic_of, quiet_panic};
+use crate::support::reported;
 
 type Log = Rc<RefCell<Vec<&'static str>>>;
 

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex};
 use exitstack::{Exit, Handler, HandlerErrorKind, Interpreter, Outcome, SharedExitStack};
 
 use crate::log;
+use crate::panicking::{panic_of, panic_with_nothing, quiet_panic};
+use crate::rude::Rude;
 use crate::stderr::Capture;
-use crate::support::{Counter, alone, collect_reports, panic_of, panic_with_nothing, quiet_panic, reported, routed};
+use crate::support::{Counter, alone, collect_reports, reported, routed};
 
 type Shared = Arc<SharedExitStack>;
 type Log = log::Log<i32>;
@@ -446,19 +448,6 @@ fn a_single_refusal_has_no_count_after_it() {
 
 #[test]
 fn a_failing_errors_own_drop_may_panic() {
-    #[derive(Debug)]
-    struct Rude;
-    impl std::fmt::Display for Rude {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("rude")
-        }
-    }
-    impl std::error::Error for Rude {}
-    impl Drop for Rude {
-        fn drop(&mut self) {
-            panic_with_nothing();
-        }
-    }
     let log = Log::default();
     let reports = reported(|| {
         let stack = SharedExitStack::new();

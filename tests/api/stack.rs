@@ -6,7 +6,9 @@ use std::rc::Rc;
 
 use exitstack::{Exit, ExitStack, Handler, HandlerErrorKind, Outcome};
 
-use crate::support::{Counter, panic_of, panic_with_nothing, quiet_panic, reported};
+use crate::panicking::{panic_of, panic_with_nothing, quiet_panic};
+use crate::rude::Rude;
+use crate::support::{Counter, reported};
 
 #[test]
 fn handlers_run_last_in_first_out() {
@@ -198,19 +200,6 @@ fn a_closed_stack_is_empty_and_usable_again() {
 
 #[test]
 fn a_failing_errors_own_drop_may_panic() {
-    #[derive(Debug)]
-    struct Rude;
-    impl std::fmt::Display for Rude {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("rude")
-        }
-    }
-    impl std::error::Error for Rude {}
-    impl Drop for Rude {
-        fn drop(&mut self) {
-            panic_with_nothing(); // what a drop's panic carries is leaked
-        }
-    }
     let ran = Cell::new(0);
     let reports = reported(|| {
         let stack = ExitStack::new();

@@ -1,6 +1,6 @@
 //! What the tests share: counters, and the report hook, of which the process has only one.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -104,23 +104,4 @@ impl Drop for Bomb {
             resume_unwind(Box::new("dropped"));
         }
     }
-}
-
-/// The message of the panic that `action` must end with.
-pub fn panic_of<R>(action: impl FnOnce() -> R) -> String {
-    let Err(payload) = catch_unwind(AssertUnwindSafe(action)) else { panic!("no panic") };
-    match payload.downcast::<&str>() {
-        Ok(text) => (*text).to_owned(),
-        Err(payload) => *payload.downcast::<String>().expect("a panic with a text"),
-    }
-}
-
-/// A panic in the drop of a panic's payload, or of an error that nobody gets. What it carried would be leaked.
-pub fn panic_with_nothing() -> ! {
-    resume_unwind(Box::new(()))
-}
-
-/// A panic without the panic hook's noise.
-pub fn quiet_panic(message: &'static str) -> ! {
-    resume_unwind(Box::new(message))
 }

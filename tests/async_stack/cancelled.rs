@@ -5,7 +5,8 @@ use pollster::block_on;
 
 use crate::Log;
 use crate::log;
-use crate::support::{Yields, failures, finished, panic_of, polled, quiet_panic, reported, texts};
+use crate::panicking::{panic_of, quiet_panic};
+use crate::support::{Yields, closed_midway, failures, finished, polled, reported, texts};
 
 /// Handlers of all kinds, each of which logs when it begins and when it ends.
 fn filled(log: &log::Log<String>) -> AsyncExitStack<'static> {
@@ -160,13 +161,7 @@ fn a_drop_midway_is_a_failure_for_the_rest() {
 #[test]
 fn what_comes_in_between_runs_next() {
     let log = Log::default();
-    let mut stack = AsyncExitStack::new();
-    stack.register_async(async || log.push("below"));
-    stack.register_async(async || {
-        Yields(1).await;
-        log.push("in flight");
-    });
-    assert!(polled(&mut stack, Outcome::Success, 1).is_pending());
+    let mut stack = closed_midway(&log);
     stack.register_async(async || log.push("registered in between"));
     block_on(stack.close()).unwrap();
     drop(stack);

@@ -7,7 +7,8 @@ use exitstack::{AsyncExitStack, Exit, Handler, HandlerErrorKind, Outcome};
 use pollster::block_on;
 
 use crate::Log;
-use crate::support::{Yields, failures, finished, polled, quiet_panic};
+use crate::panicking::quiet_panic;
+use crate::support::{Yields, failures, finished, polled};
 
 #[test]
 fn handlers_run_newest_first_async_or_not() {

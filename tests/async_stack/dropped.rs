@@ -6,7 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use exitstack::{AsyncExitStack, Handler, HandlerErrorKind, Outcome};
 
 use crate::Log;
-use crate::support::{Yields, panic_with_nothing, polled, quiet_panic, reported, texts};
+use crate::panicking::{panic_with_nothing, quiet_panic};
+use crate::support::{Yields, polled, reported, texts};
 
 #[test]
 fn sync_handlers_run_and_async_ones_are_reported() {

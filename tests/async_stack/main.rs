@@ -5,12 +5,16 @@
 #[path = "../compat/async_stacks.rs"]
 mod async_stacks;
 mod cancelled;
+#[path = "../support/compiler.rs"]
+mod compiler;
 mod draining;
 mod dropped;
 mod lending;
 #[path = "../support/log.rs"]
 mod log;
 mod model;
+#[path = "../support/panicking.rs"]
+mod panicking;
 mod panics;
 mod runtimes;
 mod scope;

@@ -9,7 +9,8 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use crate::log;
-use crate::support::{Yields, failures, polled, quiet_panic, reported, texts};
+use crate::panicking::quiet_panic;
+use crate::support::{Yields, failures, polled, reported, texts};
 
 #[derive(Clone, Copy, Debug)]
 enum End {

@@ -6,7 +6,8 @@ use std::task::{Context, Poll};
 use exitstack::{AsyncExitStack, Handler};
 
 use crate::Log;
-use crate::support::{Yields, failures, finished, panic_with_nothing, quiet_panic};
+use crate::panicking::{panic_with_nothing, quiet_panic};
+use crate::support::{Yields, failures, finished};
 
 /// Panics when it is dropped.
 struct Bomb;

@@ -9,7 +9,8 @@ use exitstack::{AsyncScope, CloseError, Exit, Handler, HandlerErrorKind, scope_a
 use pollster::block_on;
 
 use crate::Log;
-use crate::support::{Yields, failures, finished, idle, panic_of, quiet_panic, reported, texts};
+use crate::panicking::{panic_of, quiet_panic};
+use crate::support::{Yields, failures, finished, idle, reported, texts};
 
 type Failure = Box<dyn Error + Send + Sync>;
 

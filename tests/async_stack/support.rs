@@ -1,12 +1,13 @@
 //! What the tests share: futures that are pending for a while, polls by hand, and what is reported.
 
 use std::cell::RefCell;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Once;
 use std::task::{Context, Poll, Waker};
 
 use exitstack::{AsyncExitStack, CloseError, HandlerError, Outcome};
+
+use crate::Log;
 
 /// A future that is pending for this many polls, and asks to be polled again in each.
 pub struct Yields(pub usize);
@@ -79,18 +80,14 @@ pub fn failures(result: &Result<(), CloseError>) -> Vec<String> {
     texts(result.as_ref().err().into_iter().flatten())
 }
 
-/// A panic without the panic hook's noise.
-pub fn quiet_panic(message: &'static str) -> ! {
-    resume_unwind(Box::new(message))
-}
-
-/// A panic in a drop, whose payload is leaked where it is the second one; so it carries nothing.
-pub fn panic_with_nothing() -> ! {
-    resume_unwind(Box::new(()))
-}
-
-/// The message of the panic that `action` must end with.
-pub fn panic_of<R>(action: impl FnOnce() -> R) -> &'static str {
-    let Err(payload) = catch_unwind(AssertUnwindSafe(action)) else { panic!("no panic") };
-    *payload.downcast().expect("a panic with a text")
+/// A stack whose `close()` was dropped while its newer handler was pending.
+pub fn closed_midway(log: &Log) -> AsyncExitStack<'_> {
+    let mut stack = AsyncExitStack::new();
+    stack.register_async(async || log.push("below"));
+    stack.register_async(async || {
+        Yields(1).await;
+        log.push("in flight");
+    });
+    assert!(polled(&mut stack, Outcome::Success, 1).is_pending());
+    stack
 }

@@ -16,7 +16,7 @@ use exitstack::{AsyncExitStack, AsyncScope, Handler, Outcome, scope_async};
 use pollster::block_on;
 
 use crate::Log;
-use crate::support::{Yields, failures, finished, polled, reported, texts};
+use crate::support::{Yields, closed_midway, failures, finished, polled, reported, texts};
 
 // ---- contextlib.AsyncExitStack --------------------------------------------------------------------------------------
 
@@ -76,13 +76,7 @@ fn failures_are_a_list_and_none_is_suppressed() {
 #[test]
 fn a_close_that_is_cancelled_cancels_no_handler() {
     let log = Log::default();
-    let mut stack = AsyncExitStack::new();
-    stack.register_async(async || log.push("below"));
-    stack.register_async(async || {
-        Yields(1).await;
-        log.push("in flight");
-    });
-    assert!(polled(&mut stack, Outcome::Success, 1).is_pending());
+    let mut stack = closed_midway(&log);
     assert!(log.take().is_empty());
     block_on(stack.close()).unwrap();
     drop(stack);

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use exitstack::{Exit, ExitStack, Handler, HandlerErrorKind, Outcome, SharedExitStack};
 
 use crate::log;
-use crate::support::{panic_of, quiet_panic, reported};
+use crate::panicking::{panic_of, quiet_panic};
+use crate::support::reported;
 
 type Shared = Arc<SharedExitStack>;
 type Log = log::Log<&'static str>;

@@ -5,7 +5,7 @@
 //! how many of them something hangs, for slow machines.
 
 #![allow(missing_docs, reason = "a test")]
-#![allow(unreachable_pub, reason = "`watched` is shared with other tests")]
+#![allow(unreachable_pub, reason = "`support` is shared with other tests")]
 
 mod bounded;
 mod current;
@@ -17,6 +17,8 @@ mod paths;
 #[path = "../support/random.rs"]
 mod random;
 mod refused;
+#[path = "../support/rude.rs"]
+mod rude;
 mod threads;
 mod transactions;
 mod tree;

@@ -1,14 +1,15 @@
 //! Several threads finalize at the same time. Every race is run many times, bounded by count and by time.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use exitstack::{CloseError, Exit, Interpreter, SharedExitStack};
+use exitstack::{CloseError, Exit, HandlerId, Interpreter, SharedExitStack};
 
+use crate::rude::Rude;
 use crate::watched::Watched;
 use crate::{Log, messages, within_a_minute};
 
@@ -216,62 +217,44 @@ fn last_handles_dropped_at_once_finalize_once() {
     });
 }
 
-/// The parent's drain comes to the child while a handler of the child, on another thread, waits for it: that handler is
-/// told to go on, and the parent's older handlers wait for all of the child's.
-#[test]
-fn a_parent_waits_for_a_child_that_finalizes_it() {
-    within_a_minute(|| {
-        let log = Log::default();
-        let parent = Interpreter::new("parent");
-        parent.stack().register(log.handler("parent, old"));
-        let child = parent.subinterpreter("child");
-        child.stack().register(log.handler("child, old"));
-        let (runs, wait_runs) = channel();
-        let (drains, wait_drains) = channel();
-        let (outer, inner_log) = (parent.clone(), log.clone());
-        child.stack().register(move || {
-            runs.send(()).unwrap();
-            wait_drains.recv().unwrap();
-            outer.finalize().unwrap();
-            inner_log.push("child, new");
-        });
-        let thread = thread::spawn(move || child.finalize().unwrap());
-        wait_runs.recv().unwrap();
-        parent.stack().register(move || drains.send(()));
-        parent.finalize().unwrap();
-        assert_eq!(log.take(), ["child, new", "child, old", "parent, old"]);
-        thread.join().unwrap();
+/// A handler of the child, on another thread, finalizes the parent, whose drain then reaches the child: that handler's call
+/// returns, and the parent's older handlers wait for all of the child's. `meet` is what the parent's drain does first, with
+/// the thread of that handler.
+fn finalized_by_a_childs_handler(meet: fn(&Watched)) {
+    let log = Log::default();
+    let parent = Interpreter::new("parent");
+    parent.stack().register(log.handler("parent, old"));
+    let child = parent.subinterpreter("child");
+    child.stack().register(log.handler("child, old"));
+    let (runs, wait_runs) = channel();
+    let (drains, wait_drains) = channel();
+    let (outer, inner_log) = (parent.clone(), log.clone());
+    child.stack().register(move || {
+        runs.send(Watched::this()).unwrap();
+        wait_drains.recv().unwrap();
+        outer.finalize().unwrap();
+        inner_log.push("child, new");
     });
+    let thread = thread::spawn(move || child.finalize().unwrap());
+    let closer = wait_runs.recv().unwrap();
+    parent.stack().register(move || {
+        drains.send(()).unwrap();
+        meet(&closer);
+    });
+    parent.finalize().unwrap();
+    assert_eq!(log.take(), ["child, new", "child, old", "parent, old"]);
+    thread.join().unwrap();
 }
 
-/// The same, where the handler is sure to have come to its wait first: it is told to go on, rather than passed.
+#[test]
+fn a_parent_waits_for_a_child_that_finalizes_it() {
+    within_a_minute(|| finalized_by_a_childs_handler(|_| ()));
+}
+
+/// The handler is certain to be waiting already, so its call is told to return rather than passed over.
 #[test]
 fn a_closer_that_waits_in_a_circle_is_let_go() {
-    within_a_minute(|| {
-        let log = Log::default();
-        let parent = Interpreter::new("parent");
-        parent.stack().register(log.handler("parent, old"));
-        let child = parent.subinterpreter("child");
-        child.stack().register(log.handler("child, old"));
-        let (runs, wait_runs) = channel();
-        let (drains, wait_drains) = channel();
-        let (outer, inner_log) = (parent.clone(), log.clone());
-        child.stack().register(move || {
-            runs.send(Watched::this()).unwrap();
-            wait_drains.recv().unwrap();
-            outer.finalize().unwrap();
-            inner_log.push("child, new");
-        });
-        let thread = thread::spawn(move || child.finalize().unwrap());
-        let closer = wait_runs.recv().unwrap();
-        parent.stack().register(move || {
-            drains.send(()).unwrap();
-            closer.until_it_sleeps();
-        });
-        parent.finalize().unwrap();
-        assert_eq!(log.take(), ["child, new", "child, old", "parent, old"]);
-        thread.join().unwrap();
-    });
+    within_a_minute(|| finalized_by_a_childs_handler(Watched::until_it_sleeps));
 }
 
 /// The grandparent's drain, inside a handler of the child, has handed the child's failure to the parent already when the
@@ -405,77 +388,53 @@ fn what_a_finalizer_was_told_first_is_kept() {
     });
 }
 
-/// A close has passed a child whose handler waits for this very thread. The next one does not wait in a circle.
+/// A close of `parent` passes over a handler that waits for the closing thread; the next close waits for that handler. The
+/// handler is registered with the interpreter that `inside` makes of `parent`, and started by `run`.
+fn closed_past_a_handler(inside: fn(&Interpreter) -> Interpreter, run: fn(&Interpreter, HandlerId)) {
+    for _ in rounds().take(100) {
+        let done = Count::default();
+        let [parent, other] = ["parent", "other"].map(Interpreter::new);
+        let (passed, inner) = (inside(&parent), other.subinterpreter("inner"));
+        let (waits, wait_waits) = channel::<Watched>();
+        let (closes, wait_closes) = channel();
+        let both_run = Arc::new(Barrier::new(2));
+        let (runs, then) = (Arc::clone(&both_run), done.handler());
+        let id = passed.stack().register(move || {
+            runs.wait();
+            waits.send(Watched::this()).unwrap();
+            other.finalize().unwrap();
+            wait_closes.recv().unwrap();
+            (0..200).for_each(|_| thread::yield_now());
+            then();
+        });
+        let around = parent.clone();
+        inner.stack().register(move || {
+            both_run.wait();
+            wait_waits.recv().unwrap().until_it_sleeps();
+            around.stack().close().unwrap();
+        });
+        let close_again = || {
+            inner.finalize().unwrap();
+            closes.send(()).unwrap();
+            parent.stack().close().unwrap();
+            assert_eq!(done.get(), 1);
+        };
+        at_once([&|| run(&passed, id), &close_again]);
+    }
+}
+
 #[test]
 fn a_close_waits_for_a_handler_passed_before() {
     within_a_minute(|| {
-        for _ in rounds().take(100) {
-            let done = Count::default();
-            let [parent, other] = ["parent", "other"].map(Interpreter::new);
-            let [child, inner] = [&parent, &other].map(|outer| outer.subinterpreter("inner"));
-            let (waits, wait_waits) = channel::<Watched>();
-            let (closes, wait_closes) = channel();
-            let both_run = Arc::new(Barrier::new(2));
-            let (runs, then) = (Arc::clone(&both_run), done.handler());
-            child.stack().register(move || {
-                runs.wait();
-                waits.send(Watched::this()).unwrap();
-                other.finalize().unwrap();
-                wait_closes.recv().unwrap();
-                (0..200).for_each(|_| thread::yield_now());
-                then();
-            });
-            let around = parent.clone();
-            inner.stack().register(move || {
-                both_run.wait();
-                wait_waits.recv().unwrap().until_it_sleeps();
-                around.stack().close().unwrap();
-            });
-            let close_again = || {
-                inner.finalize().unwrap();
-                closes.send(()).unwrap();
-                parent.stack().close().unwrap();
-                assert_eq!(done.get(), 1);
-            };
-            at_once([&|| child.finalize().unwrap(), &close_again]);
-        }
+        let child = |parent: &Interpreter| parent.subinterpreter("inner");
+        closed_past_a_handler(child, |child, _| child.finalize().unwrap());
     });
 }
 
-/// The same, where that handler runs out of its turn.
 #[test]
 fn a_close_waits_for_a_run_now_that_was_passed() {
     within_a_minute(|| {
-        for _ in rounds().take(100) {
-            let done = Count::default();
-            let [parent, other] = ["parent", "other"].map(Interpreter::new);
-            let inner = other.subinterpreter("inner");
-            let (waits, wait_waits) = channel::<Watched>();
-            let (closes, wait_closes) = channel();
-            let both_run = Arc::new(Barrier::new(2));
-            let (runs, then) = (Arc::clone(&both_run), done.handler());
-            let id = parent.stack().register(move || {
-                runs.wait();
-                waits.send(Watched::this()).unwrap();
-                other.finalize().unwrap();
-                wait_closes.recv().unwrap();
-                (0..200).for_each(|_| thread::yield_now());
-                then();
-            });
-            let around = parent.clone();
-            inner.stack().register(move || {
-                both_run.wait();
-                wait_waits.recv().unwrap().until_it_sleeps();
-                around.stack().close().unwrap();
-            });
-            let close_again = || {
-                inner.finalize().unwrap();
-                closes.send(()).unwrap();
-                parent.stack().close().unwrap();
-                assert_eq!(done.get(), 1);
-            };
-            at_once([&|| parent.stack().run_now(id).unwrap().unwrap(), &close_again]);
-        }
+        closed_past_a_handler(Interpreter::clone, |parent, id| parent.stack().run_now(id).unwrap().unwrap());
     });
 }
 
@@ -670,19 +629,6 @@ fn a_finalizer_waits_for_what_others_passed() {
 /// The drop of such an error panics there.
 #[test]
 fn an_error_that_panics_elsewhere_ends_no_drain() {
-    #[derive(Debug)]
-    struct Rude;
-    impl std::fmt::Display for Rude {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("rude")
-        }
-    }
-    impl std::error::Error for Rude {}
-    impl Drop for Rude {
-        fn drop(&mut self) {
-            resume_unwind(Box::new(()));
-        }
-    }
     fn drop_rudely(result: Result<(), CloseError>) {
         let _ = catch_unwind(AssertUnwindSafe(|| drop(result)));
     }

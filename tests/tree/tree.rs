@@ -6,14 +6,20 @@ use exitstack::{Exit, ExitStack, Handler, Interpreter, process_stack};
 
 use crate::{Log, messages, within_a_minute};
 
-/// Its place is among the handlers of its parent.
-#[test]
-fn a_child_is_torn_down_at_its_place() {
-    let log = Log::default();
+/// A parent and its child, between two handlers of the parent.
+fn parent_around_a_child(log: &Log) -> (Interpreter, Interpreter) {
     let parent = Interpreter::new("parent");
     parent.stack().register(log.handler("before"));
     let child = parent.subinterpreter("child");
     parent.stack().register(log.handler("after"));
+    (parent, child)
+}
+
+/// Its place is among the handlers of its parent.
+#[test]
+fn a_child_is_torn_down_at_its_place() {
+    let log = Log::default();
+    let (parent, child) = parent_around_a_child(&log);
     child.stack().register(log.handler("child 1"));
     child.stack().register(log.handler("child 2"));
     parent.finalize().unwrap();
@@ -156,14 +162,11 @@ fn failures_at_any_depth_come_back_with_paths() {
 #[test]
 fn an_early_finalize_leaves_nothing_in_a_parent() {
     let log = Log::default();
-    let parent = Interpreter::new("parent");
-    parent.stack().register(log.handler("before"));
+    let (parent, child) = parent_around_a_child(&log);
     let alive = Arc::new(());
-    let child = parent.subinterpreter("child");
     let captured = Arc::clone(&alive);
     child.stack().register(log.handler("child"));
     child.stack().register(move || drop(captured));
-    parent.stack().register(log.handler("after"));
     child.finalize().unwrap();
     assert_eq!(log.take(), ["child"]);
     assert_eq!(Arc::strong_count(&alive), 1);
@@ -190,10 +193,7 @@ fn a_second_finalize_is_ok_and_runs_nothing() {
 #[test]
 fn a_closed_stack_stays_usable_at_its_place() {
     let log = Log::default();
-    let parent = Interpreter::new("parent");
-    parent.stack().register(log.handler("before"));
-    let child = parent.subinterpreter("child");
-    parent.stack().register(log.handler("after"));
+    let (parent, child) = parent_around_a_child(&log);
     child.stack().register(log.handler("first"));
     child.stack().close().unwrap();
     assert_eq!(log.take(), ["first"]);
@@ -218,54 +218,51 @@ fn closing_a_parents_stack_finalizes_children() {
     assert_eq!(log.take(), ["child", "second", "parent"]);
 }
 
+/// A parent with a handler, and its child, which has one too.
+fn parent_and_child(log: &Log) -> (Interpreter, Interpreter) {
+    let parent = Interpreter::new("parent");
+    parent.stack().register(log.handler("parent"));
+    let child = parent.subinterpreter("child");
+    child.stack().register(log.handler("child"));
+    (parent, child)
+}
+
+/// Registers a handler in `here` that registers another one, "late", in `there`.
+fn registers_in(there: &Interpreter, here: &Interpreter, log: &Log) {
+    let (there, late) = (there.clone(), log.handler("late"));
+    here.stack().register(move || _ = there.stack().register(late));
+}
+
 /// A handler of the child registers while the child drains, and the parent does not.
 #[test]
 fn a_draining_child_may_register_on_its_parent() {
     let log = Log::default();
-    let parent = Interpreter::new("parent");
-    parent.stack().register(log.handler("old"));
-    let child = parent.subinterpreter("child");
-    child.stack().register(log.handler("child 1"));
-    let (outer, late) = (parent.clone(), log.handler("late"));
-    child.stack().register(move || {
-        outer.stack().register(late);
-    });
+    let (parent, child) = parent_and_child(&log);
+    registers_in(&parent, &child, &log);
     child.finalize().unwrap();
-    assert_eq!(log.take(), ["child 1"]);
+    assert_eq!(log.take(), ["child"]);
     parent.finalize().unwrap();
-    assert_eq!(log.take(), ["late", "old"]);
+    assert_eq!(log.take(), ["late", "parent"]);
 }
 
 /// A handler of the child registers while the parent drains.
 #[test]
 fn a_child_may_register_on_a_draining_parent() {
     let log = Log::default();
-    let parent = Interpreter::new("parent");
-    parent.stack().register(log.handler("old"));
-    let child = parent.subinterpreter("child");
-    child.stack().register(log.handler("child 1"));
-    let (outer, late) = (parent.clone(), log.handler("late"));
-    child.stack().register(move || {
-        outer.stack().register(late);
-    });
+    let (parent, child) = parent_and_child(&log);
+    registers_in(&parent, &child, &log);
     parent.finalize().unwrap();
-    assert_eq!(log.take(), ["child 1", "late", "old"]);
+    assert_eq!(log.take(), ["child", "late", "parent"]);
 }
 
 /// A handler of the parent registers while the parent drains.
 #[test]
 fn a_draining_parent_may_register_on_its_child() {
     let log = Log::default();
-    let parent = Interpreter::new("parent");
-    parent.stack().register(log.handler("old"));
-    let child = parent.subinterpreter("child");
-    child.stack().register(log.handler("child 1"));
-    let (inner, late) = (child.clone(), log.handler("late"));
-    parent.stack().register(move || {
-        inner.stack().register(late);
-    });
+    let (parent, child) = parent_and_child(&log);
+    registers_in(&child, &parent, &log);
     parent.finalize().unwrap();
-    assert_eq!(log.take(), ["late", "child 1", "old"]);
+    assert_eq!(log.take(), ["late", "child", "parent"]);
 }
 
 /// A handler of the child does so while the parent drains.
