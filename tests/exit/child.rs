@@ -4,6 +4,9 @@ use std::ffi::c_int;
 
 use exitstack::{Handler, HandlerId};
 
+/// musl drops no thread-locals when the process ends.
+pub(crate) const DROPS_THREAD_LOCALS: bool = !cfg!(target_env = "musl");
+
 /// Writes a line to standard output, past every buffer and lock.
 pub(crate) fn say(line: &str) {
     let line = format!("{line}\n");

@@ -13,9 +13,7 @@ use exitstack::{
 
 use crate::Status::Code;
 use crate::child::{c_exit, say, says};
-use crate::{Case, Ended, case, minutes};
-
-const OK: Ended = Ok(ExitCode::SUCCESS);
+use crate::{Case, Ended, OK, case, minutes};
 
 /// A captured value, or an error, that must not be dropped but where it was made.
 #[derive(Debug)]
@@ -61,7 +59,7 @@ pub(crate) fn fork_each(times: i32, child: impl Fn(i32) -> Ended) -> Result<i32,
     for before in 0..times {
         match fork(|| child(before))? {
             7 => ended += 1,
-            status => say(&format!("child {status}")),
+            status => say_child(status),
         }
     }
     Ok(ended)
@@ -111,7 +109,7 @@ fn fork_past_the_last_drain(from_before: bool, child: fn() -> Ended) -> ! {
     thread::spawn(move || {
         RUNS.wait();
         if let Ok(status) = fork(child) {
-            say(&format!("child {status}"));
+            say_child(status);
             FORKED.wait();
         }
     });
@@ -131,6 +129,12 @@ fn last_words(error: &CloseError) -> String {
     error.iter().map(last_word).collect::<Vec<_>>().join(", ")
 }
 
+/// Says with which status a child ended.
+pub(crate) fn say_child(status: i32) {
+    say(&format!("child {status}"));
+}
+
+/// In the parent, does `then` with the status of the child that has ended.
 pub(crate) fn after(forked: Result<i32, Ended>, then: impl FnOnce(i32)) -> Ended {
     match forked {
         Err(in_child) => in_child,
@@ -139,6 +143,16 @@ pub(crate) fn after(forked: Result<i32, Ended>, then: impl FnOnce(i32)) -> Ended
             OK
         }
     }
+}
+
+/// Forks a child that registers a handler of its own and leaves.
+fn a_child_registers_and(leave: fn() -> Ended) -> Ended {
+    says("A");
+    let forked = fork(|| {
+        says("own");
+        leave()
+    });
+    after(forked, say_child)
 }
 
 #[expect(clippy::too_many_lines, reason = "a table")]
@@ -184,7 +198,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 match fork(|| OK) {
                     Err(_) => Err("in the child"),
                     Ok(status) => {
-                        say(&format!("child {status}"));
+                        say_child(status);
                         Ok(())
                     }
                 }
@@ -233,7 +247,7 @@ pub(crate) fn cases() -> Vec<Case> {
             assert_eq!(unsafe { libc::atexit(later) }, 0);
             says("parent's");
             after(fork(|| OK), |status| {
-                say(&format!("child {status}"));
+                say_child(status);
                 leave()
             })
         }),
@@ -250,7 +264,7 @@ pub(crate) fn cases() -> Vec<Case> {
                     leave()
                 };
                 if let Ok(status) = fork(in_child) {
-                    say(&format!("child {status}"));
+                    say_child(status);
                 }
             });
             parent.finalize().unwrap();
@@ -267,7 +281,7 @@ pub(crate) fn cases() -> Vec<Case> {
                     leave()
                 };
                 if let Ok(status) = fork(in_child) {
-                    say(&format!("child {status}"));
+                    say_child(status);
                 }
             });
             drained.finalize().unwrap();
@@ -282,7 +296,7 @@ pub(crate) fn cases() -> Vec<Case> {
                     match fork(|| OK) {
                         Err(_) => Err("in the child"),
                         Ok(status) => {
-                            say(&format!("child {status}"));
+                            say_child(status);
                             Ok(())
                         }
                     }
@@ -314,7 +328,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 OK
             });
             after(forked, |status| {
-                say(&format!("child {status}"));
+                say_child(status);
                 leave()
             })
         }),
@@ -336,7 +350,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 assert_eq!(stack.len(), 1);
                 OK // the drop drains
             });
-            after(forked, |status| say(&format!("child {status}")))
+            after(forked, say_child)
         }),
         case("a_raw_clone_has_values_of_its_own", Code(0), &["own", "child 0", "parent's"], || {
             let value = SharedExitStack::new();
@@ -347,7 +361,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 value.close().unwrap();
                 leave()
             });
-            after(cloned, |status| say(&format!("child {status}")))
+            after(cloned, say_child)
         }),
         // A handler forks, and registers in the child.
         case(
@@ -364,7 +378,7 @@ pub(crate) fn cases() -> Vec<Case> {
                         Err("in the child")
                     }
                     Ok(status) => {
-                        say(&format!("child {status}"));
+                        say_child(status);
                         Ok(())
                     }
                 });
@@ -392,7 +406,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 exit(0)
             });
             after(forked, |status| {
-                say(&format!("child {status}"));
+                say_child(status);
                 leave()
             })
         }),
@@ -425,7 +439,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 line[0].finalize().unwrap();
                 leave()
             });
-            after(forked, |status| say(&format!("child {status}")))
+            after(forked, say_child)
         }),
         case("a_child_that_refuses_below_takes_above", Code(0), &["takes", "child 0"], || {
             let plugin = Interpreter::new("plugin");
@@ -442,7 +456,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 say(if plugin.stack().try_register(|| ()).is_ok() { "takes" } else { "refuses" });
                 leave()
             });
-            after(forked, |status| say(&format!("child {status}")))
+            after(forked, say_child)
         }),
         case("a_child_registers_above_any_threads_handlers", Code(0), &["own", "A", "child 0"], || {
             says("A");
@@ -456,7 +470,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 OK
             });
             after(forked, |status| {
-                say(&format!("child {status}"));
+                say_child(status);
                 leave()
             })
         }),
@@ -473,7 +487,7 @@ pub(crate) fn cases() -> Vec<Case> {
                     Err(Bomb::new())
                 }
                 Ok(status) => {
-                    say(&format!("child {status}"));
+                    say_child(status);
                     Ok(())
                 }
             });
@@ -489,7 +503,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 drop(value);
                 leave()
             });
-            after(forked, |status| say(&format!("child {status}")))
+            after(forked, say_child)
         }),
         case("a_grandchild_adopts_one_of_both_at_one_place", Code(0), &["B", "A", "old", "end"], || {
             says("old");
@@ -534,7 +548,7 @@ pub(crate) fn cases() -> Vec<Case> {
                     exit(4)
                 });
                 after(forked, |status| {
-                    say(&format!("child {status}"));
+                    say_child(status);
                     leave()
                 })
             },
@@ -551,7 +565,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 exit(4)
             });
             after(forked, |status| {
-                say(&format!("child {status}"));
+                say_child(status);
                 leave()
             })
         }),
@@ -570,7 +584,7 @@ pub(crate) fn cases() -> Vec<Case> {
                     says("Y");
                     exit(4)
                 });
-                let ended = after(forked, |status| say(&format!("child {status}")));
+                let ended = after(forked, say_child);
                 std::mem::forget(plugin);
                 ended
             },
@@ -588,7 +602,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 exit(4)
             });
             after(forked, |status| {
-                say(&format!("child {status}"));
+                say_child(status);
                 leave()
             })
         }),
@@ -723,7 +737,7 @@ pub(crate) fn cases() -> Vec<Case> {
                             Err(Exit(4))
                         });
                     }
-                    Ok(status) => say(&format!("child {status}")),
+                    Ok(status) => say_child(status),
                 });
                 std::mem::forget(plugin);
                 Ok::<_, String>(())
@@ -735,7 +749,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 register(move || match fork(|| OK) {
                     Err(_) => Err(Exit(code)),
                     Ok(status) => {
-                        say(&format!("child {status}"));
+                        say_child(status);
                         Ok(())
                     }
                 });
@@ -751,7 +765,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 SharedExitStack::new().register(|| Err("reported"));
                 OK
             });
-            after(forked, |status| say(&format!("child {status}")))
+            after(forked, say_child)
         }),
         case("a_hundred_generations_each_run_their_own", Code(0), &["child 100"], || {
             static RAN: AtomicI32 = AtomicI32::new(0);
@@ -768,7 +782,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 forked.unwrap_or_default()
             }
             let status = generation(100);
-            say(&format!("child {status}"));
+            say_child(status);
             OK
         }),
         // Several threads are the first to use a stack there.
@@ -910,7 +924,7 @@ pub(crate) fn cases() -> Vec<Case> {
                     print!("flushed, ");
                     exit(0)
                 }),
-                |status| say(&format!("child {status}")),
+                say_child,
             )
         }),
         case("a_child_adopts_what_nested_interpreters_hold", Code(0), &["B", "C", "A", "child 0"], || {
@@ -925,7 +939,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 exit(0)
             });
             after(forked, |status| {
-                say(&format!("child {status}"));
+                say_child(status);
                 leave()
             })
         }),
@@ -939,11 +953,11 @@ pub(crate) fn cases() -> Vec<Case> {
                 assert!(ids.into_iter().all(|id| process_stack().unregister(id)));
                 OK
             });
-            after(forked, |status| say(&format!("child {status}")))
+            after(forked, say_child)
         }),
         case("a_child_that_returns_runs_nothing_inherited", Code(0), &["child 0", "A"], || {
             says("A");
-            after(fork(|| OK), |status| say(&format!("child {status}")))
+            after(fork(|| OK), say_child)
         }),
         case("a_forked_child_drops_nothing_of_its_parents", Code(0), &["child 0", "A"], || {
             let bomb = Bomb::new();
@@ -960,39 +974,19 @@ pub(crate) fn cases() -> Vec<Case> {
                 drop(plugin);
                 OK
             });
-            after(forked, |status| say(&format!("child {status}")))
+            after(forked, say_child)
         }),
         case("a_forked_child_that_exits_runs_its_own", Code(0), &["own", "child 3", "A"], || {
-            says("A");
-            let forked = fork(|| {
-                says("own");
-                std::process::exit(3)
-            });
-            after(forked, |status| say(&format!("child {status}")))
+            a_child_registers_and(|| std::process::exit(3))
         }),
         case("a_child_that_leaves_by_c_exit_runs_its_own", Code(0), &["own", "child 4", "A"], || {
-            says("A");
-            let forked = fork(|| {
-                says("own");
-                c_exit(4)
-            });
-            after(forked, |status| say(&format!("child {status}")))
+            a_child_registers_and(|| c_exit(4))
         }),
         case("a_child_that_leaves_by_exit_runs_its_own", Code(0), &["own", "child 5", "A"], || {
-            says("A");
-            let forked = fork(|| {
-                says("own");
-                exit(5)
-            });
-            after(forked, |status| say(&format!("child {status}")))
+            a_child_registers_and(|| exit(5))
         }),
         case("a_forked_child_that_panics_runs_its_own", Code(0), &["own", "child 101", "A"], || {
-            says("A");
-            let forked = fork(|| {
-                says("own");
-                panic!("in the child")
-            });
-            after(forked, |status| say(&format!("child {status}")))
+            a_child_registers_and(|| panic!("in the child"))
         }),
         case(
             "a_grandchild_runs_its_own_alone",
@@ -1008,7 +1002,7 @@ pub(crate) fn cases() -> Vec<Case> {
                     });
                     after(forked, |status| say(&format!("grandchild {status}")))
                 });
-                after(forked, |status| say(&format!("child {status}")))
+                after(forked, say_child)
             },
         ),
         case("a_fork_inside_a_handler", Code(0), &["own", "child 0", "A"], || {
@@ -1017,7 +1011,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 Err(_) => {
                     says("own");
                 }
-                Ok(status) => say(&format!("child {status}")),
+                Ok(status) => say_child(status),
             });
             OK
         }),
@@ -1045,7 +1039,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 says("own");
                 c_exit(3)
             });
-            after(cloned, |status| say(&format!("child {status}")))
+            after(cloned, say_child)
         }),
         case("a_raw_clone_of_a_raw_clone_runs_its_own_alone", Code(0), &["own", "4", "child's", "3", "A"], || {
             says("A");
@@ -1064,7 +1058,7 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         case("a_raw_clone_without_handlers_runs_nothing", Code(0), &["child 3", "A"], || {
             says("A");
-            after(raw_clone(|| c_exit(3)), |status| say(&format!("child {status}")))
+            after(raw_clone(|| c_exit(3)), say_child)
         }),
         case("commands_run_nothing", Code(0), &["hello", "ran", "missing", "refused", "A"], || {
             says("A");
@@ -1148,7 +1142,7 @@ pub(crate) fn cases() -> Vec<Case> {
                     });
                     after(forked, |status| say(&format!("grandchild {status}")))
                 });
-                after(forked, |status| say(&format!("child {status}")))
+                after(forked, say_child)
             },
         ),
         case("adopting_without_a_fork_changes_nothing", Code(0), &["B", "A"], || {
@@ -1167,7 +1161,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 OK
             });
             if let Ok(status) = &forked {
-                say(&format!("child {status}"));
+                say_child(*status);
             }
             drop(plugin);
             after(forked, |_| ())

@@ -1,7 +1,6 @@
 //! Other libraries' hooks around a fork: they lock what is theirs, as POSIX advises, and use every kind of stack, before and
 //! after ours, if there are any.
 
-use std::process::ExitCode;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
@@ -11,10 +10,8 @@ use exitstack::{Interpreter, SharedExitStack, exit, process_stack, register};
 
 use crate::Status::Code;
 use crate::child::{c_exit, say, says};
-use crate::fork::{after, fork, fork_each};
+use crate::fork::{after, fork, fork_each, say_child};
 use crate::{Case, Ended, case};
-
-const OK: Ended = Ok(ExitCode::SUCCESS);
 
 static VALUE: SharedExitStack = SharedExitStack::new();
 static PLUGIN: LazyLock<Interpreter> = LazyLock::new(|| Interpreter::new("plugin"));
@@ -168,10 +165,7 @@ pub(crate) fn cases() -> Vec<Case> {
             }
             at_fork(Some(ask), None, None);
             register(|| ());
-            if let Ok(status) = fork(|| exit(0)) {
-                say(&format!("child {status}"));
-            }
-            OK
+            after(fork(|| exit(0)), say_child)
         }),
         case("what_a_child_hook_registers_runs_in_the_child", Code(0), &["hook's", "child 3", "A"], || {
             extern "C" fn hook() {
@@ -179,10 +173,7 @@ pub(crate) fn cases() -> Vec<Case> {
             }
             at_fork(None, None, Some(hook));
             says("A");
-            if let Ok(status) = fork(|| std::process::exit(3)) {
-                say(&format!("child {status}"));
-            }
-            OK
+            after(fork(|| std::process::exit(3)), say_child)
         }),
         // It runs in the child; the hook was given after ours.
         case("what_a_later_child_hook_registers_runs", Code(0), &["hook's", "child 3", "A"], || {
@@ -191,10 +182,7 @@ pub(crate) fn cases() -> Vec<Case> {
             }
             says("A");
             at_fork(None, None, Some(hook));
-            if let Ok(status) = fork(|| c_exit(3)) {
-                say(&format!("child {status}"));
-            }
-            OK
+            after(fork(|| c_exit(3)), say_child)
         }),
         // It runs in the parent alone.
         case("what_a_prepare_hook_registers_is_the_parents", Code(0), &["child 3", "hook's", "A"], || {
@@ -203,10 +191,7 @@ pub(crate) fn cases() -> Vec<Case> {
             }
             says("A");
             at_fork(Some(hook), None, None);
-            if let Ok(status) = fork(|| exit(3)) {
-                say(&format!("child {status}"));
-            }
-            OK
+            after(fork(|| exit(3)), say_child)
         }),
     ]
 }

@@ -17,11 +17,9 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::Status::Code;
 use crate::child::{c_exit, say, says};
-use crate::fork::{after, fork};
+use crate::fork::{after, fork, say_child};
 use crate::watched::Watched;
-use crate::{Case, Ended, Status, case, minutes, run_child, status_of};
-
-const OK: Ended = Ok(ExitCode::SUCCESS);
+use crate::{Case, Ended, OK, Status, case, minutes, run_child, status_of};
 
 /// What a handler has that is to be given up.
 const SHORT: Duration = Duration::from_millis(100);
@@ -881,7 +879,7 @@ fn others() -> Vec<Case> {
                 });
                 OK
             });
-            after(forked, |status| say(&format!("child {status}")))
+            after(forked, say_child)
         }),
         case(
             "a_child_forked_in_a_handler_has_no_limits",
@@ -934,7 +932,7 @@ fn others() -> Vec<Case> {
                 stuck("stuck");
                 OK
             });
-            after(forked, |status| say(&format!("child {status}")))
+            after(forked, say_child)
         }),
         case("given_up_before_the_exit_and_still_stuck", Code(4), &["given up", "B", "A"], || {
             says("A");

@@ -35,6 +35,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 /// What `main` returns in a child: `Err` ends it as any `main` that returns `Err`.
 type Ended = Result<ExitCode, String>;
 
+const OK: Ended = Ok(ExitCode::SUCCESS);
+
 /// A child's program, and what must come of it.
 struct Case {
     name: &'static str,

@@ -15,9 +15,7 @@ use exitstack::{ExitStack, HandlerError, process_stack, register};
 
 use crate::Status::Code;
 use crate::child::{c_exit, say, says};
-use crate::{Case, Ended, case};
-
-const OK: Ended = Ok(std::process::ExitCode::SUCCESS);
+use crate::{Case, Ended, OK, case};
 
 /// Both ends of a pipe, what is read first.
 fn pipe() -> (File, File) {
@@ -150,6 +148,23 @@ fn fails(text: &'static str) {
     register(move || Err(text));
 }
 
+/// From now on a hook says each failure, and then does not return.
+fn tell_and(then: fn() -> !) {
+    set_hook(Box::new(move |error| {
+        say_failure(error);
+        then()
+    }));
+}
+
+/// Registers handlers of which each second one fails.
+fn two_fail() -> Ended {
+    says("A");
+    fails("two");
+    says("B");
+    fails("one");
+    OK
+}
+
 /// Panics when it is dropped.
 struct Bomb;
 
@@ -271,10 +286,7 @@ pub(crate) fn cases() -> Vec<Case> {
         // The hook. Here it calls C's exit itself, during the reports of a `close()`.
         case("a_hook_in_c_exit_hears_each_failure_once", Code(3), &["hook: one", "hook: two"], || {
             say_reports_at_the_end();
-            set_hook(Box::new(|error| {
-                say_failure(error);
-                c_exit(3)
-            }));
+            tell_and(|| c_exit(3));
             register(|| c_exit(2));
             fails("two");
             fails("one");
@@ -284,15 +296,8 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         case("a_hook_that_calls_c_exit_as_the_process_ends", Code(3), &["hook: one", "B", "hook: two", "A"], || {
             say_reports_at_the_end();
-            set_hook(Box::new(|error| {
-                say_failure(error);
-                c_exit(3)
-            }));
-            says("A");
-            fails("two");
-            says("B");
-            fails("one");
-            OK
+            tell_and(|| c_exit(3));
+            two_fail()
         }),
         // Two threads in C's exit come to report the same one.
         case("a_failure_two_threads_report_is_told_once", Code(3), &["hook: one", "hook: two", "A"], || {
@@ -323,15 +328,8 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         case("a_hook_that_calls_exit_has_told", Code(3), &["hook: one", "B", "hook: two", "A"], || {
             say_reports_at_the_end();
-            set_hook(Box::new(|error| {
-                say_failure(error);
-                exitstack::exit(3)
-            }));
-            says("A");
-            fails("two");
-            says("B");
-            fails("one");
-            OK
+            tell_and(|| exitstack::exit(3));
+            two_fail()
         }),
         // The hook is told each failure, panics, and the default report tells it.
         case(
@@ -340,15 +338,8 @@ pub(crate) fn cases() -> Vec<Case> {
             &["hook: one", "B", "hook: two", "A", "default: one", "default: two"],
             || {
                 say_reports_at_the_end();
-                set_hook(Box::new(|error| {
-                    say_failure(error);
-                    panic!("the hook")
-                }));
-                says("A");
-                fails("two");
-                says("B");
-                fails("one");
-                OK
+                tell_and(|| panic!("the hook"));
+                two_fail()
             },
         ),
         case("a_hook_that_replaces_itself_has_told", Code(0), &["hook: one", "B", "next: two", "A"], || {
@@ -359,11 +350,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 say_failure(error);
                 set_hook(Box::new(|error| say(&format!("next: {}", last_word(&format!("{error:#}"))))));
             }));
-            says("A");
-            fails("two");
-            says("B");
-            fails("one");
-            OK
+            two_fail()
         }),
     ]
 }

@@ -1,6 +1,5 @@
 //! Ways out from inside drains that stand in one another, and beside drains of other threads.
 
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{LazyLock, Mutex};
@@ -11,9 +10,7 @@ use exitstack::{Exit, ExitStack, Interpreter, SharedExitStack, exit, process_sta
 use crate::Status::Code;
 use crate::child::{c_exit, say};
 use crate::watched::Watched;
-use crate::{Case, Ended, case};
-
-const OK: Ended = Ok(ExitCode::SUCCESS);
+use crate::{Case, Ended, OK, case};
 
 fn says_on(stack: &SharedExitStack, line: &'static str) {
     stack.register(move || say(line));
@@ -43,6 +40,13 @@ fn leaves_in_another(order: [&'static str; 2]) -> Ended {
     x.stack().register(move || y.finalize());
     let _ = x.finalize();
     OK
+}
+
+/// Counts reports from now on, and registers a handler that says how many there were.
+fn says_how_many_reports() {
+    static REPORTS: AtomicUsize = AtomicUsize::new(0);
+    exitstack::report::set_hook(Box::new(|_| _ = REPORTS.fetch_add(1, Ordering::SeqCst)));
+    register(|| say(&format!("{} reports", REPORTS.load(Ordering::SeqCst))));
 }
 
 /// Ends the process while a handler of this stack runs out of its turn on another thread.
@@ -368,9 +372,7 @@ pub(crate) fn cases() -> Vec<Case> {
         .or(Code(0)),
         // The drain around has reported a failure before a handler leaves.
         case("an_outer_drains_report_is_not_repeated", Code(3), &["1 reports"], || {
-            static REPORTS: AtomicUsize = AtomicUsize::new(0);
-            exitstack::report::set_hook(Box::new(|_| _ = REPORTS.fetch_add(1, Ordering::SeqCst)));
-            register(|| say(&format!("{} reports", REPORTS.load(Ordering::SeqCst))));
+            says_how_many_reports();
             let parent = Interpreter::new("parent");
             let child = parent.subinterpreter("child");
             child.stack().register(move || {
@@ -383,9 +385,7 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         // A `finalize()` returned it to a handler, which then leaves.
         case("a_failure_told_to_a_handler_is_not_reported", Code(3), &["0 reports"], || {
-            static REPORTS: AtomicUsize = AtomicUsize::new(0);
-            exitstack::report::set_hook(Box::new(|_| _ = REPORTS.fetch_add(1, Ordering::SeqCst)));
-            register(|| say(&format!("{} reports", REPORTS.load(Ordering::SeqCst))));
+            says_how_many_reports();
             let parent = Interpreter::new("parent");
             let child = parent.subinterpreter("child");
             child.stack().register(move || {

@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::time::{Duration, Instant};
@@ -17,11 +17,9 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::Status::{Code, Signal};
 use crate::child::{c_exit, say, says};
-use crate::fork::{after, fork, raw_clone};
+use crate::fork::{after, fork, raw_clone, say_child};
 use crate::random::Random;
-use crate::{Case, Ended, case, minutes, run_child, runs_or, status_of};
-
-const OK: Ended = Ok(ExitCode::SUCCESS);
+use crate::{Case, Ended, OK, case, minutes, run_child, runs_or, status_of};
 
 /// So long that it is never over.
 const LONG: Duration = Duration::from_secs(600);
@@ -75,6 +73,34 @@ fn sticks(line: &'static str, next: i32) {
         send(next);
         park()
     });
+}
+
+/// Registers a handler that asks for the end, then for one more step, and never returns.
+fn sticks_until_given_up() {
+    register(|| {
+        say("sticks");
+        send(SIGTERM);
+        await_request();
+        send(SIGHUP);
+        park()
+    });
+}
+
+/// In a child that `forked` makes, a signal is sent that is caught in the parent.
+fn child_dies_of_a_signal(forked: fn(fn() -> Ended) -> Result<i32, Ended>) -> Ended {
+    signals().install().unwrap();
+    says("A");
+    let child = forked(|| {
+        says("not run");
+        say(&format!("child {:?}", requested()));
+        send(SIGINT);
+        park()
+    });
+    after(child, |status| {
+        say_child(status);
+        send(SIGTERM);
+        park()
+    })
 }
 
 /// Registers a handler that a signal comes into, which a thread of the crate answers meanwhile.
@@ -434,57 +460,22 @@ pub(crate) fn cases() -> Vec<Case> {
                     say("slow");
                 });
             }
-            register(|| {
-                say("sticks");
-                send(SIGTERM);
-                await_request();
-                send(SIGHUP);
-                park()
-            });
+            sticks_until_given_up();
             exit(4)
         }),
         case("what_sticks_in_a_close_is_given_up_too", Signal(SIGTERM), &["sticks", "A"], || {
             signals().install().unwrap();
             says("A");
-            register(|| {
-                say("sticks");
-                send(SIGTERM);
-                await_request();
-                send(SIGHUP);
-                park()
-            });
+            sticks_until_given_up();
             let _ = process_stack().close();
             park()
         }),
         // Forked children.
         case("a_forked_child_has_the_default_action", Signal(SIGTERM), &["child None", "child -2", "A"], || {
-            signals().install().unwrap();
-            says("A");
-            let forked = fork(|| {
-                says("not run");
-                say(&format!("child {:?}", requested()));
-                send(SIGINT);
-                park()
-            });
-            after(forked, |status| {
-                say(&format!("child {status}"));
-                send(SIGTERM);
-                park()
-            })
+            child_dies_of_a_signal(fork)
         }),
         case("a_raw_clone_has_the_default_action", Signal(SIGTERM), &["child None", "child -2", "A"], || {
-            signals().install().unwrap();
-            says("A");
-            let forked = raw_clone(|| {
-                say(&format!("child {:?}", requested()));
-                send(SIGINT);
-                park()
-            });
-            after(forked, |status| {
-                say(&format!("child {status}"));
-                send(SIGTERM);
-                park()
-            })
+            child_dies_of_a_signal(raw_clone)
         }),
         case("a_child_forked_after_the_signal_is_not_asked", Signal(SIGINT), &["child None", "child 3", "A"], || {
             signals().install().unwrap();
@@ -494,7 +485,7 @@ pub(crate) fn cases() -> Vec<Case> {
                     say(&format!("child {:?}", requested()));
                     exit(3)
                 });
-                let _ = after(forked, |status| say(&format!("child {status}")));
+                let _ = after(forked, say_child);
             });
             send(SIGINT);
             park()
@@ -512,14 +503,14 @@ pub(crate) fn cases() -> Vec<Case> {
                     send(SIGTERM);
                     park()
                 });
-                let other = after(own, |status| say(&format!("child {status}")));
+                let other = after(own, say_child);
                 let not_caught = fork(|| {
                     signals().only(&[SIGTERM]).install().unwrap();
                     send(SIGINT);
                     park()
                 });
                 other.and(after(not_caught, |status| {
-                    say(&format!("child {status}"));
+                    say_child(status);
                     send(SIGTERM);
                     park()
                 }))
@@ -599,7 +590,7 @@ pub(crate) fn cases() -> Vec<Case> {
             signals().install().unwrap();
             let forked = fork(|| std::process::exit(0));
             after(forked, |status| {
-                say(&format!("child {status}"));
+                say_child(status);
                 say(&format!("{:?}", requested()));
             })
         }),
@@ -880,7 +871,7 @@ pub(crate) fn child_that_races() -> Ended {
             });
             match forked {
                 Ok(status) if status == -first => {}
-                Ok(status) => say(&format!("child {status}")),
+                Ok(status) => say_child(status),
                 Err(in_child) => return in_child,
             }
         },

@@ -13,12 +13,10 @@ use exitstack::{
 use libtest_mimic::Trial;
 
 use crate::Status::Code;
-use crate::child::{c_exit, say, says};
-use crate::fork::{Bomb, after, fork};
+use crate::child::{DROPS_THREAD_LOCALS, c_exit, say, says};
+use crate::fork::{Bomb, after, fork, say_child};
 use crate::watched::Watched;
-use crate::{Case, Ended, case, run_child, runs_or, status_of};
-
-const OK: Ended = Ok(ExitCode::SUCCESS);
+use crate::{Case, Ended, OK, case, run_child, runs_or, status_of};
 
 type Done<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -114,7 +112,7 @@ fn forks_in_the_body(child: impl FnOnce() -> Done<Ended>) -> Ended {
         }) {
             Err(_) => child(),
             Ok(status) => {
-                say(&format!("child {status}"));
+                say_child(status);
                 Ok(OK)
             }
         }
@@ -164,9 +162,6 @@ impl Drop for Late {
 thread_local! {
     static LATE: std::cell::Cell<Option<Late>> = const { std::cell::Cell::new(None) };
 }
-
-/// musl drops no thread-locals when the process ends.
-const DROPS_THREAD_LOCALS: bool = !cfg!(target_env = "musl");
 
 /// The same lines, with one more in front.
 fn first<'l>(line: &'l str, lines: &[&'l str]) -> Vec<&'l str> {
@@ -555,7 +550,7 @@ fn forked() -> Vec<Case> {
                         Ok(ended)
                     }
                     Ok(status) => {
-                        say(&format!("child {status}"));
+                        say_child(status);
                         Ok(OK)
                     }
                 }
@@ -572,7 +567,7 @@ fn forked() -> Vec<Case> {
                         std::process::exit(3)
                     }
                     Ok(status) => {
-                        say(&format!("child {status}"));
+                        say_child(status);
                         Ok(OK)
                     }
                 }
@@ -585,7 +580,7 @@ fn forked() -> Vec<Case> {
                 step(install.stack(), "1");
                 install.stack().on_success(|| match fork(|| OK) {
                     Err(_) => std::process::exit(0),
-                    Ok(status) => say(&format!("child {status}")),
+                    Ok(status) => say_child(status),
                 });
                 Ok(())
             });
@@ -605,7 +600,7 @@ fn forked() -> Vec<Case> {
                     std::process::exit(3)
                 })
             });
-            after(forked, |status| say(&format!("child {status}")))
+            after(forked, say_child)
         }),
     ]
 }
@@ -680,7 +675,7 @@ fn detached() -> Vec<Case> {
                 OK
             });
             after(forked, |status| {
-                say(&format!("child {status}"));
+                say_child(status);
                 runtime.finalize().unwrap();
             })
         }),
@@ -697,7 +692,7 @@ fn detached() -> Vec<Case> {
                     runtime.finalize().unwrap();
                     OK
                 });
-                after(forked, |status| say(&format!("child {status}")))
+                after(forked, say_child)
             },
         ),
     ]
@@ -898,9 +893,7 @@ fn outcomes() -> Vec<Case> {
                 says_outcome(process_stack());
                 exit(3)
             });
-            after(forked, |status| {
-                say(&format!("child {status}"));
-            })
+            after(forked, say_child)
         }),
     ];
     // They come between the two drains of `exit`, to the second one.
@@ -976,7 +969,7 @@ fn exiting() -> Vec<Case> {
                         exit(4)
                     }
                     Ok(status) => {
-                        say(&format!("child {status}"));
+                        say_child(status);
                         say(&format!("parent: {}", is_exiting()));
                     }
                 });
@@ -993,7 +986,7 @@ fn exiting() -> Vec<Case> {
                     exit(3)
                 });
                 after(forked, |status| {
-                    say(&format!("child {status}"));
+                    say_child(status);
                     say(&format!("parent: {}", is_exiting()));
                 })
             },

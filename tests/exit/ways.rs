@@ -14,10 +14,8 @@ use std::time::Duration;
 use exitstack::{Exit, ExitStack, Interpreter, exit, process_stack, register, run};
 
 use crate::Status::{Code, Signal};
-use crate::child::{another_librarys_handler, c_exit, say, says};
-use crate::{Case, Ended, case};
-
-const OK: Ended = Ok(ExitCode::SUCCESS);
+use crate::child::{DROPS_THREAD_LOCALS, another_librarys_handler, c_exit, say, says};
+use crate::{Case, Ended, OK, case};
 
 /// Locals that would be dropped if the frames were left in any ordinary way.
 fn under_frames(depth: usize, then: &dyn Fn()) {
@@ -89,9 +87,6 @@ thread_local! {
     static LEAVES: Cell<Option<Leaves>> = const { Cell::new(None) };
 }
 
-/// musl drops no thread-locals when the process ends.
-const DROPS_THREAD_LOCALS: bool = !cfg!(target_env = "musl");
-
 fn a_thread_local_registers(name: &'static str, out: &[&str], leave: fn() -> Ended) -> Case {
     let (status, out) = if DROPS_THREAD_LOCALS { (5, out) } else { (0, &["A"][..]) };
     case(name, Code(status), out, leave)
@@ -120,6 +115,19 @@ fn counts_late_ones() {
         let taken = (0..70_000).filter(|_| process_stack().try_register(|| ()).is_ok()).count();
         say(&taken.to_string());
     });
+}
+
+/// An interpreter nested in another one, each with a handler, and the inner one with a second handler that leaves.
+fn plugin_whose_db_leaves(leave: fn() -> !) -> [Interpreter; 2] {
+    let plugin = Interpreter::new("plugin");
+    plugin.stack().register(|| say("plugin"));
+    let db = plugin.subinterpreter("db");
+    db.stack().register(|| say("db 1"));
+    db.stack().register(move || {
+        say("db 2");
+        leave();
+    });
+    [plugin, db]
 }
 
 #[expect(clippy::too_many_lines, reason = "a table")]
@@ -720,14 +728,7 @@ pub(crate) fn cases() -> Vec<Case> {
             || {
                 another_librarys_handler();
                 says("A");
-                let plugin = Interpreter::new("plugin");
-                plugin.stack().register(|| say("plugin"));
-                let db = plugin.subinterpreter("db");
-                db.stack().register(|| say("db 1"));
-                db.stack().register(|| {
-                    say("db 2");
-                    c_exit(3)
-                });
+                let [plugin, db] = plugin_whose_db_leaves(|| c_exit(3));
                 db.stack().register(|| Err("disk full"));
                 std::mem::forget((plugin, db));
                 says("C");
@@ -737,28 +738,14 @@ pub(crate) fn cases() -> Vec<Case> {
         .err("process > plugin > db: exit handler registered at tests/exit/ways.rs"),
         case("exit_inside_a_nested_interpreters_handler", Code(3), &["db 2", "db 1", "plugin", "A"], || {
             says("A");
-            let plugin = Interpreter::new("plugin");
-            plugin.stack().register(|| say("plugin"));
-            let db = plugin.subinterpreter("db");
-            db.stack().register(|| say("db 1"));
-            db.stack().register(|| {
-                say("db 2");
-                exit(3)
-            });
+            let [plugin, db] = plugin_whose_db_leaves(|| exit(3));
             std::mem::forget((plugin, db));
             c_exit(1)
         }),
         // The process stack drains after that.
         case("exit_inside_a_finalize_resumes_it", Code(3), &["db 2", "db 1", "plugin", "C", "A"], || {
             says("A");
-            let plugin = Interpreter::new("plugin");
-            plugin.stack().register(|| say("plugin"));
-            let db = plugin.subinterpreter("db");
-            db.stack().register(|| say("db 1"));
-            db.stack().register(|| {
-                say("db 2");
-                exit(3)
-            });
+            let [plugin, db] = plugin_whose_db_leaves(|| exit(3));
             db.stack().register(|| Err("gathered before the exit"));
             says("C");
             let _ = plugin.finalize();
