@@ -1,4 +1,4 @@
-//! The fuzz targets on the inputs that they were found to need: `fuzz/corpus`, replayed without a fuzzer.
+//! Runs the fuzz targets on the interesting inputs found so far, `fuzz/corpus`, without a fuzzer.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use crate::model;
 use crate::stderr::Capture;
 use crate::support::{alone, routed};
 
-/// Calls `run` with each file of a target's corpus.
+/// Calls `run` with the contents of each file in a target's corpus.
 fn replay(target: &str, mut run: impl FnMut(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut count = 0;

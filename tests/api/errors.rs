@@ -1,4 +1,4 @@
-//! `CloseError`, `HandlerError`, `Exit`.
+//! `CloseError`, `HandlerError` and `Exit`.
 
 use std::error::Error;
 use std::fmt;
@@ -75,7 +75,7 @@ fn a_nested_stacks_exit_status_counts_outside() {
     assert_eq!(stack.close().unwrap_err().exit_code(), Some(7));
 }
 
-/// An exit request is no failure, so nothing is reported either.
+/// An exit request is not a failure, so it is not reported either.
 #[test]
 fn a_dropped_stacks_exit_request_is_forgotten() {
     let reports = reported(|| {
@@ -105,7 +105,7 @@ fn one_failure_is_told_as_that_failure() {
     assert!(error.source().is_none());
 }
 
-/// As there are several, the error has no source.
+/// An error with several failures has no source.
 #[test]
 fn several_failures_are_told_on_one_line() {
     let mut stack = ExitStack::new();
@@ -134,7 +134,7 @@ fn the_last_failure_is_the_last_that_happened() {
     assert_eq!(stack.close().unwrap_err().last().unwrap().name(), Some("second"));
 }
 
-/// Fails with an error of these texts: its own, that of its source, and so on.
+/// Fails with an error whose text is the first of these, whose source's text is the second, and so on.
 fn chain(texts: &[&'static str]) -> Result<(), Link> {
     let link = |source: Option<Box<Link>>, text: &&'static str| Some(Box::new(Link { text, source }));
     texts.iter().rev().fold(None, link).map_or(Ok(()), |link| Err(*link))
@@ -147,12 +147,12 @@ struct Link {
     source: Option<Box<Link>>,
 }
 
-/// What cleanup that failed is to a handler's own error: its source.
+/// The error of a handler whose own cleanup failed; that failure is its source.
 #[derive(Debug, thiserror::Error)]
 #[error("undo")]
 struct Undo(#[from] CloseError);
 
-/// Checks that of these texts each is in what is printed of an error once, and in this order, however it is printed.
+/// Checks that, in each way to print the error, each of these texts appears exactly once, and in this order.
 fn assert_told_once(error: &CloseError, texts: &[&str]) {
     let whole = anyhow::Error::from(error.clone());
     let debug = format!("{whole:?}");
@@ -205,7 +205,7 @@ fn each_text_of_a_failure_is_printed_once() {
     }
 }
 
-/// Its chain of causes has no end, but the text does.
+/// The chain of causes is endless, but the text is not.
 #[test]
 fn an_error_that_is_its_own_source_can_be_shown() {
     #[derive(Debug)]
@@ -240,7 +240,7 @@ fn a_chain_of_a_hundred_causes_is_shown_whole() {
     assert!(shown.ends_with(": the first of all"), "{shown}");
 }
 
-/// As `main` shows what it returns: what the methods return, and no more.
+/// Checks the `Debug` output, which `main` prints: it has what the methods return, and nothing else.
 #[test]
 fn an_error_shows_its_facts() {
     let mut stack = ExitStack::new();

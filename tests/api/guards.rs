@@ -1,4 +1,4 @@
-//! A value that a handler has captured: dropped when the handler ran, failed or was removed, kept where it never ran.
+//! Values captured by handlers: dropped when the handler has run, failed or been removed, and kept if it never ran.
 
 use std::mem::ManuallyDrop;
 
@@ -14,7 +14,7 @@ fn guard(log: &Log, dropped: &'static str) -> Guard {
     Guard { log: log.clone(), dropped }
 }
 
-/// Says when it is used, and when it is dropped.
+/// Logs when it is used and when it is dropped.
 struct Guard {
     log: Log,
     dropped: &'static str,
@@ -32,7 +32,7 @@ impl Drop for Guard {
     }
 }
 
-/// Does the same with a stack of each kind.
+/// Runs the same code with each kind of stack.
 macro_rules! on_each_stack {
     (|$stack:ident| $body:block) => {{
         {
@@ -148,7 +148,7 @@ fn a_guard_is_kept_if_its_handler_never_ran() {
     let log = Log::default();
     let (local, shared, moved, in_static) =
         (guard(&log, "local"), guard(&log, "shared"), guard(&log, "moved"), guard(&log, "static"));
-    // What `mem::forget` does, but what is forgotten can be cleared at the end: this test is to leak nothing.
+    // Like `mem::forget`, except that the stack can be cleared at the end, so that the test leaks nothing.
     let mut forgotten = ManuallyDrop::new(ExitStack::new());
     forgotten.register(move || local.used());
     let forgotten_shared = ManuallyDrop::new(SharedExitStack::new());

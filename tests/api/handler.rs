@@ -1,4 +1,4 @@
-//! What is registered: shapes of handlers, names, keys, functions as their own identity, and where it was registered.
+//! What can be registered: kinds of handlers, their names, keys and locations, and functions as their own identity.
 
 use std::cell::RefCell;
 use std::panic::Location;
@@ -55,7 +55,7 @@ fn closures_of_every_size_keep_their_captures() {
     sizes!(0 1 2 3 4 5 8 100 5000);
 }
 
-/// They are aligned when they run, and when they are dropped.
+/// Checks the alignment when they run and when they are dropped.
 #[test]
 fn closures_of_every_alignment_are_aligned() {
     macro_rules! alignments {
@@ -109,7 +109,7 @@ fn zero_sized_handlers_run_and_are_dropped() {
     assert_eq!(DROPPED.load(Ordering::SeqCst), 4);
 }
 
-/// Function pointers and boxed functions are, too.
+/// Function pointers and boxed functions are handlers too.
 #[test]
 fn functions_and_methods_are_handlers() {
     static RAN: AtomicUsize = AtomicUsize::new(0);
@@ -129,7 +129,7 @@ fn functions_and_methods_are_handlers() {
     assert_eq!(RAN.load(Ordering::SeqCst), 13);
 }
 
-/// Every registration of it goes, and no other function.
+/// Removes every registration of that function and of no other.
 #[test]
 fn unregister_fn_removes_that_function_alone() {
     fn hello() {}
@@ -150,7 +150,7 @@ fn unregister_fn_removes_that_function_alone() {
     assert_eq!(log.into_inner(), ["captures"]);
 }
 
-/// It knows a closure without captures, and one instance of a generic function.
+/// Recognizes closures without captures, and a particular instance of a generic function.
 #[test]
 fn unregister_fn_knows_closures_and_instances() {
     fn generic<T>() {}
@@ -184,7 +184,7 @@ fn unregister_key_drops_all_though_drops_panic() {
     assert!(stack.is_empty() && shared.is_empty());
 }
 
-/// The oldest key is compared first.
+/// Keys are compared oldest first.
 #[test]
 fn unregister_key_uses_the_keys_own_eq() {
     thread_local!(static ASKED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) });
@@ -226,7 +226,7 @@ fn a_key_that_does_not_equal_itself_is_not_found() {
     assert_eq!(stack.len(), 1);
 }
 
-/// The panic goes on to the caller of `unregister_key`.
+/// The panic propagates to the caller of `unregister_key`.
 #[test]
 fn a_panic_of_a_keys_eq_removes_nothing() {
     struct Panics(bool);
@@ -257,7 +257,7 @@ fn a_later_name_or_key_replaces_an_earlier_one() {
     assert_eq!(stack.unregister_key(&"two"), 1);
 }
 
-/// The handler may have returned an error, panicked, or panicked as it was dropped.
+/// The handler returned an error, panicked, or panicked while it was dropped.
 #[test]
 fn an_error_has_its_handlers_name() {
     let counter = Counter::default();

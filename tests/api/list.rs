@@ -1,4 +1,4 @@
-//! `HandlerList`, alone.
+//! `HandlerList` by itself.
 
 use std::collections::BTreeMap;
 
@@ -41,7 +41,7 @@ fn an_id_is_not_used_again() {
     }
 }
 
-/// The list can be used again, and does not give an id twice.
+/// The list can be used again, and never reuses an id.
 #[test]
 fn clear_returns_the_values_oldest_first() {
     let mut list = HandlerList::new();
@@ -85,7 +85,7 @@ fn remove_if_that_panics_removes_nothing() {
     assert!(list.remove_if(|_| true).into_iter().map(|(n, _)| n).eq(0..9));
 }
 
-/// The iterator knows how many values are left.
+/// The iterator also knows how many values are left.
 #[test]
 fn a_list_iterates_from_both_ends() {
     let mut list = HandlerList::new();
@@ -115,7 +115,7 @@ fn values_are_dropped_once_with_their_list() {
     }
 }
 
-/// It may have shrunk, to whatever size; and lost values at either end.
+/// The list may have shrunk to any size, and may have lost values at either end.
 #[test]
 fn the_rest_of_a_larger_list_is_dropped_with_it() {
     let counter = crate::support::Counter::default();

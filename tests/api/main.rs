@@ -1,4 +1,4 @@
-//! The promises of the stacks, a test each; one binary, for one link.
+//! What the stacks promise, one test each, in a single binary to link only once.
 #![allow(missing_docs, reason = "tests")]
 #![allow(unreachable_pub, reason = "`model` is shared with the fuzz targets")]
 

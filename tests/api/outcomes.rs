@@ -1,5 +1,5 @@
-//! Outcomes: values whose exit is told, shared stacks that commit or roll back, scopes that return both errors, and futures
-//! that run in an interpreter.
+//! Outcomes: values whose exit receives the outcome, shared stacks that commit or roll back, scopes that return both
+//! errors, and futures that run in an interpreter.
 
 use std::cell::RefCell;
 use std::error::Error;
@@ -29,7 +29,7 @@ const DONE: Outcome = Outcome::Success;
 // ---------------------------------------------------------------------------------------------------------------------
 // `enter_with`
 
-/// What the exit of a value entered in a new stack is told, if that ends so.
+/// Returns the outcome that the exit of an entered value receives if its stack ends this way.
 fn told(end: impl FnOnce(ExitStack<'_>)) -> Vec<Outcome> {
     let told = RefCell::new(Vec::new());
     let stack = ExitStack::new();
@@ -147,7 +147,7 @@ fn register_both(stack: &SharedExitStack, log: &Log) {
     stack.on_failure(log.handler("failure"));
 }
 
-/// What runs of a stack with handlers of all kinds, if it ends so.
+/// Returns which handlers run, of every kind, if their stack ends this way.
 fn runs(end: impl FnOnce(SharedExitStack)) -> Vec<&'static str> {
     let (stack, log) = (SharedExitStack::new(), Log::default());
     register_both(&stack, &log);
@@ -341,7 +341,7 @@ fn a_handler_may_be_placed_elsewhere() {
     let closed = Interpreter::new("closed");
     closed.finalize().unwrap();
     let refused = closed.stack().try_register(Handler::new(undo).at(place)).unwrap_err();
-    let _ = refused.into_handler(); // which has kept it
+    let _ = refused.into_handler(); // the handler is kept in the refusal
     local.register(Handler::new(undo));
     assert_eq!(local.pending()[0].location().line(), line!() - 1);
     local.clear();
@@ -350,7 +350,7 @@ fn a_handler_may_be_placed_elsewhere() {
 // ---------------------------------------------------------------------------------------------------------------------
 // `try_scope`
 
-/// An error with a cause, neither of which is a text.
+/// An error with a cause. Neither of them is a string.
 #[derive(Debug, thiserror::Error)]
 #[error("no such user")]
 struct Work(#[source] Cause);
@@ -363,7 +363,7 @@ fn work() -> Result<(), Work> {
     Err(Work(Cause))
 }
 
-/// What comes of a body that ends so, with a cleanup that fails or does not.
+/// Returns the result of a scope with this body and these cleanup failures.
 fn tried<E>(body: Result<(), E>, cleanup: &'static [&'static str]) -> Result<(), ScopeError<E>> {
     try_scope(|stack| {
         for text in cleanup.iter().rev() {
@@ -449,7 +449,7 @@ fn of_a_scopes_errors_either_can_be_had() {
     assert_eq!(error(Ok(()), &["a", "b"]).cleanup().unwrap().errors().len(), 2);
 }
 
-/// Checks that each of these texts is in what is printed of an error once, and in this order, however it is printed.
+/// Checks that, in each way to print the error, each of these texts appears exactly once, and in this order.
 fn assert_told_once<E: Error + Send + Sync + 'static>(error: impl Fn() -> E, texts: &[&str]) {
     let mut chain = error().to_string();
     let (first, mut next) = (error(), 0);
@@ -463,7 +463,7 @@ fn assert_told_once<E: Error + Send + Sync + 'static>(error: impl Fn() -> E, tex
     let outside = anyhow::Context::context(Err::<(), _>(error()), "outside").unwrap_err();
     let shown = [chain, format!("{whole:#}"), format!("{whole:?}"), format!("{outside:#}"), format!("{outside:?}")];
     for shown in shown {
-        // anyhow numbers causes if there are several, and appends a backtrace if it is told to.
+        // anyhow numbers the causes if there are several, and appends a backtrace if that is enabled.
         let shown = shown.split("\n\nStack backtrace").next().unwrap();
         let places: Vec<_> = texts.iter().map(|text| shown.match_indices(text).map(|(at, _)| at).collect()).collect();
         let once = places.iter().all(|places: &Vec<usize>| places.len() == 1) && places.is_sorted();
@@ -473,7 +473,7 @@ fn assert_told_once<E: Error + Send + Sync + 'static>(error: impl Fn() -> E, tex
 
 const WORK: [&str; 2] = ["no such user", "the table is empty"];
 
-/// The same, of the error of a scope and of what is left of it when its type is forgotten.
+/// Checks the same for a scope's error, and for what remains of it once its type is erased.
 fn assert_scope_told_once(body: fn() -> Result<(), Work>, cleanup: &'static [&'static str], texts: &[&str]) {
     assert_told_once(|| tried(body(), cleanup).unwrap_err(), texts);
     assert_told_once(|| tried(body(), cleanup).unwrap_err().erased(), texts);
@@ -556,7 +556,7 @@ fn a_scopes_error_goes_where_errors_go() {
         assert!(to_anyhow(cleanup).unwrap_err().downcast::<ScopeError<Work>>().is_ok());
         assert!(to_a_box(cleanup).unwrap_err().downcast::<ScopeFailure>().is_ok());
     }
-    // A handler's error like any other; the failures in it are not told twice.
+    // Returned by a handler, it is like any other error; the failures in it are not shown twice.
     let mut stack = ExitStack::new();
     stack.register(|| tried(work(), &["disk full"]));
     let error = stack.close().unwrap_err();
@@ -609,7 +609,7 @@ fn current() -> Option<String> {
     Interpreter::current().map(|interpreter| interpreter.name().to_owned())
 }
 
-/// Is ready at the second poll; says which interpreter is current at each.
+/// Returns a future that is ready at its second poll and logs the current interpreter at each.
 fn two_polls(log: log::Log<Option<String>>) -> impl Future<Output = &'static str> {
     let mut polled = false;
     poll_fn(move |_| {

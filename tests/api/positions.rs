@@ -1,5 +1,5 @@
-//! Every position: of up to six handlers each one, and each two, do something out of the ordinary; whatever it is, every
-//! handler runs that must, once, in order, and every failure is told.
+//! Every position: of up to six handlers, each one and each pair does something unusual. Whatever it is, every handler
+//! that must run does so exactly once and in order, and every failure is recorded.
 
 use std::sync::{Arc, Mutex};
 
@@ -25,7 +25,7 @@ enum Act {
 const ACTS: [Act; 8] =
     [Act::Fail, Act::Panic, Act::DropPanics, Act::Exit, Act::Close, Act::Register, Act::UnregisterBelow, Act::Clear];
 
-/// What a drain of handlers `0..n` must do: who runs, how many fail, and whether an exit status is asked for.
+/// What a drain of handlers `0..n` must do: which handlers run, how many fail, and which exit status is requested.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Told {
     ran: Vec<usize>,
@@ -45,7 +45,7 @@ fn expected(n: usize, act_of: impl Fn(usize) -> Option<Act>) -> Told {
             Some(Act::Fail | Act::Panic | Act::DropPanics) => told.failures += 1,
             Some(Act::Exit) => told.exit_code = Some(i32::try_from(at).unwrap()),
             Some(Act::Register) => pending.push(EXTRA + at),
-            // Who drops a handler whose drop panics, panics.
+            // A handler that drops another one whose drop panics, panics itself.
             Some(Act::UnregisterBelow) => told.failures += usize::from(pending.pop().is_some_and(panics)),
             Some(Act::Clear) => told.failures += usize::from(pending.drain(..).any(panics)),
             Some(Act::Close) | None => {}
@@ -54,7 +54,8 @@ fn expected(n: usize, act_of: impl Fn(usize) -> Option<Act>) -> Told {
     told
 }
 
-/// Calls `check` for every number of handlers with no act, with each at each position, and with each two at each two.
+/// Calls `check` for every number of handlers: with no act, with each act at each position, and with each two acts at
+/// each two positions.
 fn at_every_position(acts: &[Act], check: impl Fn(usize, &dyn Fn(usize) -> Option<Act>)) {
     for n in 0..=MOST {
         check(n, &|_| None);
@@ -95,10 +96,10 @@ fn told(result: Result<(), CloseError>, ran: Vec<usize>) -> Told {
     }
 }
 
-/// What a handler may do to a stack that is drained by its only owner: nothing but end.
+/// What a handler can do on a stack that only its owner reaches: end in one of these ways.
 const ENDS: [Act; 4] = [Act::Fail, Act::Panic, Act::DropPanics, Act::Exit];
 
-/// Fills a stack of one thread and drains it by `drain`, which returns what came of that.
+/// Fills a single-threaded stack, drains it with `drain`, and passes the result and the expectation to `checks`.
 fn local(drain: impl Fn(ExitStack<'_>) -> Result<(), CloseError>, checks: impl Fn(Told, Told)) {
     at_every_position(&ENDS, |n, act_of| {
         let (counter, ran) = (Counter::default(), std::cell::RefCell::new(Vec::new()));
@@ -136,7 +137,7 @@ fn a_stack_of_one_thread_that_is_dropped() {
     );
 }
 
-/// A stack that its handlers reach.
+/// A stack that its own handlers can reach.
 trait Reached: Clone + Send + 'static {
     fn stack(&self) -> &SharedExitStack;
     fn drain(&self) -> Result<(), CloseError>;

@@ -1,4 +1,4 @@
-//! Random operations, compared with the models. `PROPTEST_CASES` sets how many.
+//! Random operations, compared with the models. `PROPTEST_CASES` sets the number of cases.
 
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! The report hook, of which the process has one: each test here has it alone.
+//! The report hook. There is one per process, so each test here has it exclusively.
 
 use std::error::Error;
 use std::fmt;
@@ -33,7 +33,7 @@ fn the_hook_gets_all_that_is_known_of_a_failure() {
     assert!(matches!(report.kind(), HandlerErrorKind::Failed(error) if error.to_string() == "no"));
 }
 
-/// It does not wait for the end of the drain.
+/// Not only at the end of the drain.
 #[test]
 fn a_report_is_made_when_the_failure_happens() {
     let _alone = alone();
@@ -54,7 +54,7 @@ fn a_report_is_made_when_the_failure_happens() {
     assert_eq!(count.load(Ordering::SeqCst), 3);
 }
 
-/// It returns the hook, which can be set again.
+/// Taking the hook returns it, and it can be set again.
 #[test]
 fn take_hook_puts_the_default_back() {
     let _alone = alone();
@@ -147,7 +147,7 @@ fn a_hook_that_is_replaced_is_dropped_unlocked() {
     assert!(!written.is_empty());
 }
 
-/// The hook is called for the failures of that stack, too, but not for ever.
+/// The hook is called for failures of that stack as well, but not forever.
 #[test]
 fn a_hook_whose_own_stack_fails_comes_to_an_end() {
     let _alone = alone();
@@ -163,7 +163,7 @@ fn a_hook_whose_own_stack_fails_comes_to_an_end() {
     assert_eq!(depth.load(Ordering::SeqCst), 6);
 }
 
-/// It has path, name and place, and control characters are escaped.
+/// The report contains the path, the name and the location, and control characters are escaped.
 #[test]
 fn the_default_report_is_one_line_of_text() {
     let _alone = alone();
@@ -179,7 +179,7 @@ fn the_default_report_is_one_line_of_text() {
     assert_eq!(String::from_utf8(written).unwrap(), expected);
 }
 
-/// The error's own text fails or panics halfway.
+/// Formatting the error fails or panics halfway.
 #[test]
 fn an_error_that_cannot_be_shown_is_reported() {
     let _alone = alone();
@@ -202,7 +202,7 @@ fn the_default_report_shows_every_cause() {
     assert_eq!(written.lines().count(), 1);
 }
 
-/// The chain of causes panics, or does not end.
+/// The chain of causes panics, or never ends.
 #[test]
 fn the_default_report_survives_an_odd_chain() {
     #[derive(Debug)]

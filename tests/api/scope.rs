@@ -44,7 +44,7 @@ fn a_body_that_fails_rolls_back() {
     assert_eq!(*log.borrow(), ["failure", "always"]);
 }
 
-/// The panic goes on to the caller of the scope.
+/// The panic propagates to the caller of the scope.
 #[test]
 fn a_body_that_panics_rolls_back() {
     let log = Log::default();
@@ -148,7 +148,7 @@ fn a_scope_in_a_scope_hands_its_failure_outwards() {
     assert_eq!(nested.errors().len(), 1);
 }
 
-/// Here the handler is the exit of a value that was entered.
+/// Here the handler is the exit of an entered value.
 #[test]
 fn a_scopes_handlers_borrow_what_outlives_it() {
     let mut written = String::new();

@@ -1,4 +1,4 @@
-//! `SharedExitStack` on one thread: what handlers, captures, keys and the hook may do while it drains.
+//! `SharedExitStack` on one thread: what handlers, captured values, keys and the report hook may do while it drains.
 
 use std::sync::{Arc, Mutex};
 
@@ -23,7 +23,7 @@ fn handlers_run_last_in_first_out() {
     assert!(log.take().into_iter().eq((0..20).rev()));
 }
 
-/// As they are returned, none is reported.
+/// None of them is reported, because they are returned.
 #[test]
 fn all_failures_are_returned_in_order() {
     let reports = reported(|| {
@@ -56,7 +56,7 @@ fn a_dropped_stack_drains_and_reports_failures() {
     assert_eq!(reports, ["//failed: no", "//panicked: boom"]);
 }
 
-/// A handler's panic is reported, and the body's goes on.
+/// A handler's panic is reported, and the body's panic propagates.
 #[test]
 fn a_drop_during_unwinding_runs_all() {
     let log = Log::default();
@@ -124,7 +124,7 @@ fn a_handler_that_runs_is_no_longer_in_the_stack() {
     assert_eq!(stack.close().unwrap_err().errors().len(), 1);
 }
 
-/// The drain then goes on with the handlers below.
+/// The drain then continues with the handlers below.
 #[test]
 fn close_from_an_own_handler_returns_at_once() {
     let (stack, log) = (Shared::default(), Log::default());
@@ -216,7 +216,7 @@ fn a_keys_eq_may_do_anything_to_the_stack() {
     for n in [1, 2, 1, 2] {
         stack.register(Handler::new(|| ()).keyed(Key(Arc::clone(&stack), n)));
     }
-    // The first comparison takes the newest away, each further one what the one before it registered.
+    // The first comparison removes the newest handler, and each later one removes what the previous one registered.
     assert_eq!(stack.unregister_key(&Key(Arc::clone(&stack), 2)), 1);
     assert_eq!(stack.len(), 3);
     stack.clear();
@@ -281,7 +281,7 @@ fn a_panicking_hook_stops_nothing() {
     assert_eq!(String::from_utf8(written).unwrap().lines().count(), 3, "the default report, in the hook's place");
 }
 
-/// It is the payload of a handler's panic.
+/// The payload is that of a handler's panic.
 #[test]
 fn a_payloads_drop_may_use_the_stack_and_panic() {
     struct Payload(Shared, Log);
@@ -311,7 +311,7 @@ fn ids_are_unknown_to_every_other_stack() {
     assert!(stacks.iter().all(|stack| stack.len() == 10));
 }
 
-/// They are valid in the stack that it returns, and nowhere else.
+/// The ids are valid in the stack that it returns, and nowhere else.
 #[test]
 fn ids_go_with_the_handlers_that_pop_all_moves() {
     let stack = SharedExitStack::new();

@@ -113,7 +113,7 @@ fn a_capture_whose_drop_panics_is_recorded() {
     assert_eq!((counter.used(), counter.dropped()), (3, 3));
 }
 
-/// Its drop panics with a payload of the same kind.
+/// The payload's drop panics with another payload of the same kind.
 #[test]
 fn a_payload_whose_drop_panics_again_is_leaked() {
     struct Again;
@@ -140,7 +140,7 @@ fn close_returns_what_failed_and_reports_nothing() {
     assert!(reports.is_empty(), "{reports:?}");
 }
 
-/// It does not panic itself.
+/// The drop itself does not panic.
 #[test]
 fn drop_reports_failures_when_they_happen() {
     use crate::model::{Event, log, take_log};
@@ -161,7 +161,7 @@ fn drop_reports_failures_when_they_happen() {
     assert_eq!(take_log(), expected);
 }
 
-/// The handlers' panics are reported, and the body's goes on.
+/// The handlers' panics are reported, and the body's panic propagates.
 #[test]
 fn drop_during_unwinding_runs_all() {
     let counter = Counter::default();
@@ -239,7 +239,7 @@ fn an_id_is_used_up_when_its_handler_ran() {
     assert_eq!(stack.len(), 1);
 }
 
-/// The panic of its drop goes on to the caller of `unregister`.
+/// The panic of the capture's drop propagates to the caller of `unregister`.
 #[test]
 fn a_panicking_capture_is_gone_when_unregistered() {
     let counter = Counter::default();
@@ -265,7 +265,7 @@ fn run_now_runs_one_handler_once_out_of_turn() {
     assert_eq!(log.into_inner(), [2, 3, 1]);
 }
 
-/// It runs a handler for either outcome.
+/// `run_now` runs a handler regardless of its outcome.
 #[test]
 fn run_now_returns_what_its_handler_did() {
     let ran = Cell::new(0);
@@ -327,7 +327,7 @@ fn clear_drops_all_and_runs_none_newest_first() {
     assert_eq!(*log.borrow(), [5, 4, 3, 2, 1, 0]);
 }
 
-/// The captures of several handlers panic when they are dropped.
+/// The captures of several handlers panic when dropped.
 #[test]
 fn clear_drops_all_and_the_first_panic_goes_on() {
     struct Tells(&'static str, Counter);
@@ -368,7 +368,7 @@ fn a_value_is_lent_until_its_exit_gets_it() {
     assert_eq!(*seen.borrow(), "abc");
 }
 
-/// Its stack may be drained, cleared, popped or dropped, and its exit may be unregistered.
+/// The stack may be drained, cleared, popped or dropped, and the value's exit may be unregistered.
 #[test]
 fn an_entered_value_is_dropped_exactly_once() {
     let counter = Counter::default();
@@ -395,7 +395,7 @@ fn an_entered_value_is_dropped_exactly_once() {
     assert_eq!((counter.used(), counter.dropped()), (3, 5));
 }
 
-/// It panics in its exit, or in its drop.
+/// The value panics in its exit or in its drop.
 #[test]
 fn an_entered_value_that_panics_is_consumed() {
     let counter = Counter::default();
@@ -409,7 +409,7 @@ fn an_entered_value_that_panics_is_consumed() {
     assert_eq!(counter.dropped(), 3);
 }
 
-/// It may be zero-sized, or have a large alignment.
+/// The value may be zero-sized or have a large alignment.
 #[test]
 fn an_entered_value_may_be_of_any_layout() {
     #[repr(align(256))]
@@ -423,7 +423,7 @@ fn an_entered_value_may_be_of_any_layout() {
     assert!(reports.is_empty(), "{reports:?}");
 }
 
-/// For the other outcome they are dropped when it is their turn.
+/// Handlers for the other outcome are dropped when their turn comes.
 #[test]
 fn outcome_handlers_run_for_their_outcome() {
     for outcome in [Outcome::Success, Outcome::Failure] {
@@ -458,13 +458,13 @@ fn close_means_success() {
     assert_eq!(ran.get(), "success");
 }
 
-/// Which of the two ran is in `ran`; a second one would show too.
+/// Records in `ran` which of the two handlers ran, so that a second one would show.
 fn asks_for_the_outcome<'a>(stack: &ExitStack<'a>, ran: &'a RefCell<Vec<&'static str>>) {
     stack.on_success(|| ran.borrow_mut().push("success"));
     stack.on_failure(|| ran.borrow_mut().push("failure"));
 }
 
-/// A `?` before the stack is closed counts as a failure.
+/// Leaving by `?` before the stack is closed counts as a failure.
 #[test]
 fn an_early_return_commits_nothing() {
     fn transfer(ran: &RefCell<Vec<&'static str>>, work: Result<(), String>) -> Result<(), String> {
@@ -604,7 +604,7 @@ fn a_stack_goes_on_after_a_caught_panic() {
     assert_eq!(ran.get(), 11);
 }
 
-/// On 2 MiB of stack, which any recursion of that depth would overflow.
+/// On a stack of 2 MiB, which recursion this deep would overflow.
 #[test]
 fn ten_million_handlers_drain_without_recursion() {
     const COUNT: u32 = 10_000_000;

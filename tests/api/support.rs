@@ -1,4 +1,4 @@
-//! What the tests share: counters, and the report hook, of which the process has only one.
+//! Shared by the tests: counters, and the report hook, of which there is only one per process.
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,14 +10,14 @@ use crate::model::{self, Event};
 
 static HOOK: RwLock<()> = RwLock::new(());
 
-/// Reports go to the log of the thread that reports, as long as this is held.
+/// Sends reports to the log of the reporting thread while the guard is held.
 pub fn routed() -> RwLockReadGuard<'static, ()> {
     let guard = HOOK.read().unwrap_or_else(PoisonError::into_inner);
     model::install_hook();
     guard
 }
 
-/// What `action` reports on this thread.
+/// Returns what `action` reports on this thread.
 pub fn reported(action: impl FnOnce()) -> Vec<String> {
     let _routed = routed();
     model::take_log();
@@ -26,7 +26,7 @@ pub fn reported(action: impl FnOnce()) -> Vec<String> {
     model::take_log().into_iter().filter_map(is_report).collect()
 }
 
-/// The hook is this test's alone, and the default one, until this is dropped.
+/// Reserves the hook for this test, set to the default, until the guard is dropped.
 pub fn alone() -> impl Drop {
     struct Alone {
         hook: Option<Hook>,
@@ -46,7 +46,7 @@ pub fn alone() -> impl Drop {
 
 type Hook = Box<dyn Fn(&HandlerError) + Send + Sync>;
 
-/// Sends reports to a list, for a test that has the hook alone.
+/// Collects reports in a list, for a test that has reserved the hook.
 pub fn collect_reports() -> Arc<Mutex<Vec<HandlerError>>> {
     let reports = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&reports);
@@ -54,7 +54,7 @@ pub fn collect_reports() -> Arc<Mutex<Vec<HandlerError>>> {
     reports
 }
 
-/// Counts what becomes of the values it makes.
+/// Creates values and counts how often they are used and dropped.
 #[derive(Clone, Default)]
 pub struct Counter(Arc<Counts>);
 
@@ -65,12 +65,12 @@ struct Counts {
 }
 
 impl Counter {
-    /// A value that may be used once, and counts that and its drop.
+    /// Returns a value that may be used once, and whose use and drop are counted.
     pub fn bomb(&self) -> Bomb {
         Bomb { counts: Arc::clone(&self.0), used: false, panics: false }
     }
 
-    /// A value whose drop panics too.
+    /// Returns a value whose drop also panics.
     pub fn bomb_that_panics(&self) -> Bomb {
         Bomb { counts: Arc::clone(&self.0), used: false, panics: true }
     }

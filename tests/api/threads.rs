@@ -1,4 +1,4 @@
-//! `SharedExitStack` between threads. Threads meet at barriers and channels; nothing is timed.
+//! `SharedExitStack` between threads, which meet at barriers and channels; nothing is timed.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
@@ -47,7 +47,7 @@ fn every_handler_of_every_thread_runs_once() {
     assert_eq!(counter.used() + removed.load(Ordering::SeqCst), THREADS * EACH);
 }
 
-/// Other threads may register between them.
+/// Other threads may register in between.
 #[test]
 fn one_threads_handlers_run_newest_first() {
     const THREADS: usize = 4;
@@ -141,7 +141,7 @@ fn a_drain_skips_what_another_thread_removes() {
     assert_eq!((counter.used(), counter.dropped()), (0, 2));
 }
 
-/// Each of two threads drains one of the two stacks.
+/// Two threads each drain one of the stacks.
 #[test]
 fn handlers_that_close_each_others_stacks_end() {
     for _ in 0..50 {
@@ -207,7 +207,7 @@ fn nothing_is_locked_while_a_handler_runs() {
     stack.close().unwrap();
 }
 
-/// It is filled on one thread, and its handlers run on another.
+/// The stack is filled on one thread and its handlers run on another.
 #[test]
 fn a_stack_may_be_dropped_on_another_thread() {
     let counter = Counter::default();

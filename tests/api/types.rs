@@ -7,7 +7,7 @@ use exitstack::{
     Interpreter, Outcome, PendingHandler, Refused, ScopeError, ScopeFailure, SharedExitStack,
 };
 
-/// Whether `$type` implements `$bound`: an inherent constant hides the trait's where the bound holds.
+/// Whether `$type` implements `$bound`: where it does, an inherent constant shadows the trait's.
 macro_rules! implements {
     ($type:ty: $($bound:tt)+) => {{
         #[allow(dead_code, reason = "unused where the bound holds")]

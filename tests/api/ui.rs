@@ -1,8 +1,8 @@
-//! What must not compile, and the words with which it does not: `tests/ui`.
+//! Code that must not compile, and the compiler's messages: `tests/ui`.
 
 use crate::compiler::wrote_the_messages;
 
-// The compiler also lists what a feature adds.
+// With a feature enabled, the compiler's messages list more types.
 #[cfg_attr(feature = "async", ignore = "the messages in tests/ui are those without features")]
 #[test]
 fn what_must_not_compile_does_not() {
@@ -10,7 +10,7 @@ fn what_must_not_compile_does_not() {
         return;
     }
     let cases = trybuild::TestCases::new();
-    // Errors that come after type checking are found by a build only, and a case that passes makes trybuild build.
+    // Some errors come after type checking and appear only in a full build; a case that passes makes trybuild do one.
     cases.pass("tests/ui/pass/*.rs");
     cases.compile_fail("tests/ui/*.rs");
 }

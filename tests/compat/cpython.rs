@@ -1,6 +1,7 @@
-//! What CPython's `atexit` and `contextlib.ExitStack` do, and what is done here: the same, or another thing on purpose.
-//! Tests are named for the behaviour here. Order, failures and the rest that is the same in any stack stand in `stack.rs`
-//! and `shared.rs`; here stand the rows of CPython's own test suite, and its bugs.
+//! CPython's `atexit` and `contextlib.ExitStack`: what they do, and what happens here, which is the same or
+//! deliberately different. The rows are those of CPython's own test suite and of its bug reports; the tests are named
+//! for the behavior here. Order, failures and whatever else is the same in any stack is tested in `stack.rs` and
+//! `shared.rs`.
 
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
@@ -16,9 +17,9 @@ type Log = log::Log<&'static str>;
 
 // ---- atexit ----------------------------------------------------------------------------------------------------------
 
-/// `test_order`, and rows 1 and 4: `register(f, *args, **kwargs)` stores arguments by reference and returns `f`. Here a
-/// closure binds them, by value or by borrow as it says, and the id comes back: a function is no handle to one of its
-/// registrations.
+/// `test_order`, and rows 1 and 4: `register(f, *args, **kwargs)` stores the arguments by reference and returns `f`.
+/// Here a closure captures them, by value or by reference, and the id is returned, since a function does not identify
+/// one of its registrations.
 #[test]
 fn arguments_are_what_the_closure_captured() {
     let log = RefCell::new(Vec::new());
@@ -60,8 +61,9 @@ fn all_of_128_registrations_run() {
     assert_eq!(ran.get(), 128);
 }
 
-/// `test_raise`, `test_raise_unnormalized`, rows 18 to 20: the rest runs whatever is raised. CPython prints each to
-/// standard error and re-raises none since 3.10, so a program cannot learn of them; here all are returned, in order.
+/// `test_raise`, `test_raise_unnormalized`, rows 18 to 20: the rest runs whatever is raised. CPython prints each
+/// exception to standard error and, since 3.10, re-raises none, so a program cannot learn of them. Here all are
+/// returned, in order.
 #[test]
 fn what_is_raised_is_returned() {
     let mut stack = ExitStack::new();
@@ -70,8 +72,8 @@ fn what_is_raised_is_returned() {
     assert_eq!(stack.close().unwrap_err().errors().len(), 2);
 }
 
-/// `test_exit`, rows 19 and 21: a `SystemExit` in a handler is printed as any other error, and never changes the exit
-/// status. Here `Exit` is how a handler asks for one, and it is no failure.
+/// `test_exit`, rows 19 and 21: a `SystemExit` in a handler is printed like any other error and never changes the exit
+/// status. Here `Exit` is how a handler requests a status, and it is not a failure.
 #[test]
 fn an_exit_request_is_no_failure_and_is_heard() {
     let mut stack = ExitStack::new();
@@ -80,8 +82,8 @@ fn an_exit_request_is_no_failure_and_is_heard() {
     assert_eq!((error.exit_code(), error.errors().len()), (Some(7), 0));
 }
 
-/// `test_clear`, rows 16 and 17: `_clear` drops all without calling. An entry's `__del__` may register: lost up to 3.13,
-/// kept from 3.14 on, and here.
+/// `test_clear`, rows 16 and 17: `_clear` drops everything without calling it. What an entry's `__del__` registers is
+/// lost up to 3.13, and kept from 3.14 on, as it is here.
 #[test]
 fn what_a_drop_in_clear_registers_is_kept() {
     struct Registers(Shared, Log);
@@ -99,7 +101,7 @@ fn what_a_drop_in_clear_registers_is_kept() {
     assert_eq!(log.take(), ["registered by a drop"]);
 }
 
-/// `test_unregister`, row 9: every occurrence goes, the others stay, none is no error.
+/// `test_unregister`, row 9: every occurrence is removed, the others stay, and finding none is not an error.
 #[test]
 fn unregister_fn_of_four_and_one_leaves_one() {
     thread_local!(static COUNT: RefCell<i32> = const { RefCell::new(0) });
@@ -120,7 +122,7 @@ fn unregister_fn_of_four_and_one_leaves_one() {
     assert_eq!(COUNT.take(), -1);
 }
 
-/// Row 8: `_ncallbacks` counted removed entries up to 3.13.
+/// Row 8: up to 3.13, `_ncallbacks` counted removed entries.
 #[test]
 fn len_does_not_count_what_was_removed() {
     let mut stack = ExitStack::new();
@@ -132,7 +134,7 @@ fn len_does_not_count_what_was_removed() {
     assert!(stack.is_empty());
 }
 
-/// `test_bound_methods`: equal bound methods match. What has state has no identity here but the key it is given.
+/// `test_bound_methods`: equal bound methods match. Here a handler with state has no identity except its key.
 #[test]
 fn a_method_is_unregistered_by_its_key() {
     let list = RefCell::new(Vec::new());
@@ -146,7 +148,7 @@ fn a_method_is_unregistered_by_its_key() {
     assert_eq!(list.into_inner(), [5]);
 }
 
-/// Row 10: CPython compares identity first, so an object that is not equal to itself is found. Here its `==` decides.
+/// Row 10: CPython compares identity first, so it finds an object that is not equal to itself. Here `==` decides.
 #[test]
 fn a_key_is_what_its_own_eq_says() {
     #[derive(Clone)]
@@ -161,7 +163,7 @@ fn a_key_is_what_its_own_eq_says() {
     assert_eq!(stack.unregister_key(&NeverEqual), 0);
 }
 
-/// Row 11: the left operand changed with 3.14. Here the registered key is asked, as it was before.
+/// Row 11: the left operand changed in 3.14. Here it is the registered key, as it was before.
 #[test]
 fn the_registered_key_is_the_left_operand() {
     struct Side(&'static str);
@@ -194,7 +196,7 @@ fn a_handler_that_removes_itself_may_fail() {
     assert_eq!(error.errors()[0].name(), Some("self"));
 }
 
-/// A key whose `==` does something at its n-th call.
+/// A key whose `==` does something on its nth call.
 struct Meddling {
     name: &'static str,
     meddle: Arc<dyn Fn() + Send + Sync>,
@@ -207,8 +209,8 @@ impl PartialEq for Meddling {
     }
 }
 
-/// `test_eq_unregister_clear`, row 13a: `==` that unregisters or clears crashed up to 3.13.
-/// After that, `unregister_key` finds nothing left to remove.
+/// `test_eq_unregister_clear`, row 13a: up to 3.13, an `==` that unregisters or clears caused a crash. Here
+/// `unregister_key` then finds nothing left to remove.
 #[test]
 fn an_eq_may_clear_or_pop_the_stack() {
     let meddlers: [fn(&SharedExitStack); 2] = [SharedExitStack::clear, |stack| drop(stack.pop_all())];
@@ -224,8 +226,8 @@ fn an_eq_may_clear_or_pop_the_stack() {
     }
 }
 
-/// `test_eq_unregister`, row 13b: of three, a key equal to the second, whose n-th comparison unregisters one of them.
-/// What remains is exactly the others. CPython removed a wrong one, for an index had moved.
+/// `test_eq_unregister`, row 13b: three handlers, a key equal to the second, and an `==` whose nth call unregisters one
+/// of them. Exactly the others remain. CPython removed the wrong one, because an index had shifted.
 #[test]
 fn an_eq_that_unregisters_removes_no_wrong_one() {
     for at_call in 1..=3 {
@@ -255,7 +257,7 @@ fn an_eq_that_unregisters_removes_no_wrong_one() {
     }
 }
 
-/// Row 13c, live in 3.14 and 3.15: something is registered while `==` runs, and the match is missed.
+/// Row 13c, still present in 3.14 and 3.15: something is registered while `==` runs, and the match is missed.
 #[test]
 fn an_eq_that_registers_does_not_hide_the_match() {
     let (stack, log) = (Shared::default(), Log::default());
@@ -272,7 +274,7 @@ fn an_eq_that_registers_does_not_hide_the_match() {
     assert_eq!(log.take(), ["meanwhile", "meanwhile", "b"]);
 }
 
-/// Rows 14 and 15: an `==` that raises leaves in CPython what was removed until then removed. Here nothing is.
+/// Rows 14 and 15: if `==` raises, CPython has already removed the entries found so far. Here none is removed.
 #[test]
 fn an_eq_that_panics_removes_nothing() {
     let stack = Shared::default();
@@ -292,7 +294,7 @@ fn an_eq_that_panics_removes_nothing() {
     assert_eq!(stack.len(), 3);
 }
 
-/// Row 24: accepted, counted, and lost in every CPython; its documentation says "undefined".
+/// Row 24: accepted, counted and then lost in every version of CPython; its documentation says "undefined".
 #[test]
 fn what_is_registered_during_the_drain_runs() {
     let (stack, log) = (Shared::default(), Log::default());
@@ -305,7 +307,7 @@ fn what_is_registered_during_the_drain_runs() {
     assert_eq!(log.take(), ["registered during the drain", "first"]);
 }
 
-/// Rows 25 and 26: honoured up to 3.13, ignored from 3.14 on (it iterates over a copy).
+/// Rows 25 and 26: respected up to 3.13, ignored from 3.14 on, which iterates over a copy.
 #[test]
 fn what_is_removed_during_the_drain_does_not_run() {
     let (stack, log) = (Shared::default(), Log::default());
@@ -319,10 +321,9 @@ fn what_is_removed_during_the_drain_does_not_run() {
     assert_eq!(log.take(), [""; 0]);
 }
 
-/// Row 28: `_run_exitfuncs` in a handler ran the others once up to 3.13, once a level from 3.14 on. In `contextlib` a
-/// nested `close()` runs them all inside; here it returns at once and the outer drain goes on: the two cannot overtake
-/// one another.
-/// Nothing runs twice either.
+/// Row 28: `_run_exitfuncs` in a handler ran the others once up to 3.13, and once per level from 3.14 on. In
+/// `contextlib` a nested `close()` runs them all. Here it returns at once and the outer drain continues, so neither can
+/// overtake the other, and nothing runs twice.
 #[test]
 fn a_nested_drain_runs_nothing_out_of_turn() {
     let (stack, log) = (Shared::default(), Log::default());
@@ -336,7 +337,7 @@ fn a_nested_drain_runs_nothing_out_of_turn() {
     assert_eq!(log.take(), ["after the nested close", "older"]);
 }
 
-/// Row 23: a handler cannot tell success from failure there.
+/// Row 23: a handler there cannot tell success from failure.
 #[test]
 fn a_handler_may_ask_for_the_outcome() {
     let log = RefCell::new(Vec::new());
@@ -348,8 +349,8 @@ fn a_handler_may_ask_for_the_outcome() {
     assert_eq!(log.into_inner(), ["roll back"]);
 }
 
-/// Row 22: a hook that raises is told about, and the rest runs (`report.rs` tests that); a `repr` that raises cannot be:
-/// the name is a text.
+/// Row 22: a hook that raises is reported and the rest runs, as `report.rs` tests. A `repr` that raises has no
+/// counterpart, since a name is a string.
 #[test]
 fn a_report_names_its_handler() {
     let reports = reported(|| {
@@ -358,7 +359,7 @@ fn a_report_names_its_handler() {
     assert_eq!(reports, ["/flush/failed: no"]);
 }
 
-/// Row 7: `register` is O(n) from 3.14 on. A million are registered and unregistered here, in either direction.
+/// Row 7: from 3.14 on, `register` is O(n). Here a million are registered and unregistered in either order.
 #[test]
 fn a_million_registrations_take_a_moment() {
     let mut stack = ExitStack::new();
@@ -368,7 +369,7 @@ fn a_million_registrations_take_a_moment() {
     assert!(stack.is_empty());
 }
 
-/// Row 44: nothing is kept of what is gone.
+/// Row 44: nothing is kept of a handler that is gone.
 #[test]
 fn what_ran_or_was_removed_is_dropped_at_once() {
     let kept = Arc::new(());
@@ -408,7 +409,7 @@ fn what_is_entered_is_left_before_what_was_there() {
     assert_eq!(log.into_inner(), [1, 2, 3, 4]);
 }
 
-/// `test_close`: at `close()`, and not again at the end.
+/// `test_close`: callbacks run at `close()`, and not again at the end.
 #[test]
 fn a_closed_stack_runs_nothing_at_its_end() {
     let log = RefCell::new(Vec::new());
@@ -421,7 +422,7 @@ fn a_closed_stack_runs_nothing_at_its_end() {
     assert_eq!(log.into_inner(), [1, 2]);
 }
 
-/// `test_pop_all`. Dropped without being closed, the new one runs its handlers; in Python nothing would.
+/// `test_pop_all`. If the new stack is dropped without being closed, it runs its handlers; in Python nothing would.
 #[test]
 fn a_popped_stack_runs_what_was_moved_to_it() {
     let ran = std::cell::Cell::new(false);
@@ -435,8 +436,8 @@ fn a_popped_stack_runs_what_was_moved_to_it() {
     assert!(ran.get());
 }
 
-/// `test_exit_suppress`: an exit that returns true swallows the exception. No handler can do that here: the body's error
-/// is the result.
+/// `test_exit_suppress`: an exit that returns true swallows the exception. No handler can do that here; the body's
+/// error is the result.
 #[test]
 fn no_handler_swallows_the_bodys_error() {
     let result: Result<(), String> = exitstack::scope(|stack| {
@@ -455,7 +456,7 @@ impl From<exitstack::CloseError> for Body {
     }
 }
 
-/// `test_exit_exception_chaining`, and the hole in it: two callbacks that fail at a normal exit, and only the outer one is
+/// `test_exit_exception_chaining`, and the gap in it: if two callbacks fail at a normal exit, only the outer failure is
 /// seen. Here both are kept, in order.
 #[test]
 fn no_failure_hides_another() {
@@ -480,7 +481,7 @@ fn ten_thousand_failing_handlers_are_all_told() {
     assert_eq!(stack.close().unwrap_err().errors().len(), 10_000);
 }
 
-/// `pop_all()` in a callback stops the unwinding, and the rest is in the new stack.
+/// `pop_all()` in a callback stops the unwinding, and the rest moves to the new stack.
 #[test]
 fn pop_all_in_a_handler_takes_the_rest_away() {
     let (stack, log) = (Shared::default(), Log::default());

@@ -1,8 +1,8 @@
-//! What happened, in order.
+//! A log of what happened, in order.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Entries, in the order in which they were made, by whatever thread.
+/// A list of entries, in the order in which any thread added them.
 #[derive(Debug)]
 pub struct Log<T>(Arc<Mutex<Vec<T>>>);
 
@@ -29,7 +29,7 @@ impl<T> Log<T> {
         self.entries().push(what);
     }
 
-    /// Returns the entries since the last time.
+    /// Removes and returns all entries.
     pub fn take(&self) -> Vec<T> {
         std::mem::take(&mut self.entries())
     }

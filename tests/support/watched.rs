@@ -1,20 +1,20 @@
-//! A thread, seen from outside: no handler can ask another thread whether it waits.
+//! A thread observed from outside, because a handler cannot ask another thread whether it is waiting.
 
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-/// A thread that others may watch.
+/// A thread that other threads can observe.
 pub struct Watched(Option<PathBuf>);
 
 impl Watched {
-    /// The thread that calls this.
+    /// Returns the calling thread.
     pub fn this() -> Self {
         let thread = std::fs::read_link("/proc/thread-self").ok();
         Self(thread.map(|thread| Path::new("/proc").join(thread).join("stat")))
     }
 
-    /// Returns when the thread sleeps, or is over. Where the system does not tell, it is given time to fall asleep.
+    /// Returns once the thread is asleep or has ended. Where the system cannot tell, gives it some time to fall asleep.
     pub fn until_it_sleeps(&self) {
         let Some(status) = &self.0 else { return (0..1000).for_each(|_| thread::yield_now()) };
         let mut in_a_row = 0;

@@ -1,7 +1,7 @@
-//! Interpreters that are finalized within a time, and what becomes of handlers that do not return within it.
+//! Interpreters finalized with a time limit, and what happens to handlers that do not return in time.
 //!
-//! A handler that is to be given up waits for a channel and has a limit of its own. Everything else has more time than it
-//! can need.
+//! A handler meant to be given up waits on a channel and has a short limit of its own. Everything else has more time
+//! than it can possibly need.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -14,16 +14,16 @@ use exitstack::{CloseError, Exit, Handler, HandlerErrorKind, Interpreter, Shared
 use crate::watched::Watched;
 use crate::{Log, file_reports, message, reports_of, within_a_minute};
 
-/// What a handler has that is to be given up.
+/// The time limit of a handler that is meant to be given up.
 const SHORT: Duration = Duration::from_millis(100);
 
-/// What is enough for anything, and still bounded.
+/// Long enough for anything, but still bounded.
 const LONG: Duration = Duration::from_secs(20);
 
-/// How much longer than its total `finalize_within` may take on a machine that is busy.
+/// How far `finalize_within` may exceed its total on a busy machine.
 const SLACK: Duration = Duration::from_secs(2);
 
-/// Waits until something is so that will be.
+/// Waits until the condition holds; fails if that takes too long.
 fn until(is_so: impl Fn() -> bool) {
     let end = Instant::now() + LONG;
     while !is_so() {
@@ -32,7 +32,7 @@ fn until(is_so: impl Fn() -> bool) {
     }
 }
 
-/// A handler that returns when the sender is gone, and one message on the receiver once it has begun.
+/// Returns a handler that runs until it is released, and the means to wait for its start and to release it.
 fn held<R: 'static>(name: &'static str, then: fn() -> R) -> (Handler<impl FnOnce() -> R + Send + 'static>, Held) {
     let (release, released) = channel::<()>();
     let (begins, begun) = channel();
@@ -164,7 +164,7 @@ fn what_is_not_run_is_among_the_failures() {
     named(&plugin, &log, "B");
     let (handler, held) = held("C", || ());
     plugin.stack().register(handler.within(SHORT));
-    // With `Leave`, nothing below the first one that is given up is run.
+    // With `Leave`, nothing below the first handler given up runs.
     let closed = plugin.finalize_within(&Limits::new().within(LONG).on_expiry(Expiry::Leave));
     assert_eq!(fates(&closed), ["C given up", "B not run", "A not run"]);
     assert_eq!(kinds(&closed.result()), ["C timed out", "B not run", "A not run"]);
@@ -202,7 +202,7 @@ fn several_are_given_up_one_after_the_other() {
         all.push(held);
     }
     let closed = within_a_minute(move || plugin.finalize_within(&Limits::new().within(LONG)));
-    // `inner` is older than what was registered with the plugin after it, and younger than "A".
+    // `inner` was created after "A" and before the plugin's other handlers.
     assert_eq!(log.take(), ["third", "first", "fourth", "second", "A"]);
     let names = ["third", "first", "fourth", "second"];
     let expected: Vec<_> = names.iter().flat_map(|name| [format!("{name} done"), format!("{name} given up")]).collect();
@@ -216,7 +216,8 @@ fn several_are_given_up_one_after_the_other() {
     until(|| closed.is_over());
 }
 
-/// What is reserved is shared by those that wait: the first one has all but that, the others have a third and a half of it.
+/// The first handler gets all the time except the reserve; the next may use at most a third of the reserve, the last at
+/// most half of what is then left.
 #[test]
 fn a_reserve_is_shared_evenly() {
     let plugin = Interpreter::new("bounded-reserve");
@@ -233,7 +234,7 @@ fn a_reserve_is_shared_evenly() {
     let given_up: Vec<_> =
         closed.records().iter().filter(|record| matches!(record.fate(), Fate::GivenUp)).map(Record::took).collect();
     let [first, second, third] = given_up[..] else { panic!("{:?}", fates(&closed)) };
-    let least = |part: u32| (reserve / part).saturating_sub(Duration::from_millis(250)); // on a machine that is busy
+    let least = |part: u32| (reserve / part).saturating_sub(Duration::from_millis(250)); // slack for a busy machine
     assert!(first + Duration::from_millis(10) >= kept && first < total, "{given_up:?}");
     assert!(second + third <= reserve + SLACK && second >= least(4), "{given_up:?}");
     let is_done = |name: &str| fates(&closed).iter().filter(|fate| *fate == name).count();
@@ -259,7 +260,7 @@ fn a_parents_drain_does_not_wait_for_what_is_given_up() {
     until(|| closed.is_over());
 }
 
-/// What is unlinked is dropped with its last handle.
+/// Once unlinked, an interpreter is dropped with its last handle.
 #[test]
 fn a_child_is_unlinked_when_the_last_one_returns() {
     struct Dropped(Arc<()>);
@@ -311,7 +312,8 @@ fn inside_its_own_bounded_drain_it_returns_at_once() {
     assert_eq!(log.take(), ["Ok(())", "A"]);
 }
 
-/// The drain comes to the child whose handler waits for it: it waits for that one, and the call returns.
+/// The drain reaches the child whose handler is waiting for it; it waits for that handler, and the handler's call
+/// returns.
 #[test]
 fn inside_a_childs_handler_there_is_no_deadlock() {
     let (plugin, log) = (Interpreter::new("bounded-from-child"), Log::default());
@@ -363,27 +365,27 @@ fn two_threads_may_finalize_it_at_once() {
     let threads: Vec<_> = (0..2)
         .map(|_| {
             let plugin = plugin.clone();
-            // Without a total: neither may wait for the thread that was given up.
+            // No total limit, yet neither call may wait for the thread that was given up.
             thread::spawn(move || within_a_minute(move || plugin.finalize_within(&Limits::new())))
         })
         .collect();
     let all: Vec<Closed> = threads.into_iter().map(|thread| thread.join().expect("no panic")).collect();
     assert_eq!(log.take(), ["B", "A"]);
-    // Whichever came first, or the one that waited for it, has noted what was given up.
+    // Exactly one of the two calls recorded the handler that was given up.
     let given_up: usize = all.iter().flat_map(fates).filter(|fate| fate == "stuck given up").count();
     assert_eq!(given_up, 1, "{all:?}");
     held.release();
     until(|| all.iter().all(Closed::is_over));
 }
 
-/// The other thread has begun without limits.
+/// The other thread started its drain without limits.
 #[test]
 fn a_finalize_that_hangs_elsewhere_is_given_up() {
     let (plugin, log) = (Interpreter::new("bounded-elsewhere"), Log::default());
     named(&plugin, &log, "A");
     let (handler, held) = held("stuck", || ());
     plugin.stack().register(handler.within(SHORT));
-    // Drains are watched once something has asked for it.
+    // Drains are watched only after something has asked for it.
     let _ = Interpreter::new("bounded-watch").finalize_within(&Limits::new());
     let other = plugin.clone();
     let finalizes = thread::spawn(move || other.finalize());
@@ -455,7 +457,8 @@ fn the_interpreter_is_current_on_the_librarys_thread() {
     let (plugin, log) = (Interpreter::new("bounded-current"), Log::default());
     let inner = plugin.subinterpreter("inner");
     for at in [&plugin, &inner] {
-        // Before and after a handler that is given up: on the first thread and on the one that goes on.
+        // Two run before the stuck handler is given up and two after, so both the first thread and its relief are
+        // covered.
         for _ in 0..2 {
             let log = log.clone();
             at.stack().register(move || {
@@ -470,7 +473,7 @@ fn the_interpreter_is_current_on_the_librarys_thread() {
         move || log.push(Interpreter::current().map(|current| current.name().to_owned()).unwrap_or_default())
     });
     let closed = plugin.finalize_within(&Limits::new().within(LONG));
-    // The plugin's own were registered after `inner` was created.
+    // The plugin's own handlers were registered after `inner` was created.
     let expected = ["bounded-current", "bounded-current", "inner", "inner", "inner"];
     assert_eq!(log.take(), expected);
     assert_eq!(kinds(&closed.result()), ["stuck timed out"]);
@@ -496,7 +499,7 @@ fn a_panic_or_an_exit_is_kept_as_ever() {
     assert_eq!(closed.result().unwrap_err().exit_code(), Some(7));
 }
 
-/// The exit status is no longer this handler's to ask for.
+/// A handler that was given up can no longer set the exit status.
 #[test]
 fn a_late_exit_status_is_not_among_the_results() {
     let plugin = Interpreter::new("bounded-late-exit");
@@ -508,7 +511,7 @@ fn a_late_exit_status_is_not_among_the_results() {
     assert_eq!(closed.result().unwrap_err().exit_code(), None);
 }
 
-/// The handler that called `finalize` is never told.
+/// The handler that called `finalize` was given up, so it never receives them.
 #[test]
 fn failures_of_a_lost_inner_finalize_are_reported() {
     file_reports();
@@ -539,7 +542,7 @@ fn failures_of_a_lost_inner_finalize_are_reported() {
     assert_eq!(log.take(), ["told of 0 failures"], "it runs on, though late");
 }
 
-/// A thread that was given up closes what is a value, and nothing of the tree.
+/// A thread that was given up may still drain stacks that are plain values, but nothing in the tree.
 #[test]
 fn a_late_thread_drains_values_and_nothing_else() {
     static OTHER: OnceLock<(Interpreter, Log)> = OnceLock::new();
@@ -569,7 +572,7 @@ fn a_late_thread_drains_values_and_nothing_else() {
     assert_eq!(log.take(), ["the other's"]);
 }
 
-/// While it runs nothing has become of it, and it is last.
+/// A running handler is listed last and has no outcome yet.
 #[test]
 fn records_say_what_still_runs() {
     let (plugin, log) = (Interpreter::new("bounded-records"), Log::default());
@@ -580,7 +583,7 @@ fn records_say_what_still_runs() {
     plugin.stack().register(Handler::new(move || drop(inner.finalize())).named("finalizes"));
     let limits = Limits::new().within(Duration::from_millis(300));
     let closed = plugin.finalize_within(&limits);
-    // The innermost is given up, and the drain goes on with nothing but what has no time.
+    // The innermost handler is given up; everything else is left without time.
     assert_eq!(fates(&closed).first().map(String::as_str), Some("runs given up"));
     held.release();
     until(|| closed.is_over());

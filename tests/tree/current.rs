@@ -1,4 +1,4 @@
-//! The current interpreter: of a thread, entered and left, and while handlers run.
+//! The current interpreter: per thread, when entered and left, and while handlers run.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
@@ -7,7 +7,7 @@ use exitstack::{Handler, Interpreter, process_stack};
 
 use crate::Log;
 
-/// Its name, or nothing.
+/// The current interpreter's name, or an empty string.
 fn name() -> String {
     Interpreter::current().map(|current| current.name().to_owned()).unwrap_or_default()
 }
@@ -116,7 +116,7 @@ fn none_is_current_in_handlers_of_the_process() {
     });
 }
 
-/// It alone knows their ids, functions and keys, too.
+/// No other interpreter knows their ids, functions or keys either.
 #[test]
 fn only_the_current_interpreter_gets_handlers() {
     fn function() {}
@@ -147,7 +147,7 @@ fn with_none_current_the_process_gets_handlers() {
     assert!(process_stack().unregister(id));
 }
 
-/// It registers with the current interpreter, which is its own.
+/// A handler registers with the current interpreter, which is its own.
 #[test]
 fn what_a_handler_registers_runs_in_its_drain() {
     let log = Log::default();
@@ -163,7 +163,7 @@ fn what_a_handler_registers_runs_in_its_drain() {
     assert_eq!(log.take(), ["late", "old", "parent's"]);
 }
 
-/// From then on, the interpreter refuses handlers.
+/// Afterwards the interpreter refuses handlers.
 #[test]
 fn finalized_while_entered_it_stays_current() {
     let a = Interpreter::new("a");
@@ -180,7 +180,7 @@ fn finalized_while_entered_it_stays_current() {
     });
 }
 
-/// The drop of the last handle runs a handler, which gets a new handle.
+/// Dropping the last handle runs a handler, which obtains a new handle.
 #[test]
 fn a_handle_got_in_the_last_drop_is_harmless() {
     let log = Log::default();
@@ -192,7 +192,7 @@ fn a_handle_got_in_the_last_drop_is_harmless() {
     interpreter.stack().register(move || {
         let current = Interpreter::current().unwrap();
         current.stack().register(inside.handler("late"));
-        drop(current.clone()); // the last handle, again
+        drop(current.clone()); // again the last handle
         current.finalize().unwrap();
         sender.send(current).unwrap();
     });

@@ -1,4 +1,4 @@
-//! What is registered while an interpreter drains for the last time.
+//! Handlers registered during an interpreter's last drain.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
@@ -11,7 +11,7 @@ use crate::{Log, file_reports, reports_of, within_a_minute};
 
 const LATE: usize = 65_536;
 
-/// The limit is 65,536; the next registration is refused.
+/// The limit is 65,536; the registration after that is refused.
 #[test]
 fn late_registrations_run_up_to_the_limit() {
     file_reports();
@@ -31,7 +31,7 @@ fn late_registrations_run_up_to_the_limit() {
     assert_eq!(ran.load(Ordering::Relaxed), LATE);
 }
 
-/// It would do so for ever, and is ended; all the older ones run.
+/// It would otherwise go on forever. Once the limit is reached, all older handlers run.
 #[test]
 fn a_handler_that_registers_itself_starves_none() {
     fn again(ran: Arc<AtomicUsize>) {
@@ -57,7 +57,7 @@ fn a_handler_that_registers_itself_starves_none() {
     });
 }
 
-/// A handler makes one in which a handler makes one, and so on.
+/// A handler creates an interpreter whose handler creates another, and so on.
 #[test]
 fn interpreters_made_late_are_bounded_too() {
     within_a_minute(|| {
@@ -66,7 +66,7 @@ fn interpreters_made_late_are_bounded_too() {
             let outer = Interpreter::current().unwrap();
             let inner = outer.subinterpreter("inner");
             let next = Arc::clone(made);
-            // On the outer stack, so that the drain never goes deeper.
+            // Registered on the outer stack, so that the drain never gets any deeper.
             let _ = outer.stack().try_register(move || {
                 again(&next);
                 drop(inner);
@@ -81,10 +81,10 @@ fn interpreters_made_late_are_bounded_too() {
     });
 }
 
-/// A handler makes interpreters where the drain comes only later, and so on.
+/// Handlers create interpreters at positions that the drain only reaches later.
 #[test]
 fn interpreters_made_elsewhere_are_bounded_too() {
-    static MADE: Mutex<Vec<Interpreter>> = Mutex::new(Vec::new()); // a last handle that a handler drops would recurse
+    static MADE: Mutex<Vec<Interpreter>> = Mutex::new(Vec::new()); // a handler that dropped a last handle would recurse
     fn again(under: &Interpreter) {
         let [older, newer] = ["older", "newer"].map(|name| under.subinterpreter(name));
         let mut made = MADE.lock().unwrap();
@@ -103,7 +103,7 @@ fn interpreters_made_elsewhere_are_bounded_too() {
     });
 }
 
-/// An interpreter that is made in a drain, outside what is drained, has no limit when that drain is over.
+/// An interpreter created during a drain, but outside the tree being drained, has no limit once that drain is over.
 #[test]
 fn made_elsewhere_it_is_ordinary_after_the_drain() {
     let parent = Interpreter::new("parent");
@@ -125,7 +125,7 @@ fn made_elsewhere_it_is_ordinary_after_the_drain() {
     assert_eq!(ran.load(Ordering::Relaxed), LATE);
 }
 
-/// An interpreter that is made in a drain, inside what is drained.
+/// An interpreter created during a drain, inside the tree being drained.
 #[test]
 fn made_late_it_stays_bounded_when_it_is_closed() {
     let taken = Arc::new(AtomicUsize::new(0));
@@ -141,7 +141,7 @@ fn made_late_it_stays_bounded_when_it_is_closed() {
     assert!(taken.load(Ordering::Relaxed) <= LATE);
 }
 
-/// Another thread finalizes it, and goes on after the drain that it was made in is over.
+/// Another thread finalizes it, and continues after the drain in which it was created.
 #[test]
 fn made_elsewhere_it_stays_finalized_and_bounded() {
     within_a_minute(|| {
@@ -192,7 +192,7 @@ fn an_ordinary_close_counts_nothing() {
     assert_eq!(ran.load(Ordering::Relaxed), LATE + 1);
 }
 
-/// Its handlers register elsewhere, where no stack of its own counts them.
+/// Its handlers register on other stacks, where its own limit does not count them.
 #[test]
 fn a_dropped_value_counts_nothing() {
     let elsewhere = Interpreter::new("elsewhere");
@@ -204,7 +204,7 @@ fn a_dropped_value_counts_nothing() {
     elsewhere.stack().clear();
 }
 
-/// A drain inside a drain neither begins to count anew nor ends the count.
+/// A drain within a drain neither restarts nor ends the count.
 #[test]
 fn a_threads_late_ones_count_across_inner_drains() {
     let elsewhere = Interpreter::new("elsewhere");
@@ -220,7 +220,7 @@ fn a_threads_late_ones_count_across_inner_drains() {
             inner.finalize().unwrap();
             taken.recv().unwrap()
         };
-        // Two are the interpreter inside and its handler.
+        // The other two are the interpreter inside and its handler.
         assert_eq!(in_a_drain_of_its_own(LATE), LATE - 2);
         assert!(under.stack().try_register(|| ()).is_err());
         assert!(Interpreter::new("refuses").stack().try_register(|| ()).is_err());

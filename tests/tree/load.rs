@@ -1,4 +1,4 @@
-//! Isolation under load: each interpreter against a model of its own.
+//! Isolation under load: each interpreter is compared with its own model.
 
 use std::panic::resume_unwind;
 use std::thread;
@@ -18,7 +18,7 @@ enum Ends {
     Panicking,
 }
 
-/// An interpreter and what should be in it: a `Vec`.
+/// An interpreter and a `Vec` with what should be in it.
 struct Modelled {
     name: String,
     interpreter: Interpreter,
@@ -57,7 +57,7 @@ impl Modelled {
         self.pending.push((id, what, ends));
     }
 
-    /// Checks a drain, or what it is told of one, against the model.
+    /// Checks a drain, or the failures it returned, against the model.
     fn drained(&mut self, failures: &[String]) {
         let order: Vec<_> = self.pending.iter().rev().map(|(_, what, _)| what.clone()).collect();
         assert_eq!(self.log.take(), order);
@@ -116,7 +116,7 @@ impl Modelled {
     }
 }
 
-/// There are sixty-four of them, on eight threads.
+/// Sixty-four interpreters on eight threads.
 #[test]
 fn interpreters_under_load_do_as_their_models_do() {
     file_reports();

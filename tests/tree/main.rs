@@ -1,8 +1,8 @@
-//! What interpreters promise: isolation, their place in their parent, the current one, refusals and paths.
+//! What interpreters promise: isolation, position in the parent, the current interpreter, refusals and paths.
 //!
-//! A binary of its own: the report hook is the process's. It is set once here and files every report; each test looks
-//! for those under its own interpreter's name. `EXITSTACK_SEED` sets the seed of what is random, `EXITSTACK_MINUTES` after
-//! how many of them something hangs, for slow machines.
+//! This is a separate binary because the report hook is global. It is set once, here, and collects all reports; each
+//! test looks for those with its own interpreter's name. `EXITSTACK_SEED` seeds the random numbers. `EXITSTACK_MINUTES`
+//! is how long a test may take before it counts as hung (1 if unset), for slow machines.
 
 #![allow(missing_docs, reason = "a test")]
 #![allow(unreachable_pub, reason = "`support` is shared with other tests")]
@@ -43,33 +43,33 @@ static REPORTS: LazyLock<Mutex<Vec<HandlerError>>> = LazyLock::new(|| {
     Mutex::default()
 });
 
-/// Files reports from now on.
+/// Starts collecting reports.
 fn file_reports() {
     LazyLock::force(&REPORTS);
 }
 
-/// What was reported under a path with this name in it.
+/// Returns the reports whose path contains this name.
 fn reports_of(name: &str) -> Vec<HandlerError> {
     let reports = REPORTS.lock().unwrap_or_else(PoisonError::into_inner);
     reports.iter().filter(|error| error.path().is_some_and(|path| path.contains(name))).cloned().collect()
 }
 
-/// The message of each failure, without where it was registered.
+/// The message of each failure, without its prefix.
 fn messages(result: &Result<(), CloseError>) -> Vec<String> {
     result.as_ref().err().map_or(&[][..], CloseError::errors).iter().map(message).collect()
 }
 
-/// The last word of what is shown of a failure.
+/// The last word of the failure's text.
 fn message(error: &HandlerError) -> String {
     format!("{error:#}").rsplit(' ').next().unwrap_or_default().to_owned()
 }
 
-/// A number from the environment.
+/// A number from an environment variable.
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Runs `body` on a thread with the stack of an ordinary one, 2 MB; a body that hangs fails the test.
+/// Runs `body` on a thread with a 2 MiB stack, as spawned threads have by default. If it hangs, the test fails.
 fn within_a_minute<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, wait) = channel();
     let thread = thread::Builder::new().stack_size(2 << 20);
@@ -82,7 +82,7 @@ fn within_a_minute<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static)
     }
 }
 
-/// The random numbers of one thread.
+/// The random numbers for one thread.
 fn random(thread: usize) -> Random {
     Random::stream(setting("EXITSTACK_SEED").unwrap_or(0x5eed), thread as u64)
 }

@@ -1,4 +1,4 @@
-//! What failures of an interpreter are shown with.
+//! How the failures of an interpreter are displayed.
 
 use exitstack::{Exit, Handler, Interpreter};
 
@@ -54,7 +54,7 @@ fn a_name_is_kept_as_given_and_shown_on_one_line() {
     }
 }
 
-/// It reports what failed in the interpreter, and in those below it.
+/// The drop reports failures of the interpreter and of everything nested in it.
 #[test]
 fn the_last_handles_drop_reports_what_failed() {
     file_reports();
@@ -80,7 +80,7 @@ fn what_finalize_returns_is_not_reported_too() {
     assert!(reports_of("told outer").is_empty());
 }
 
-/// An interpreter below asked for it.
+/// A nested interpreter requested it.
 #[test]
 fn an_exit_status_comes_up_and_the_last_one_wins() {
     let outer = Interpreter::new("outer");

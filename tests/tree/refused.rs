@@ -1,4 +1,4 @@
-//! What is registered too late.
+//! Handlers registered too late.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ fn only_the_first_refusal_is_reported_in_full() {
     assert_eq!(first[0].path(), Some("process > refuses outer > refuses"));
 }
 
-/// All but the first one are counted; the count is reported when the interpreter ends.
+/// All refusals but the first are counted, and the count is reported when the interpreter is dropped.
 #[test]
 fn further_refusals_are_reported_as_a_count() {
     file_reports();

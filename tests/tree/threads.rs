@@ -1,4 +1,4 @@
-//! Several threads finalize at the same time. Every race is run many times, bounded by count and by time.
+//! Several threads finalize at the same time. Every race is repeated, within a limit on count and time.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +23,7 @@ pub(crate) fn rounds() -> impl Iterator<Item = usize> {
     (0..ROUNDS).take_while(move |_| Instant::now() < end)
 }
 
-/// Runs all of these at once, each on its own thread, and returns what they return.
+/// Runs all bodies at once, each on its own thread, and returns their results.
 fn at_once<T: Send, const N: usize>(bodies: [&(dyn Fn() -> T + Sync); N]) -> [T; N] {
     let barrier = Barrier::new(N);
     thread::scope(|scope| {
@@ -55,7 +55,7 @@ impl Count {
     }
 }
 
-/// One finalizes the parent, one the child; each returns when all that it has to wait for is done.
+/// One thread finalizes the parent, another the child. Each call returns when everything it must wait for is done.
 #[test]
 fn two_finalizers_run_each_handler_once() {
     within_a_minute(|| {
@@ -84,7 +84,7 @@ fn two_finalizers_run_each_handler_once() {
     });
 }
 
-/// Two threads finalize parent and child, and no failure is lost.
+/// Two threads finalize a parent and its child, and no failure is lost.
 #[test]
 fn a_childs_failures_are_returned_to_a_closer() {
     within_a_minute(|| {
@@ -103,7 +103,7 @@ fn a_childs_failures_are_returned_to_a_closer() {
     });
 }
 
-/// A parent's handler finalizes the child, and a child's the parent; both drain at once.
+/// A handler of the parent finalizes the child and vice versa, while both drain.
 #[test]
 fn handlers_that_finalize_each_other_do_not_hang() {
     within_a_minute(|| {
@@ -123,7 +123,7 @@ fn handlers_that_finalize_each_other_do_not_hang() {
     });
 }
 
-/// Each of three threads finalizes one.
+/// Three threads each finalize one generation.
 #[test]
 fn three_generations_finalized_at_once_end() {
     within_a_minute(|| {
@@ -155,7 +155,7 @@ fn three_generations_finalized_at_once_end() {
     });
 }
 
-/// Two threads register while a third one finalizes.
+/// Two threads register while a third finalizes.
 #[test]
 fn a_racing_registration_is_run_or_handed_back() {
     within_a_minute(|| {
@@ -175,7 +175,7 @@ fn a_racing_registration_is_run_or_handed_back() {
     });
 }
 
-/// One thread makes it while another one finalizes its parent.
+/// One thread creates the child while another finalizes its parent.
 #[test]
 fn a_racing_child_is_finalized_too_or_refuses() {
     within_a_minute(|| {
@@ -200,7 +200,7 @@ fn a_racing_child_is_finalized_too_or_refuses() {
     });
 }
 
-/// Several threads drop them.
+/// Two threads drop a handle each, while a third finalizes the parent.
 #[test]
 fn last_handles_dropped_at_once_finalize_once() {
     within_a_minute(|| {
@@ -217,9 +217,9 @@ fn last_handles_dropped_at_once_finalize_once() {
     });
 }
 
-/// A handler of the child, on another thread, finalizes the parent, whose drain then reaches the child: that handler's call
-/// returns, and the parent's older handlers wait for all of the child's. `meet` is what the parent's drain does first, with
-/// the thread of that handler.
+/// A handler of the child, on another thread, finalizes the parent while the parent's drain reaches the child. The
+/// handler's call returns, and the parent's older handlers wait for all of the child's. The parent's drain first calls
+/// `meet` with the handler's thread.
 fn finalized_by_a_childs_handler(meet: fn(&Watched)) {
     let log = Log::default();
     let parent = Interpreter::new("parent");
@@ -251,14 +251,14 @@ fn a_parent_waits_for_a_child_that_finalizes_it() {
     within_a_minute(|| finalized_by_a_childs_handler(|_| ()));
 }
 
-/// The handler is certain to be waiting already, so its call is told to return rather than passed over.
+/// The handler is certain to be waiting already, so its call is made to return rather than never blocking.
 #[test]
 fn a_closer_that_waits_in_a_circle_is_let_go() {
     within_a_minute(|| finalized_by_a_childs_handler(Watched::until_it_sleeps));
 }
 
-/// The grandparent's drain, inside a handler of the child, has handed the child's failure to the parent already when the
-/// thread that drains the parent is told of the child's end.
+/// The child's handler finalizes the grandparent, which merges the child's failure into the parent's drain. Only then
+/// does the thread that drains the parent see the child end.
 #[test]
 fn a_failure_met_by_two_drains_is_returned_once() {
     within_a_minute(|| {
@@ -270,7 +270,7 @@ fn a_failure_met_by_two_drains_is_returned_once() {
             let (around, inside) = (grandparent.clone(), Arc::clone(&barrier));
             child.stack().register(move || {
                 inside.wait();
-                (0..20).for_each(|_| thread::yield_now()); // lets the other thread come to its wait, if it can
+                (0..20).for_each(|_| thread::yield_now()); // gives the other thread time to start waiting
                 let _ = around.finalize();
             });
             child.stack().register(|| Err("once"));
@@ -289,8 +289,8 @@ fn a_failure_met_by_two_drains_is_returned_once() {
     });
 }
 
-/// The child's handler closes the parent, which another thread finalizes: that one waits for the close, and then for the
-/// handler.
+/// A handler of the child closes the parent while another thread finalizes the parent. The finalizer waits for the
+/// close, and then for the handler.
 #[test]
 fn a_finalizer_waits_for_a_handler_that_closes() {
     within_a_minute(|| {
@@ -306,7 +306,7 @@ fn a_finalizer_waits_for_a_handler_that_closes() {
                 (0..20).for_each(|_| thread::yield_now());
                 then();
             });
-            parent.stack().register(|| (0..20).for_each(|_| thread::yield_now())); // lets the other come to its wait
+            parent.stack().register(|| (0..20).for_each(|_| thread::yield_now())); // time to start waiting
             parent.stack().register(move || _ = begins.wait());
             let finalize = || {
                 barrier.wait();
@@ -318,7 +318,7 @@ fn a_finalizer_waits_for_a_handler_that_closes() {
     });
 }
 
-/// The finalizer waits for a close in a handler of the child, then for that handler.
+/// The finalizer first waits for a close inside a handler of the child, then for that handler.
 #[test]
 fn a_finalizer_that_waits_twice_is_told_of_both() {
     fn told(ends: impl FnOnce() -> BoxedResult + Send + 'static) -> CloseError {
@@ -361,7 +361,7 @@ fn a_finalizer_that_waits_twice_is_told_of_both() {
     });
 }
 
-/// The handler closes again and again, so the finalizer comes to several of those closes. Only the first one fails.
+/// The handler closes repeatedly, so the finalizer waits for several closes. Only the first of them has a failure.
 #[test]
 fn what_a_finalizer_was_told_first_is_kept() {
     within_a_minute(|| {
@@ -388,8 +388,8 @@ fn what_a_finalizer_was_told_first_is_kept() {
     });
 }
 
-/// A close of `parent` passes over a handler that waits for the closing thread; the next close waits for that handler. The
-/// handler is registered with the interpreter that `inside` makes of `parent`, and started by `run`.
+/// A close of `parent` skips a handler that is waiting for the closing thread; the next close waits for it. The handler
+/// belongs to the interpreter that `inside` returns, and `run` starts it.
 fn closed_past_a_handler(inside: fn(&Interpreter) -> Interpreter, run: fn(&Interpreter, HandlerId)) {
     for _ in rounds().take(100) {
         let done = Count::default();
@@ -438,7 +438,8 @@ fn a_close_waits_for_a_run_now_that_was_passed() {
     });
 }
 
-/// Does `wait` while two handlers of `interpreter` run out of their turn on other threads: it is to wait for both.
+/// Calls `wait` while two handlers of `interpreter` run out of turn on other threads, and checks that it waited for
+/// both.
 fn beside_run_now(interpreter: &Interpreter, wait: impl FnOnce()) {
     let done = Count::default();
     let (runs, wait_runs) = channel();
@@ -509,7 +510,7 @@ fn a_parents_drain_waits_for_a_childs_run_now() {
     });
 }
 
-/// It finalizes its own interpreter and the parent.
+/// The handler finalizes its own interpreter and the parent.
 #[test]
 fn a_handler_in_run_now_may_finalize_both() {
     within_a_minute(|| {
@@ -531,7 +532,7 @@ fn a_handler_in_run_now_may_finalize_both() {
     });
 }
 
-/// Two threads run one each, and both come to an end.
+/// Two threads each run one of the handlers, and both finish.
 #[test]
 fn handlers_in_run_now_may_finalize_each_other() {
     within_a_minute(|| {
@@ -558,7 +559,7 @@ fn handlers_in_run_now_may_finalize_each_other() {
     });
 }
 
-/// A child's handler does so in `run_now`, while the parent's finalizer waits for it.
+/// A handler of the child finalizes the parent in `run_now`, while the parent's finalizer waits for that handler.
 #[test]
 fn run_now_may_finalize_a_parent_that_waits() {
     within_a_minute(|| {
@@ -585,10 +586,11 @@ fn run_now_may_finalize_a_parent_that_waits() {
     });
 }
 
-/// Thread 1, in a handler of one child, drains another one, whose handler finalizes the grandparent: thread 1 goes on there
-/// with the parent's drain, whose owner waits for it. When that one wakes, the handler of the first child still runs, and is
-/// waited for. (The other way round, where thread 1 came to its wait first, it is the handler that waits for the finalizer,
-/// which returns before it. That is to be the rare case.)
+/// While thread 1 is in a handler of the first child, it finalizes the second child, whose handler finalizes the
+/// grandparent. The owner of the parent's drain is waiting for thread 1, so thread 1 takes that drain over. When the
+/// owner wakes, the first child's handler is still running, and the owner must wait for it. (If thread 1 starts waiting
+/// before the owner does, the handler waits for the finalizer instead, which then returns first. The test requires that
+/// case to be the rarer one.)
 #[test]
 fn a_finalizer_waits_for_what_others_passed() {
     within_a_minute(|| {
@@ -603,7 +605,7 @@ fn a_finalizer_waits_for_what_others_passed() {
             let begins = Arc::clone(&barrier);
             second.stack().register(move || {
                 begins.wait();
-                (0..200).for_each(|_| thread::yield_now()); // lets the parent's finalizer come to its wait, if it can
+                (0..200).for_each(|_| thread::yield_now()); // gives the parent's finalizer time to start waiting
                 grandparent.finalize().unwrap();
             });
             let then = done.handler();
@@ -625,8 +627,8 @@ fn a_finalizer_waits_for_what_others_passed() {
     });
 }
 
-/// A drain that waited for another one may be the last to hold what that one's handlers returned.
-/// The drop of such an error panics there.
+/// A drain that waited for another may be the last owner of an error from the other drain's handlers. Here the drop of
+/// that error panics.
 #[test]
 fn an_error_that_panics_elsewhere_ends_no_drain() {
     fn drop_rudely(result: Result<(), CloseError>) {
@@ -641,12 +643,12 @@ fn an_error_that_panics_elsewhere_ends_no_drain() {
             let barrier = Arc::new(Barrier::new(2));
             let (around, begins) = (parent.clone(), Arc::clone(&barrier));
             child.stack().register(move || {
-                drop_rudely(around.finalize()); // is handed the failure
+                drop_rudely(around.finalize()); // receives the failure
                 begins.wait();
-                (0..20).for_each(|_| thread::yield_now()); // lets the other finalizer come to its wait, if it can
+                (0..20).for_each(|_| thread::yield_now()); // gives the other finalizer time to start waiting
             });
             child.stack().register(|| Err(Rude));
-            child.stack().register(|| Err(Exit(5))); // is handed on once, too
+            child.stack().register(|| Err(Exit(5))); // also passed on only once
             let finalize = || {
                 barrier.wait();
                 assert!(parent.finalize().is_ok());
@@ -658,8 +660,8 @@ fn an_error_that_panics_elsewhere_ends_no_drain() {
     });
 }
 
-/// Each of two threads drains an interpreter, a handler of which finalizes what the other's is nested in: no closer waits
-/// that could be told to go on, so one of them runs what is left of the other's.
+/// Two threads each drain an interpreter, a handler of which finalizes the other interpreter's parent. No waiting call
+/// can be made to return early, so one thread runs the rest of the other's drain.
 #[test]
 fn drains_that_come_to_each_other_end() {
     within_a_minute(|| {
@@ -670,7 +672,7 @@ fn drains_that_come_to_each_other_end() {
             let barrier = Arc::new(Barrier::new(2));
             for n in 0..2 {
                 parents[n].stack().register(counts[n].handler());
-                // A handle that its own interpreter's parent does not hold would be a circle of `Arc`s: none here.
+                // No cycle of `Arc`s is left: each handler drops the handle it holds when it has run.
                 children[n].stack().register(counts[n].handler());
                 let (other, barrier) = (parents[1 - n].clone(), Arc::clone(&barrier));
                 children[n].stack().register(move || {
@@ -687,7 +689,7 @@ fn drains_that_come_to_each_other_end() {
     });
 }
 
-/// Each of three stacks has a handler that closes the next one.
+/// Three stacks, each with a handler that closes the next.
 #[test]
 fn handlers_that_close_in_a_circle_do_not_hang() {
     within_a_minute(|| {
@@ -702,7 +704,7 @@ fn handlers_that_close_in_a_circle_do_not_hang() {
             }
             at_once([&|| stacks[0].close().unwrap(), &|| stacks[1].close().unwrap(), &|| stacks[2].close().unwrap()]);
             assert_eq!(count.get(), 6);
-            // The handlers hold the stacks in a circle no more: each ran and was dropped.
+            // Each handler ran and was dropped, so the stacks no longer hold each other in a cycle.
             assert!(stacks.iter().all(|stack| Arc::strong_count(stack) == 1));
         }
     });
@@ -724,7 +726,7 @@ fn one_that_hangs_in_a_handler_delays_no_other() {
         let own = hangs.clone();
         let thread = thread::spawn(move || own.finalize().unwrap());
         wait_entered.recv().unwrap();
-        // While it hangs: siblings, nephews, strangers, its parent's own list, and its own.
+        // While it hangs, use siblings, their children, unrelated interpreters, the parent's own list, and its own.
         let count = Count::default();
         for n in 0..100 {
             let sibling = parent.subinterpreter("sibling");

@@ -1,4 +1,5 @@
-//! Transactions whose parents drain, on the same thread and on others: whole in either case, and told truly.
+//! Transactions whose parent drains, on the same thread or another: each takes effect completely or not at all, and its
+//! result says which.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::channel;
@@ -13,7 +14,7 @@ use crate::{Log, file_reports, message, messages, reports_of, within_a_minute};
 
 type Ended = Result<(), CloseError>;
 
-/// Registers what is to be logged of a step, whichever way its transaction ends.
+/// Registers handlers that log a step as committed or undone.
 fn step(stack: &SharedExitStack, log: &Log, name: &str) {
     stack.on_success(log.handler(format!("commit {name}")));
     stack.on_failure(log.handler(format!("undo {name}")));
@@ -24,7 +25,7 @@ fn is_rolled_back(result: &Ended) -> bool {
     result.as_ref().is_err_and(kinds)
 }
 
-/// A transaction of two steps in `parent`, of which `body` may do what it likes.
+/// Runs a transaction of two steps in `parent`; `body` runs inside it.
 fn in_parent(parent: &Interpreter, log: &Log, body: impl FnOnce(&Interpreter)) -> Ended {
     parent.enter(|| {
         Interpreter::scope("tx", |tx| {
@@ -113,14 +114,14 @@ fn failures_of_a_rollback_are_reported() {
     assert_eq!(reports_of("rollback fails").iter().map(message).collect::<Vec<_>>(), ["undone"]);
 }
 
-/// Drains the parent of a transaction in its body, and checks that this is told.
+/// Drains the transaction's parent inside the transaction's body, and checks that the result says so.
 fn drained_in_its_body(name: &'static str, drain: impl FnOnce(&Interpreter, &SharedExitStack)) {
     file_reports();
     let (outer, log) = (Interpreter::new(name), Log::default());
     let parent = outer.subinterpreter("parent");
     let line = line!() + 3;
     let ended: Ended = parent.enter(|| {
-        // The place is the caller's.
+        // The reported location is the caller's.
         Interpreter::scope("tx", |tx| {
             step(tx.stack(), &log, "1");
             tx.stack().on_failure(|| Err("undone"));
@@ -166,14 +167,15 @@ fn finalized_by_its_own_body_it_is_committed() {
     assert!(log.take().is_empty());
 }
 
-/// What is rolled back stays so, also while a handler of it still runs, which keeps it from being settled.
+/// A rolled-back transaction remains rolled back even if one of its handlers is still running, which keeps it from
+/// settling.
 #[test]
 fn a_busy_one_that_was_rolled_back_stays_so() {
     let (parent, log) = (Interpreter::new("busy"), Log::default());
     let ended = in_parent(&parent, &log, |tx| {
         let (own, around) = (tx.clone(), parent.clone());
         let id = tx.stack().register(move || {
-            around.finalize().unwrap(); // drains the transaction, whose handler this is
+            around.finalize().unwrap(); // drains the transaction that this handler belongs to
             own.finalize().unwrap();
         });
         tx.stack().run_now(id).unwrap().unwrap();
@@ -196,7 +198,7 @@ fn a_handler_of_a_commit_cannot_turn_it_back() {
     assert_eq!(log.take(), ["commit 2", "commit 1"]);
 }
 
-/// A thread that drains the parent waits for the commit that runs, and gets its failures.
+/// A thread that drains the parent waits for the running commit and receives its failures.
 #[test]
 fn a_parent_waits_for_a_commit_that_runs() {
     within_a_minute(|| {
@@ -224,7 +226,7 @@ fn a_parent_waits_for_a_commit_that_runs() {
     });
 }
 
-/// A body that is done while another thread rolls it back waits for that, and gets its failures.
+/// A body that finishes while another thread rolls it back waits for the rollback and receives its failures.
 #[test]
 fn a_body_waits_for_a_rollback_that_runs() {
     within_a_minute(|| {
@@ -253,8 +255,8 @@ fn a_body_waits_for_a_rollback_that_runs() {
     });
 }
 
-/// A body is done while another thread does `drain` to what is around it, a few thousand times: all steps are committed and the
-/// result is `Ok`, or all are undone and the result says so.
+/// Lets a body finish while another thread runs `drain` on its surroundings, a few thousand times. Either all steps are
+/// committed and the result is `Ok`, or all are undone and the result says so.
 fn raced(name: &'static str, drain: impl Fn(&Interpreter, &Interpreter, &Interpreter) + Send + Sync + 'static) {
     const STEPS: usize = 4;
     within_a_minute(move || {
@@ -288,7 +290,7 @@ fn raced(name: &'static str, drain: impl Fn(&Interpreter, &Interpreter, &Interpr
             assert_eq!(log.take(), (0..STEPS).rev().map(|place| format!("{word} {place}")).collect::<Vec<_>>());
             assert!(ended.is_ok() || is_rolled_back(&ended), "{ended:?}");
             ends[usize::from(ended.is_ok())] += 1;
-            // The thread that was faster is held up: more, while it stays the faster one, and less, once it is not.
+            // Slow down whichever thread won: more while it keeps winning, less once it loses.
             stride = if before == Some(ended.is_ok()) { stride * 2 } else { (stride / 2).max(20) };
             lead += if ended.is_ok() { -stride } else { stride };
             before = Some(ended.is_ok());
@@ -312,7 +314,7 @@ fn a_commit_raced_from_further_out_is_whole() {
     raced("raced from outside", |outer, _, _| outer.finalize().unwrap());
 }
 
-/// Whichever thread commits it, its own end and its parent's cannot both happen.
+/// Whichever thread commits it, it cannot be ended both by itself and by its parent.
 #[test]
 fn a_commit_by_two_raced_by_a_parent_is_whole() {
     raced("raced by two", |_, parent, tx| {

@@ -1,4 +1,4 @@
-//! Where an interpreter stands among its parent's handlers, and what it leaves there.
+//! An interpreter's position among its parent's handlers, and what it leaves there.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use exitstack::{Exit, ExitStack, Handler, Interpreter, process_stack};
 
 use crate::{Log, messages, within_a_minute};
 
-/// A parent and its child, between two handlers of the parent.
+/// A parent, and a child positioned between two of its handlers.
 fn parent_around_a_child(log: &Log) -> (Interpreter, Interpreter) {
     let parent = Interpreter::new("parent");
     parent.stack().register(log.handler("before"));
@@ -15,7 +15,7 @@ fn parent_around_a_child(log: &Log) -> (Interpreter, Interpreter) {
     (parent, child)
 }
 
-/// Its place is among the handlers of its parent.
+/// The position is among the handlers of its parent.
 #[test]
 fn a_child_is_torn_down_at_its_place() {
     let log = Log::default();
@@ -26,7 +26,7 @@ fn a_child_is_torn_down_at_its_place() {
     assert_eq!(log.take(), ["after", "child 2", "child 1", "before"]);
 }
 
-/// It does not matter when its handlers were registered.
+/// It does not matter when the child's handlers were registered.
 #[test]
 fn a_childs_place_is_where_it_was_made() {
     let log = Log::default();
@@ -57,7 +57,7 @@ fn a_new_interpreters_parent_is_the_process() {
     assert_eq!(error.errors()[0].path(), Some("process > of the process"));
 }
 
-/// A chain of interpreters, the outermost first, each with a handler on either side of the next one's place.
+/// A chain of interpreters, outermost first, each with one handler before the next interpreter and one after it.
 fn chain(depth: usize, log: &Log) -> Vec<Interpreter> {
     let mut chain: Vec<Interpreter> = Vec::with_capacity(depth);
     for n in 0..depth {
@@ -71,7 +71,7 @@ fn chain(depth: usize, log: &Log) -> Vec<Interpreter> {
     chain
 }
 
-/// What a teardown of such a chain from its root writes.
+/// The log of a teardown of such a chain from its root.
 fn from_the_root(depth: usize) -> Vec<String> {
     let down = (0..depth - 1).map(|n| format!("after {n}"));
     let up = (0..depth).rev().map(|n| format!("before {n}"));
@@ -80,7 +80,7 @@ fn from_the_root(depth: usize) -> Vec<String> {
 
 const DEPTHS: [usize; 3] = [3, 1000, 10_000];
 
-/// The order is kept, and there is no recursion.
+/// In order, and without recursion.
 #[test]
 fn a_deep_tree_is_torn_down_from_the_root() {
     within_a_minute(|| {
@@ -95,7 +95,7 @@ fn a_deep_tree_is_torn_down_from_the_root() {
     });
 }
 
-/// It is torn down in order and without recursion.
+/// In order, and without recursion.
 #[test]
 fn a_deep_tree_may_be_dropped_outermost_first() {
     within_a_minute(|| {
@@ -110,7 +110,7 @@ fn a_deep_tree_may_be_dropped_outermost_first() {
     });
 }
 
-/// It is torn down in order and without recursion.
+/// In order, and without recursion.
 #[test]
 fn a_deep_tree_may_be_dropped_innermost_first() {
     within_a_minute(|| {
@@ -126,14 +126,15 @@ fn a_deep_tree_may_be_dropped_innermost_first() {
     });
 }
 
-/// All the other handles are gone; there is no recursion.
+/// All the other handles are gone. There is no recursion.
 #[test]
 fn the_innermost_handle_alone_ends_a_deep_tree() {
     within_a_minute(|| {
         for depth in [3, 100_000] {
             let mut innermost = Interpreter::new("0");
             for n in 1..depth {
-                // The outer handle is dropped, and finalizes the new one too: what is left of them is its path.
+                // Dropping the outer handle finalizes the new interpreter as well, so that only the path of the outer
+                // ones remains.
                 innermost = innermost.subinterpreter(n.to_string());
             }
             assert!(innermost.stack().try_register(|| ()).is_err());
@@ -142,7 +143,7 @@ fn the_innermost_handle_alone_ends_a_deep_tree() {
     });
 }
 
-/// They come back in order.
+/// Failures are returned in order.
 #[test]
 fn failures_at_any_depth_come_back_with_paths() {
     within_a_minute(|| {
@@ -189,7 +190,7 @@ fn a_second_finalize_is_ok_and_runs_nothing() {
     assert_eq!(log.take(), ["once"]);
 }
 
-/// To close an interpreter's stack runs its handlers, and does not end the interpreter.
+/// Closing an interpreter's stack runs its handlers, but does not finalize the interpreter.
 #[test]
 fn a_closed_stack_stays_usable_at_its_place() {
     let log = Log::default();
@@ -202,7 +203,7 @@ fn a_closed_stack_stays_usable_at_its_place() {
     assert_eq!(log.take(), ["after", "second", "before"]);
 }
 
-/// The parent itself stays usable.
+/// The parent itself remains usable.
 #[test]
 fn closing_a_parents_stack_finalizes_children() {
     let log = Log::default();
@@ -218,7 +219,7 @@ fn closing_a_parents_stack_finalizes_children() {
     assert_eq!(log.take(), ["child", "second", "parent"]);
 }
 
-/// A parent with a handler, and its child, which has one too.
+/// A parent and its child, with one handler each.
 fn parent_and_child(log: &Log) -> (Interpreter, Interpreter) {
     let parent = Interpreter::new("parent");
     parent.stack().register(log.handler("parent"));
@@ -233,7 +234,7 @@ fn registers_in(there: &Interpreter, here: &Interpreter, log: &Log) {
     here.stack().register(move || _ = there.stack().register(late));
 }
 
-/// A handler of the child registers while the child drains, and the parent does not.
+/// A handler of the child registers while only the child drains.
 #[test]
 fn a_draining_child_may_register_on_its_parent() {
     let log = Log::default();
@@ -265,7 +266,7 @@ fn a_draining_parent_may_register_on_its_child() {
     assert_eq!(log.take(), ["late", "child", "parent"]);
 }
 
-/// A handler of the child does so while the parent drains.
+/// The calls come from a handler of the child, while the parent drains.
 #[test]
 fn a_child_may_finalize_a_sibling_and_the_parent() {
     let log = Log::default();
@@ -277,14 +278,14 @@ fn a_child_may_finalize_a_sibling_and_the_parent() {
     let (outer, inner, then) = (parent.clone(), sibling.clone(), log.handler("child 2"));
     child.stack().register(move || {
         inner.finalize().unwrap();
-        outer.finalize().unwrap(); // this very drain
+        outer.finalize().unwrap(); // the drain that is running this handler
         then();
     });
     parent.finalize().unwrap();
     assert_eq!(log.take(), ["sibling", "child 2", "child 1"]);
 }
 
-/// What is left in its own interpreter runs at its place.
+/// The rest of its own interpreter runs at its position.
 #[test]
 fn a_handler_may_finalize_what_it_is_nested_in() {
     let log = Log::default();
@@ -306,7 +307,7 @@ fn a_handler_may_finalize_what_it_is_nested_in() {
     assert!([&root, &parent, &child].iter().all(|done| done.stack().try_register(|| ()).is_err()));
 }
 
-/// It was handed on to a drain inside before.
+/// The same status was merged into an inner drain before; the second request still counts.
 #[test]
 fn a_status_requested_again_is_the_last() {
     let outer = Interpreter::new("outer");
@@ -322,7 +323,7 @@ fn a_status_requested_again_is_the_last() {
     assert_eq!(parent.finalize().unwrap_err().exit_code(), Some(5));
 }
 
-/// It was handed on to a drain inside once, and another one came after it.
+/// The earlier status was merged into an inner drain already, and must not be merged again over the later one.
 #[test]
 fn a_status_is_not_handed_on_over_a_later_one() {
     let outer = Interpreter::new("outer");
@@ -366,7 +367,7 @@ fn the_last_status_of_nested_drains_wins() {
     assert_eq!(messages(&inner.finalize()), Vec::<String>::new());
 }
 
-/// It returns at once, and the drain goes on.
+/// The call returns at once, and the drain continues.
 #[test]
 fn finalize_inside_its_own_handler_is_ok() {
     let log = Log::default();
@@ -393,7 +394,7 @@ fn finalize_inside_a_close_makes_it_the_last() {
     assert!(interpreter.stack().try_register(|| ()).is_err());
 }
 
-/// A handler of the parent makes it.
+/// A handler of the parent creates it.
 #[test]
 fn a_child_made_in_a_drain_is_torn_down_next() {
     let log = Log::default();
@@ -405,14 +406,14 @@ fn a_child_made_in_a_drain_is_torn_down_next() {
         let child = outer.subinterpreter("late");
         child.stack().register(inside.handler("late child"));
         outer.stack().register(inside.handler("late"));
-        keep.send(child).unwrap(); // alive
+        keep.send(child).unwrap(); // keeps it alive
     });
     parent.finalize().unwrap();
     assert_eq!(log.take(), ["late", "late child", "old"]);
     assert!(kept.recv().is_ok());
 }
 
-/// One of them was finalized before, whichever it is.
+/// One of the children was finalized earlier; every one of them is tried.
 #[test]
 fn children_are_torn_down_newest_first() {
     const CHILDREN: usize = 7;
@@ -434,7 +435,7 @@ fn children_are_torn_down_newest_first() {
     }
 }
 
-/// A handler closes its own interpreter, which is being finalized.
+/// A handler closes its own interpreter while the interpreter is being finalized.
 #[test]
 fn a_close_in_the_last_drain_leaves_it_finalized() {
     let interpreter = Interpreter::new("closed");
@@ -475,7 +476,7 @@ fn a_child_is_no_handler_of_its_parent() {
     assert_eq!(log.take(), ["keyed", "child"]);
 }
 
-/// `pop_all` moves those of its parent away.
+/// `pop_all` moves the parent's own handlers away.
 #[test]
 fn a_child_keeps_its_place_if_handlers_are_moved() {
     let log = Log::default();
