@@ -1,6 +1,6 @@
-//! Every example, run as a program: its output and its exit status, and what it leaves behind.
+//! Runs every example as a program, and checks its output, its exit status and what it leaves behind.
 //!
-//! `cargo test` builds the examples before it runs this; they stand beside the test's own program.
+//! `cargo test` builds the examples first; they are next to this test's own executable.
 
 #![cfg(all(unix, not(loom), not(miri)))]
 
@@ -13,14 +13,14 @@ use std::ptr;
 
 use exitstack::ExitStack;
 
-/// What is left of a program that ended.
+/// What a program leaves when it has ended.
 struct Ended {
     status: Option<i32>,
     stdout: String,
     stderr: String,
 }
 
-/// An example, to be run in `directory`, where it also finds its place for temporary files.
+/// An example to be run in `directory`, which is also where it puts temporary files.
 fn command(example: &str, args: &[&str], directory: &Path) -> Command {
     let me = std::env::current_exe().unwrap();
     let program = me.ancestors().nth(2).unwrap().join("examples").join(example);
@@ -36,7 +36,7 @@ fn run(example: &str, args: &[&str], directory: &Path) -> Ended {
     Ended { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
-/// Lends an empty directory, and removes it.
+/// Creates an empty directory for `body`, and removes it afterwards.
 fn in_directory(name: &str, body: impl FnOnce(&Path)) {
     let directory = std::env::temp_dir().join(format!("exitstack-{name}-{}", std::process::id()));
     fs::create_dir(&directory).unwrap();
@@ -51,7 +51,7 @@ fn names(directory: &Path) -> Vec<PathBuf> {
     names
 }
 
-/// An example that takes no arguments, prints this, fails in nothing and leaves nothing behind.
+/// Checks that an example without arguments prints this, succeeds, and leaves nothing behind.
 fn prints(example: &str, expected: &str) {
     in_directory(example, |directory| {
         let ended = run(example, &[], directory);
@@ -61,7 +61,8 @@ fn prints(example: &str, expected: &str) {
     });
 }
 
-/// Runs the counter on a file that holds `before` (or is missing), and compares status and what the file holds then.
+/// Runs the counter on a file with the content `before` (or none), and checks its status and the file's content
+/// afterwards.
 fn counts(before: Option<&str>, args: &[&str], status: i32, after: Option<&str>) -> Ended {
     let mut ended = None;
     let name = format!("counter-{}", std::thread::current().name().unwrap_or_default());
@@ -91,7 +92,7 @@ fn the_counter_adds_the_number_given() {
     counts(Some("41"), &["-42"], 0, Some("-1"));
 }
 
-/// It goes on from run to run.
+/// The count continues from run to run.
 #[test]
 fn the_counter_counts_on_in_the_file_it_is_told() {
     in_directory("counter-path", |directory| {
@@ -118,7 +119,7 @@ fn the_counter_saves_when_a_panic_ends_it() {
     assert!(ended.stderr.contains("as you asked"), "{}", ended.stderr);
 }
 
-/// It puts a new file in its place.
+/// It replaces the file with a new one.
 #[test]
 fn the_counter_never_writes_into_its_file() {
     in_directory("counter-atomic", |directory| {
@@ -131,7 +132,7 @@ fn the_counter_never_writes_into_its_file() {
     });
 }
 
-/// To count in it is an error.
+/// Counting in it is an error.
 #[test]
 fn a_file_without_a_number_stays_as_it_was() {
     for text in ["", "seven", "1 2", "9223372036854775808"] {
@@ -252,7 +253,7 @@ listed: 1.0
     );
 }
 
-/// Places in the sources, `examples/name.rs:12:34`, without line and column.
+/// The text with source locations, `examples/name.rs:12:34`, reduced to the file name.
 fn without_lines(text: &str) -> String {
     let places =
         text.split_inclusive(".rs:").map(|part| part.trim_start_matches(|c: char| c.is_ascii_digit() || c == ':'));
@@ -429,7 +430,7 @@ fn a_panic_runs_the_handlers_without_the_hook() {
 fn a_daemon_alone_removes_its_pid_file() {
     for args in [vec![], vec!["exit"]] {
         in_directory("daemon", |directory| {
-            let ended = run("daemon", &args, directory); // which reads until the daemon has ended, too
+            let ended = run("daemon", &args, directory); // reads until the daemon has ended as well
             assert_eq!(ended.stdout, "the daemon works\nthe pid file is removed\n", "{args:?}");
             assert_eq!((ended.status, &*ended.stderr), (Some(0), ""));
             assert!(names(directory).is_empty(), "{:?}", names(directory));
@@ -449,12 +450,12 @@ fn the_next_run_sweeps_what_a_killed_one_left() {
     });
 }
 
-/// What belongs to that process stays.
+/// Whatever belongs to that process stays.
 #[test]
 fn a_sweep_leaves_a_running_process_alone() {
     in_directory("sweep-running", |directory| {
         let jobs = directory.join("jobs");
-        // It has begun its job when it says so, and waits until its standard input is closed.
+        // It prints "begun" once its job has begun, and then waits until its standard input is closed.
         let mut waits = run_until(command("sweep", &["wait"], directory), "begun");
         let before = names(&jobs);
         assert_eq!(before.len(), 2);
@@ -466,7 +467,7 @@ fn a_sweep_leaves_a_running_process_alone() {
     });
 }
 
-/// Runs `until` it has said this, with its standard input open.
+/// Runs the command with an open standard input until it prints this line.
 fn run_until(mut command: Command, until: &str) -> Child {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (mut said, mut stdout) = (String::new(), BufReader::new(child.stdout.take().unwrap()));
@@ -474,7 +475,7 @@ fn run_until(mut command: Command, until: &str) -> Child {
         said.clear();
         assert_ne!(stdout.read_line(&mut said).unwrap(), 0, "it ended early");
     }
-    child.stdout = Some(stdout.into_inner()); // nothing was said after that
+    child.stdout = Some(stdout.into_inner()); // nothing follows that line
     child
 }
 
@@ -515,7 +516,7 @@ fn an_installation_is_whole_or_not_there() {
         let made = "swept: 0\nmade bin\nmade lib\nmade lib/plugins\nmade share\n";
         assert_eq!((ended.status, &*ended.stdout, &*ended.stderr), (Some(0), made, ""));
         assert_eq!(tree(directory), INSTALLED.map(PathBuf::from));
-        // A commit that fails leaves what was there before, and nothing else.
+        // A commit that fails leaves exactly what was there before.
         let ended = run("install", &[], directory);
         assert_eq!(ended.status, Some(1));
         assert!(ended.stderr.contains("process > install"), "{}", ended.stderr);
@@ -549,14 +550,14 @@ fn a_running_installation_is_not_swept() {
     });
 }
 
-/// Opens a terminal; what a program does with the second end shows on the first.
+/// Opens a terminal. What a program does at the second end appears at the first.
 #[allow(unsafe_code, reason = "C opens terminals")]
 fn open_terminal() -> (File, File) {
     let (mut ours, mut programs) = (0, 0);
     let (name, mode, size) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
-    // SAFETY: the first two are live, and the others may be null.
+    // SAFETY: the first two pointers are live, and the others may be null.
     assert_eq!(unsafe { libc::openpty(&raw mut ours, &raw mut programs, name, mode, size) }, 0);
-    // SAFETY: it is open, and nobody else's.
+    // SAFETY: the descriptor is open and has no other owner.
     let ours = unsafe { File::from_raw_fd(ours) };
     // SAFETY: as above.
     (ours, unsafe { File::from_raw_fd(programs) })
@@ -569,7 +570,7 @@ fn mode_of(terminal: &File) -> String {
     String::from_utf8(stty.stdout).unwrap()
 }
 
-/// Runs the example on a terminal; returns its status, what it showed there, and whether it left the mode as it was.
+/// Runs the example on a terminal; returns its status, its output there, and whether it restored the terminal's mode.
 fn on_a_terminal(args: &[&str], directory: &Path) -> (Option<i32>, String, bool) {
     let (mut ours, programs) = open_terminal();
     let before = mode_of(&programs);
@@ -578,7 +579,7 @@ fn on_a_terminal(args: &[&str], directory: &Path) -> (Option<i32>, String, bool)
     let restored = mode_of(&programs) == before;
     drop(programs);
     let mut shown = Vec::new();
-    let _ = ours.read_to_end(&mut shown); // on Linux an error follows the last byte, where others have the end
+    let _ = ours.read_to_end(&mut shown); // Linux reports an error after the last byte, others the end of the file
     (status.code(), String::from_utf8(shown).unwrap().replace("\r\n", "\n"), restored)
 }
 
@@ -621,7 +622,8 @@ mod signals {
 
     use super::*;
 
-    /// What is ignored stays ignored, as where these tests run in the background of a shell that does not control jobs.
+    /// Resets the signals' actions: a child inherits ignored ones, for example if a shell without job control runs these
+    /// tests in the background.
     #[allow(unsafe_code, reason = "std leaves signals as they are")]
     fn with_default_actions(command: &mut Command) -> &mut Command {
         let reset = || {
@@ -631,11 +633,11 @@ mod signals {
             }
             Ok(())
         };
-        // SAFETY: what runs in the child makes system calls alone.
+        // SAFETY: the closure, which runs in the child, makes only system calls.
         unsafe { command.pre_exec(reset) }
     }
 
-    /// Starts an example whose standard input and output are ours.
+    /// Starts an example with its standard input and output connected to this process.
     fn start(example: &str, args: &[&str], directory: &Path) -> (Child, BufReader<std::process::ChildStdout>) {
         let mut command = command(example, args, directory);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -644,7 +646,7 @@ mod signals {
         (child, stdout)
     }
 
-    /// Reads a line, which the example must print.
+    /// Reads a line, which must be the expected one.
     fn expect(stdout: &mut impl BufRead, expected: &str) {
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
@@ -653,7 +655,7 @@ mod signals {
 
     #[allow(unsafe_code, reason = "std sends SIGKILL alone")]
     fn send(child: &Child, signal: i32) {
-        // SAFETY: no condition; the child was not waited for, so its number is nobody else's.
+        // SAFETY: no preconditions. The child has not been waited for, so its process id has not been reused.
         assert_eq!(unsafe { libc::kill(child.id().try_into().unwrap(), signal) }, 0);
     }
 
@@ -667,7 +669,7 @@ mod signals {
                 expect(&mut stdout, "a line is copied");
                 assert_eq!(names(directory), [PathBuf::from("copy.partial")]);
                 send(&child, signal);
-                let ended = child.wait_with_output().unwrap(); // it reads until then: its standard input is open
+                let ended = child.wait_with_output().unwrap(); // until then it reads its standard input, which is open
                 drop(stdin);
                 assert_eq!((ended.status.signal(), &*ended.stderr), (Some(signal), &b""[..]));
                 assert!(names(directory).is_empty(), "{:?}", names(directory));
@@ -716,19 +718,19 @@ mod signals {
         });
     }
 
-    /// Makes standard input the terminal whose Ctrl-C is the command's.
+    /// Makes standard input the controlling terminal, so that its Ctrl-C reaches the command.
     #[allow(unsafe_code, reason = "C knows of sessions")]
     fn at_its_terminal(command: &mut Command) -> &mut Command {
         let take = || {
-            // SAFETY: no condition.
+            // SAFETY: no preconditions.
             let session = unsafe { libc::setsid() };
-            // SAFETY: standard input is a terminal that no session has.
+            // SAFETY: standard input is a terminal that belongs to no session.
             if session < 0 || unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) } < 0 {
                 return Err(std::io::Error::last_os_error());
             }
             Ok(())
         };
-        // SAFETY: what runs in the child makes two system calls.
+        // SAFETY: the closure, which runs in the child, makes only two system calls.
         unsafe { command.pre_exec(take) }
     }
 
@@ -754,17 +756,17 @@ mod signals {
                 }
                 assert_eq!(child.wait().unwrap().signal(), signal);
                 assert_eq!(mode_of(&programs), before, "after {key:?}");
-                drop((programs, command)); // which has copies of its own
+                drop((programs, command)); // which holds copies of its own
                 let mut rest = Vec::new();
                 let _ = ours.read_to_end(&mut rest);
                 let rest = String::from_utf8(rest).unwrap();
-                assert!(rest.ends_with("\x1b[?1049l"), "{rest:?}"); // Ctrl-C itself may be shown before
+                assert!(rest.ends_with("\x1b[?1049l"), "{rest:?}"); // the terminal may echo Ctrl-C before that
             });
         }
     }
 }
 
-/// As `guide::tests` shows it.
+/// As shown in `guide::tests`.
 #[test]
 fn exit_runs_the_handlers() {
     if std::env::var_os("AS_CHILD").is_some() {

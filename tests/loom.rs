@@ -4,11 +4,11 @@
 //! RUSTFLAGS="--cfg loom" cargo test --release --features loom --test loom
 //! ```
 //!
-//! Each model is stated once, over the trait [`Protocol`], and run twice: with the crate's `SharedExitStack`, where it
-//! must hold; and with [`Small`], the same protocol in a few lines. `Small` must hold too as it stands, and must fail
-//! with each [`Bug`] put in: so the model is known to bite.
+//! Each model is written once, over the trait [`Protocol`], and run twice: with the crate's own stacks, where it must
+//! hold; and with [`Small`], a small copy of the protocol. `Small` must hold as well, and must fail with each [`Bug`]
+//! injected, which proves that the model can detect it.
 //!
-//! `LOOM_MAX_PREEMPTIONS` bounds the search, 6 if unset.
+//! `LOOM_MAX_PREEMPTIONS` bounds the search (6 if unset).
 
 #![cfg(loom)]
 #![allow(missing_docs, reason = "a test")]
@@ -23,41 +23,41 @@ use loom::sync::mpsc::channel;
 use loom::sync::{Condvar, Mutex};
 use loom::thread::{self, ThreadId};
 
-/// What the models ask of a stack between threads.
+/// What the models need of a stack shared between threads.
 trait Protocol: Send + Sync + 'static {
     fn register(&self, handler: impl FnOnce() + Send + 'static);
-    /// False if it is refused.
+    /// Returns false if the handler is refused.
     fn try_register(&self, handler: impl FnOnce() + Send + 'static) -> bool;
     /// Registers a handler that fails.
     fn register_failing(&self);
     /// Returns how many handlers failed.
     fn close(&self) -> usize;
     fn finalize(&self);
-    /// What C's `exit` does on this thread: when it has returned, the process ends.
+    /// Does what C's `exit` does on this thread. When it returns, the process ends.
     fn exit(&self);
 }
 
-/// A stack that others may be nested in.
+/// A stack that others can be nested in.
 trait Nests: Protocol {
-    /// Another one, nested in this one above what is registered here.
+    /// Creates another stack, nested in this one above what is registered so far.
     fn child(&self) -> Self;
 }
 
-/// A stack whose drain another thread can go on with, where a handler takes too long.
+/// A stack whose drain another thread can continue if a handler takes too long.
 trait Relieves: Protocol {
     /// A drain that can be given up.
     type Drain: Clone + Send + 'static;
 
     fn begin(&self) -> Self::Drain;
-    /// Drains; false if this thread was given up.
+    /// Drains. Returns false if this thread was given up.
     fn drain(drain: &Self::Drain) -> bool;
-    /// Gives up the handler that runs, if one does; true if another thread has to go on.
+    /// Gives up the handler that is running, if any. Returns true if another thread must continue.
     fn give_up(drain: &Self::Drain) -> bool;
-    /// Goes on; false if this thread was given up in turn.
+    /// Continues the drain. Returns false if this thread was given up in turn.
     fn resume(drain: &Self::Drain) -> bool;
 }
 
-/// What happened, in order: under a lock of loom's, so that it tries every order of the entries.
+/// What happened, in order. The lock is loom's, so that every order of the entries is tried.
 #[derive(Clone)]
 struct Log(Arc<Mutex<Vec<&'static str>>>);
 
@@ -88,14 +88,14 @@ fn check(model: impl Fn() + Send + Sync + 'static) {
     check_within(6, model);
 }
 
-/// Tries every interleaving with so many preemptions, if `LOOM_MAX_PREEMPTIONS` does not say otherwise.
+/// Tries every interleaving with this many preemptions, unless `LOOM_MAX_PREEMPTIONS` is set.
 fn check_within(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
     builder.check(model);
 }
 
-/// An interleaving that breaks the model in this way is found.
+/// Checks that an interleaving is found that breaks the model with this message.
 fn check_fails(model: impl Fn() + Send + Sync + 'static, why: &str) {
     let panic = catch_unwind(AssertUnwindSafe(|| check(model))).expect_err("the model does not see the bug");
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref().map(String::as_str));
@@ -105,7 +105,8 @@ fn check_fails(model: impl Fn() + Send + Sync + 'static, why: &str) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The models
 
-/// One drain at a time; a second closer returns when it is done; what is registered during it is not lost.
+/// There is one drain at a time, a second closer returns when it is done, and a handler registered during it is not
+/// lost.
 fn second_closer_and_late_registration<P: Protocol>(new: impl Fn() -> P) {
     let (stack, log) = (Arc::new(new()), Log::new());
     stack.register(log.handler("old"));
@@ -132,7 +133,7 @@ fn second_closer_and_late_registration<P: Protocol>(new: impl Fn() -> P) {
     assert_eq!(all, ["new begins", "new ends", "old"], "once each, one after the other");
 }
 
-/// What is registered while another thread finalizes runs, or comes back.
+/// A handler registered while another thread finalizes either runs or is handed back.
 fn finalize_against_register<P: Protocol>(new: impl Fn() -> P) {
     let (stack, log) = (Arc::new(new()), Log::new());
     let registers = {
@@ -145,7 +146,8 @@ fn finalize_against_register<P: Protocol>(new: impl Fn() -> P) {
     assert!(!stack.try_register(|| ()));
 }
 
-/// One that closes during a drain gets all that failed; one that comes after it gets nothing; none gets a part of it.
+/// A closer that arrives during a drain gets all failures, and one that arrives after it gets none; no closer gets only
+/// some.
 fn results_of_two_closers<P: Protocol>(new: impl Fn() -> P) {
     let stack = Arc::new(new());
     stack.register_failing();
@@ -158,7 +160,8 @@ fn results_of_two_closers<P: Protocol>(new: impl Fn() -> P) {
     assert!(matches!(failures, [2, 0 | 2] | [0, 2]), "failures are lost: {failures:?}");
 }
 
-/// A parent and its child are finalized by two threads: once each, the child first, and neither returns before.
+/// Two threads finalize a parent and its child: each once, the child first, and neither call returns before its drain
+/// is done.
 fn parent_and_child<P: Nests>(new: impl Fn() -> P) {
     let (parent, log) = (new(), Log::new());
     parent.register(log.handler("older"));
@@ -177,7 +180,7 @@ fn parent_and_child<P: Nests>(new: impl Fn() -> P) {
     assert_eq!(log.all(), ["child", "older"]);
 }
 
-/// Handlers on two threads that close each other's stacks: both drains end.
+/// Handlers on two threads close each other's stacks, and both drains end.
 fn circle_of_two_closers<P: Protocol>(new: impl Fn() -> P) {
     let (a, b, log) = (Arc::new(new()), Arc::new(new()), Log::new());
     for (own, other, below) in [(&a, &b, "below a"), (&b, &a, "below b")] {
@@ -200,7 +203,7 @@ fn circle_of_two_closers<P: Protocol>(new: impl Fn() -> P) {
     assert_eq!(log.all().len(), 2);
 }
 
-/// One thread drains the stack, another one exits: it waits for the drain.
+/// One thread drains the stack while another exits: the exit waits for the drain.
 fn exit_against_a_drain<P: Protocol>(new: impl Fn() -> P) {
     let (stack, log) = (Arc::new(new()), Log::new());
     stack.register(log.handler("old"));
@@ -215,7 +218,8 @@ fn exit_against_a_drain<P: Protocol>(new: impl Fn() -> P) {
     assert_eq!(log.all(), ["new", "old"]);
 }
 
-/// A handler exits while another thread exits too: the drain goes on below it, and neither ends under the other.
+/// A handler exits while another thread exits as well: the drain continues below it, and neither exit ends before the
+/// drain.
 fn exit_inside_a_handler<P: Protocol>(new: impl Fn() -> P) {
     let (stack, log) = (Arc::new(new()), Log::new());
     stack.register(log.handler("below"));
@@ -238,8 +242,8 @@ fn exit_inside_a_handler<P: Protocol>(new: impl Fn() -> P) {
     assert_eq!(log.all(), ["below"]);
 }
 
-/// A handler of one stack exits, and the thread that drains the process stack waits for just that one's drain: the wait
-/// is ended, not the process.
+/// A handler of one stack exits while the thread that drains the process stack is waiting for that handler's drain.
+/// That wait must end, not the process.
 fn exit_where_waiting_closes_a_circle<P: Protocol, S: Protocol>(process: impl Fn() -> P, other: impl Fn() -> S) {
     let (process, other, log) = (Arc::new(process()), Arc::new(other()), Log::new());
     process.register(log.handler("below"));
@@ -265,7 +269,8 @@ fn exit_where_waiting_closes_a_circle<P: Protocol, S: Protocol>(process: impl Fn
     assert_eq!(log.all(), ["below"]);
 }
 
-/// A handler returns while it is given up: its thread goes on with the drain, or another one, and never both.
+/// A handler returns while it is being given up: either its thread continues the drain or another thread does, never
+/// both.
 fn owner_returns_while_it_is_relieved<P: Relieves>(new: impl Fn() -> P) {
     let (stack, log) = (new(), Log::new());
     stack.register(log.handler("below"));
@@ -278,16 +283,16 @@ fn owner_returns_while_it_is_relieved<P: Relieves>(new: impl Fn() -> P) {
     let gave_up = P::give_up(&drain);
     if gave_up {
         assert!(P::resume(&drain), "the thread that goes on is not told so");
-        // All but the one that was given up.
+        // All but the handler that was given up.
         assert!(!log.all().is_empty(), "over before the drain was done");
     }
     assert_eq!(owner.join().unwrap(), !gave_up, "a late thread went on");
     let mut all = log.all();
-    all.sort_unstable(); // what was given up may be slower than what is below
+    all.sort_unstable(); // the handler that was given up may be slower than those below it
     assert_eq!(all, ["below", "late"]);
 }
 
-/// The thread that goes on is given up, too.
+/// The thread that continues is given up as well.
 fn two_reliefs_in_a_row<P: Relieves>(new: impl Fn() -> P) {
     let (stack, log) = (new(), Log::new());
     stack.register(log.handler("below"));
@@ -313,7 +318,7 @@ fn two_reliefs_in_a_row<P: Relieves>(new: impl Fn() -> P) {
     assert_eq!(all, ["below", "first", "second"]);
 }
 
-/// Another thread waits for the drain, in `close` or in `exit`, until whoever goes on is done.
+/// A third thread waits for the drain, in `close` or in `exit`, until the thread that continues it is done.
 fn another_waits_for_what_is_relieved<P: Relieves>(new: impl Fn() -> P, waits: fn(&P)) {
     let (stack, log) = (Arc::new(new()), Log::new());
     stack.register(log.handler("last"));
@@ -332,9 +337,9 @@ fn another_waits_for_what_is_relieved<P: Relieves>(new: impl Fn() -> P, waits: f
     let waiter = {
         let (stack, log) = (Arc::clone(&stack), log.clone());
         thread::spawn(move || {
-            begun.recv().unwrap(); // so that the drain is not its own
+            begun.recv().unwrap(); // so that it does not start the drain itself
             waits(&stack);
-            // All but the one that was given up.
+            // All but the handler that was given up.
             assert!(log.all().len() >= 2, "a closer returned before the drain was done");
         })
     };
@@ -350,7 +355,7 @@ fn another_waits_for_what_is_relieved<P: Relieves>(new: impl Fn() -> P, waits: f
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The crate's own
+// The crate's own stacks
 
 fn failures(result: Result<(), CloseError>) -> usize {
     result.map_or_else(|error| error.errors().len(), |()| 0)
@@ -479,20 +484,20 @@ fn handlers_that_close_each_others_stacks_end() {
     check(|| circle_of_two_closers(SharedExitStack::new));
 }
 
-/// One of two threads finalizes the parent, one the child.
+/// One thread finalizes the parent, the other the child.
 #[test]
 fn two_finalizers_run_each_handler_once() {
     check(|| parent_and_child(|| Interpreter::new("parent")));
 }
 
-/// Unless it came after the first one: then there is nothing to get.
+/// Unless it arrives after the first one has finished: then there is nothing to get.
 #[test]
 fn a_second_closer_gets_the_first_ones_result() {
     check(|| results_of_two_closers(SharedExitStack::new));
 }
 
-/// A handler of the child closes the parent, and fails. The parent's finalizer may wait for that close, and then for the
-/// child: it returns what failed in either.
+/// A handler of the child closes the parent and then fails. The parent's finalizer may wait first for that close and
+/// then for the child; it returns the failures of both.
 #[test]
 fn a_finalizer_that_waits_twice_returns_both() {
     static SEEN: AtomicBool = AtomicBool::new(false);
@@ -531,19 +536,19 @@ fn an_exit_waits_for_the_thread_that_drains() {
 
 #[test]
 fn an_exit_inside_a_handler_resumes_the_drain() {
-    // An exit takes many locks: with 6 preemptions this alone takes some minutes.
+    // An exit takes many locks: with 6 preemptions, this alone would take minutes.
     check_within(4, || exit_inside_a_handler(|| Process));
     check_within(4, || exit_inside_a_handler(|| Interpreter::new("drained")));
 }
 
-/// Where its own wait would close a circle, it is the other wait that ends.
+/// If an exit's own wait would close a cycle, the other wait ends instead.
 #[test]
 fn an_exit_breaks_the_circle_it_would_wait_in() {
     check(|| exit_where_waiting_closes_a_circle(|| Process, SharedExitStack::new));
     check(|| exit_where_waiting_closes_a_circle(|| Process, || Interpreter::new("drained")));
 }
 
-// A drain that is watched takes many locks more, hence the bounds.
+// A watched drain takes many more locks, so these have lower bounds.
 
 #[test]
 fn an_owner_that_returns_while_it_is_relieved_is_late() {
@@ -566,43 +571,43 @@ fn an_exit_waits_for_the_relief() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The protocol in a few lines, with a bug or without
+// A small copy of the protocol, with or without a bug
 
 #[derive(Clone, Copy, PartialEq)]
 enum Bug {
     None,
-    /// Each thread that closes drains.
+    /// Every thread that closes also drains.
     TwoDrains,
     /// A second closer does not wait.
     NoWait,
-    /// That the list is empty is found in one critical section, and the drain ended in another one.
+    /// One critical section finds the list empty, and another ends the drain.
     EndedLater,
-    /// Nobody looks for a circle.
+    /// Cycles are not looked for.
     CircleUnseen,
-    /// The circle is looked for in one critical section, and the edge added in another one.
+    /// One critical section looks for a cycle, and another adds the edge.
     EdgeAddedLater,
-    /// An exit that would close a circle returns, as a close does.
+    /// An exit that would close a cycle returns, as a close does.
     ExitGivesUp,
     /// An exit inside a handler returns, as a close does.
     ExitForgets,
-    /// A thread that comes back does not look whether it was given up.
+    /// A thread that returns does not check whether it was given up.
     LateGoesOn,
-    /// A thread that comes back ends the drain, though another one goes on with it.
+    /// A thread that returns ends the drain even though another thread is continuing it.
     LateEnds,
-    /// Who goes on is told apart from the first thread, but not from another one that went on.
+    /// A relief can be told apart from the first thread, but not from another relief.
     OneTicket,
-    /// Those who wait are forgotten when another thread goes on.
+    /// The waiting threads are forgotten when another thread continues.
     WaitersForgotten,
 }
 
-/// What all stacks of a model share.
+/// Shared by all stacks of a model.
 struct World {
     bug: Bug,
-    /// Waiter, owner, and where the waiter waits.
+    /// The waiting thread, the owner it waits for, and where it waits.
     edges: Mutex<Vec<(ThreadId, ThreadId, Arc<Latch>)>>,
 }
 
-/// Where the end of a drain is awaited: set to how many handlers failed.
+/// Where threads wait for the end of a drain: set to the number of handlers that failed.
 struct Latch {
     set: Mutex<Option<usize>>,
     changed: Condvar,
@@ -615,7 +620,7 @@ struct Small {
 }
 
 enum Item {
-    /// A handler, which returns whether it failed.
+    /// A handler; returns whether it failed.
     Handler(Box<dyn FnOnce() -> bool + Send>),
     Nested(Small),
 }
@@ -631,7 +636,7 @@ struct State {
 
 struct Drain {
     owner: ThreadId,
-    /// Changes when the owner is given up, which is late if it has another one.
+    /// Changes when the owner is given up. A thread with an older ticket is late.
     ticket: usize,
     in_handler: bool,
     failures: usize,
@@ -707,7 +712,7 @@ impl Small {
         self.drain_unless_late(last, exits).unwrap_or(0)
     }
 
-    /// None if this thread was given up.
+    /// Returns `None` if this thread was given up.
     fn drain_unless_late(&self, last: bool, exits: bool) -> Option<usize> {
         let (me, bug) = (thread::current().id(), self.world.bug);
         {
@@ -735,7 +740,7 @@ impl Small {
         self.go_on(exits)
     }
 
-    /// None if this thread was given up.
+    /// Returns `None` if this thread was given up.
     fn go_on(&self, exits: bool) -> Option<usize> {
         let bug = self.world.bug;
         let Some(ticket) = self.state.lock().unwrap().drain.as_ref().map(|drain| drain.ticket) else { return Some(0) };
@@ -759,7 +764,7 @@ impl Small {
                     usize::from(handler())
                 }
                 Some(Item::Nested(child)) => {
-                    // It keeps its place until it is drained: an exit inside of it must find it.
+                    // It keeps its position until it is drained, because an exit inside it must find it.
                     state.items.push(Item::Nested(child.clone()));
                     drop(state);
                     let failures = child.drain(true, exits);
@@ -786,7 +791,7 @@ impl Small {
         }
     }
 
-    /// Whether it was taken.
+    /// Returns whether the item was accepted.
     fn add(&self, item: Item) -> bool {
         let mut state = self.state.lock().unwrap();
         if !state.over {
@@ -869,7 +874,7 @@ impl Nests for Small {
     }
 }
 
-/// The model holds without a bug, and fails with each of these in the way named.
+/// Checks that the model holds without a bug, and fails in the expected way with each of these.
 fn bites(model: fn(&dyn Fn() -> Small), bugs: &[(Bug, &str)]) {
     let with = |bug| {
         move || {

@@ -1,7 +1,7 @@
-//! What costs memory, and what does not: by an allocator that counts, and fails on demand.
+//! What uses memory and what does not, measured with an allocator that counts and can be made to fail.
 //!
-//! A binary of its own: the allocator is the process's. It counts for each thread apart, so that the tests may run side
-//! by side. Debug builds make a tenth of the registrations, where it says so.
+//! This is a separate binary because there is one allocator per process. It counts for each thread separately, so that
+//! the tests can run in parallel. Debug builds do a tenth of the work where that is noted.
 
 #![allow(missing_docs, reason = "a test")]
 #![allow(unsafe_code, reason = "an allocator is unsafe by its trait")]
@@ -21,13 +21,13 @@ struct Counting;
 
 #[derive(Clone, Copy)]
 struct Counts {
-    /// Bytes allocated and not freed.
+    /// Bytes allocated and not yet freed.
     live: isize,
-    /// The most that `live` was.
+    /// The maximum of `live`.
     peak: isize,
-    /// Calls that asked for memory.
+    /// Number of requests for memory.
     calls: usize,
-    /// Requests fail.
+    /// Whether requests fail.
     exhausted: bool,
 }
 
@@ -36,7 +36,7 @@ thread_local! {
 }
 
 thread_local! {
-    /// What the allocator does besides: it is foreign code.
+    /// What else the allocator does on each call: to the library, an allocator is foreign code.
     static BESIDES: Cell<Option<fn()>> = const { Cell::new(None) };
 }
 
@@ -47,12 +47,12 @@ fn besides() {
     }
 }
 
-/// No layout is larger.
+/// Converts a size. No layout is larger than `isize::MAX`.
 fn signed(bytes: usize) -> isize {
     isize::try_from(bytes).unwrap_or(isize::MAX)
 }
 
-/// Counts a request for so many bytes more; false if it is to fail.
+/// Counts a request for this many more bytes. Returns false if it is to fail.
 fn request(bytes: isize) -> bool {
     besides();
     let mut counts = COUNTS.get();
@@ -73,19 +73,19 @@ fn free(bytes: usize) {
     COUNTS.set(counts);
 }
 
-// SAFETY: `System` does the work; the counts stand in a thread-local that neither allocates nor has a destructor.
+// SAFETY: `System` does the work; the counts are in a thread-local that neither allocates nor has a destructor.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if !request(signed(layout.size())) {
             return std::ptr::null_mut();
         }
-        // SAFETY: the caller's promise, handed on.
+        // SAFETY: our caller keeps the same contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         free(layout.size());
-        // SAFETY: the caller's promise, handed on.
+        // SAFETY: our caller keeps the same contract.
         unsafe { System.dealloc(pointer, layout) }
     }
 
@@ -93,7 +93,7 @@ unsafe impl GlobalAlloc for Counting {
         if !request(signed(size) - signed(layout.size())) {
             return std::ptr::null_mut();
         }
-        // SAFETY: the caller's promise, handed on.
+        // SAFETY: our caller keeps the same contract.
         unsafe { System.realloc(pointer, layout, size) }
     }
 }
@@ -105,14 +105,14 @@ fn live() -> isize {
     COUNTS.get().live
 }
 
-/// How often `body` asks for memory.
+/// Returns how often `body` requests memory.
 fn allocations(body: impl FnOnce()) -> usize {
     let before = COUNTS.get().calls;
     body();
     COUNTS.get().calls - before
 }
 
-/// Runs `body` without memory: a request ends the process, as Rust does then.
+/// Runs `body` without memory: as always in Rust, a failed request ends the process.
 fn without_memory<R>(body: impl FnOnce() -> R) -> R {
     COUNTS.set(Counts { exhausted: true, ..COUNTS.get() });
     let value = body();
@@ -120,7 +120,7 @@ fn without_memory<R>(body: impl FnOnce() -> R) -> R {
     value
 }
 
-/// The most memory in use at a time during `body`, beyond what was in use before.
+/// The maximum memory in use during `body`, beyond what was in use before.
 fn peak(body: impl FnOnce()) -> isize {
     let counts = COUNTS.get();
     COUNTS.set(Counts { peak: counts.live, ..counts });
@@ -139,7 +139,7 @@ const fn in_debug_a_tenth(count: usize) -> usize {
 // ---------------------------------------------------------------------------------------------------------------------
 // Interpreters
 
-/// 100,000 cycles beside the ones before cost nothing.
+/// Checks that 100,000 cycles, after the first ones, use no memory.
 fn cycles(cycle: impl Fn(usize)) {
     (0..100).for_each(&cycle);
     let before = live();
@@ -155,7 +155,7 @@ fn fill(interpreter: &Interpreter) {
     interpreter.stack().register(move || drop(text));
 }
 
-/// Finalizes it, or drops its last handle, by turns.
+/// Finalizes the interpreter or drops its last handle, alternately.
 fn end(interpreter: Interpreter, turn: usize) {
     if turn % 2 == 0 {
         interpreter.finalize().unwrap();
@@ -185,7 +185,7 @@ fn finalized_subinterpreters_cost_no_memory() {
     assert_eq!((siblings.len(), parent.stack().len()), (10, 1));
 }
 
-/// A hundred thousand trees are finalized from their root.
+/// A hundred thousand trees, each finalized from its root.
 #[test]
 fn finalized_trees_cost_no_memory() {
     let outer = Interpreter::new("outer");
@@ -210,7 +210,7 @@ fn interpreters_that_refuse_cost_no_memory() {
     });
 }
 
-/// What a drain cannot take out of the tree, because a handler of it runs, goes when that handler is done.
+/// A drain cannot unlink an interpreter while one of its handlers is running. It is unlinked when that handler is done.
 #[test]
 fn what_settles_after_its_drain_costs_no_memory() {
     let outer = Interpreter::new("outer");
@@ -228,7 +228,7 @@ fn what_settles_after_its_drain_costs_no_memory() {
     });
 }
 
-/// One that lives long is closed a hundred thousand times.
+/// A long-lived interpreter is closed a hundred thousand times.
 #[test]
 fn closing_an_interpreter_again_costs_no_memory() {
     let interpreter = Interpreter::new("closed");
@@ -239,11 +239,12 @@ fn closing_an_interpreter_again_costs_no_memory() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Register and unregister for ever
+// Registering and unregistering forever
 
 const PAIRS: usize = in_debug_a_tenth(10_000_000);
 
-/// Beside 1000 that wait, pairs cost nothing after the first 10,000: neither in the end nor at any time in between.
+/// Checks that pairs of calls on a stack with 1000 pending handlers use no memory after the first 10,000, neither at
+/// the end nor at any time in between.
 fn pairs(mut pair: impl FnMut()) {
     (0..10_000).for_each(|_| pair());
     let before = live();
@@ -251,7 +252,7 @@ fn pairs(mut pair: impl FnMut()) {
     assert_eq!((live() - before, most), (0, 0));
 }
 
-/// Each pair is a `register` and an `unregister`; they go on for ever.
+/// Pairs of `register` and `unregister`, forever.
 #[test]
 fn pairs_cost_no_memory_in_a_shared_stack() {
     let stack = SharedExitStack::new();
@@ -263,7 +264,7 @@ fn pairs_cost_no_memory_in_a_shared_stack() {
     stack.clear();
 }
 
-/// Each pair is a `register` and an `unregister`; they go on for ever.
+/// Pairs of `register` and `unregister`, forever.
 #[test]
 fn pairs_cost_no_memory_in_an_exit_stack() {
     let mut stack = ExitStack::new();
@@ -274,7 +275,7 @@ fn pairs_cost_no_memory_in_an_exit_stack() {
     });
 }
 
-/// Each pair is a `push` and a `remove`; they go on for ever.
+/// Pairs of `push` and `remove`, forever.
 #[test]
 fn pairs_cost_no_memory_in_a_list() {
     let mut list = HandlerList::new();
@@ -285,8 +286,8 @@ fn pairs_cost_no_memory_in_a_list() {
     });
 }
 
-/// A window of them moves through the list: the oldest of the last 100 goes, not the newest.
-/// The memory is in proportion to what waits.
+/// The oldest of the last 100 handlers is unregistered each time, not the newest, so that a window moves through the
+/// list. The memory stays in proportion to what is pending.
 #[test]
 fn unregistering_the_oldest_costs_little_memory() {
     let stack = SharedExitStack::new();
@@ -299,13 +300,14 @@ fn unregistering_the_oldest_costs_little_memory() {
             assert!(window.pop_front().is_some_and(|id| stack.unregister(id)));
         }
     });
-    // As many slots again may be empty, and as many again while the list is rebuilt, by powers of two.
+    // Up to as many slots again may be empty, and as many again in use while the list is rebuilt, each rounded to a
+    // power of two.
     let waits = 1100 * size_of::<[usize; 7]>();
     assert!(most <= signed(8 * waits), "{most} bytes for {waits}");
     assert_eq!(stack.len(), 1100);
 }
 
-/// Wherever the edges of its storage are.
+/// Wherever the list's storage happens to end.
 #[test]
 fn a_few_pairs_by_turns_seldom_allocate() {
     let (mut stack, shared) = (ExitStack::new(), SharedExitStack::new());
@@ -334,7 +336,7 @@ fn unregister_fn_gives_the_memory_back() {
     let (mut stack, shared) = (ExitStack::new(), SharedExitStack::new());
     let before = live();
     for n in 0..10_000 {
-        // Something else stands below them, and something above.
+        // Other handlers are interspersed.
         if n % 1000 == 0 {
             stack.register(|| ());
             shared.register(|| ());
@@ -352,7 +354,7 @@ fn unregister_fn_gives_the_memory_back() {
 // ---------------------------------------------------------------------------------------------------------------------
 // No allocation
 
-/// It has up to four small handlers.
+/// With up to four small handlers.
 #[test]
 fn a_small_exit_stack_allocates_nothing() {
     let (mut a, mut b, mut c) = (0, 0, 0);
@@ -374,7 +376,7 @@ fn a_small_exit_stack_allocates_nothing() {
     assert_eq!((a, b, c), (1, 2, 3));
 }
 
-/// It has up to four small handlers.
+/// With up to four small handlers.
 #[test]
 fn a_small_shared_stack_allocates_nothing() {
     let body = || {
@@ -387,7 +389,7 @@ fn a_small_shared_stack_allocates_nothing() {
     assert_eq!(allocations(body), 0);
 }
 
-/// These are the fifth to the twelfth; the drain gives the memory back.
+/// These are the fifth to the twelfth; the drain frees the memory.
 #[test]
 fn the_next_small_handlers_cost_one_allocation() {
     let (mut exit_stack, shared) = (ExitStack::new(), SharedExitStack::new());
@@ -402,7 +404,7 @@ fn the_next_small_handlers_cost_one_allocation() {
     assert_eq!(live(), before);
 }
 
-/// The memory is given back, whatever becomes of the handler.
+/// The memory is freed, whatever becomes of the handler.
 #[test]
 fn a_large_handler_costs_one_allocation() {
     let before = live();
@@ -426,7 +428,7 @@ fn a_large_handler_costs_one_allocation() {
 
 const MILLION: usize = 1_000_000;
 
-/// They are small ones, and to drain them costs nothing.
+/// The handlers are small, and draining them allocates nothing.
 #[test]
 fn a_million_handlers_cost_the_lists_growth_only() {
     let (exit_stack, shared, interpreter) = (ExitStack::new(), SharedExitStack::new(), Interpreter::new("million"));
@@ -458,7 +460,7 @@ fn a_drain_allocates_only_for_what_fails() {
     assert_eq!(live(), before);
 }
 
-/// It takes none to register them, and none to drain them.
+/// Neither to register them nor to drain them.
 #[test]
 fn after_reserve_small_handlers_need_no_memory() {
     let (mut ran, count) = (0, Cell::new(0));
@@ -482,7 +484,7 @@ fn after_reserve_small_handlers_need_no_memory() {
     assert_eq!((ran, count.get()), (1, 1000));
 }
 
-/// A handler registers another one, which takes its place.
+/// A handler registers another, which takes its slot.
 #[test]
 fn a_handler_is_replaced_without_memory() {
     let stack = SharedExitStack::new();
@@ -508,7 +510,7 @@ fn after_reserve_a_list_needs_no_memory() {
     }
 }
 
-/// It returns an error.
+/// The call returns an error.
 #[test]
 fn try_reserve_without_memory_changes_nothing() {
     for count in [0, 4, 100] {
@@ -520,7 +522,7 @@ fn try_reserve_without_memory_changes_nothing() {
     }
 }
 
-/// To shrink, the list would have to move. It does so later.
+/// To shrink, the list would have to be moved, so it does that later.
 #[test]
 fn unregister_needs_no_memory() {
     let (mut exit_stack, shared) = (ExitStack::new(), SharedExitStack::new());
@@ -535,7 +537,7 @@ fn unregister_needs_no_memory() {
     assert!(live() < before / 2, "{} of {before} bytes", live());
 }
 
-/// An allocator that asks the stack: it would wait for ever for a lock that this thread holds.
+/// The allocator queries the stack. If this thread held the stack's lock, that would block forever.
 #[test]
 fn a_stacks_list_grows_and_shrinks_unlocked() {
     static STACK: SharedExitStack = SharedExitStack::new();
@@ -568,7 +570,7 @@ fn a_stacks_list_grows_and_shrinks_unlocked() {
 
 const CHILD: &str = "EXITSTACK_TEST_CHILD";
 
-/// The trap bites: this is what the tests above would end with.
+/// Checks the trap itself: if the tests above needed memory, this is how they would end.
 #[test]
 fn without_reserve_registering_many_needs_memory() {
     const NAME: &str = "without_reserve_registering_many_needs_memory";

@@ -1,10 +1,10 @@
-//! A soak: 8 threads, random operations over a tree of interpreters, and an account of every handler.
+//! A soak test: 8 threads, random operations on a tree of interpreters, and an account of every handler.
 //!
-//! Each handler holds a token. The account is settled token by token: run, or dropped unrun by an `unregister`, a
-//! `clear` or a refusal on the thread where that happened; once, and in no other way. In the end
-//! registered = run + unregistered + cleared + refused, to the last one.
+//! Each handler holds a token. A token is settled exactly once: its handler runs, or it is dropped unrun by an
+//! `unregister`, a `clear` or a refusal, on the thread that does this. In the end, registered = run + unregistered +
+//! cleared + refused, exactly.
 //!
-//! `EXITSTACK_SOAK_SECONDS` says how long (2 if unset), `EXITSTACK_SEED` the seed. For 60 seconds:
+//! `EXITSTACK_SOAK_SECONDS` sets the duration (2 if unset), `EXITSTACK_SEED` the seed. For 60 seconds:
 //!
 //! ```text
 //! EXITSTACK_SOAK_SECONDS=60 cargo test --release --test soak -- --nocapture
@@ -31,15 +31,15 @@ use random::Random;
 
 const THREADS: u64 = 8;
 const INTERPRETERS: usize = 24;
-/// Of one thread.
+/// Per thread.
 const OPERATIONS: usize = 50_000_000;
-/// How deep handlers may do operations of their own.
+/// How deeply handlers may nest operations of their own.
 const NESTING: usize = 3;
 
 /// How a token may be dropped unrun.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Removal {
-    /// Not at all.
+    /// Not allowed.
     None,
     Unregister,
     Clear,
@@ -52,11 +52,11 @@ struct Account {
     unregistered: AtomicU64,
     cleared: AtomicU64,
     refused: AtomicU64,
-    /// What `unregister` and its kin answered.
+    /// The number that `unregister` and its variants returned.
     said_unregistered: AtomicU64,
-    /// What `try_register` handed back.
+    /// Handlers that `try_register` handed back.
     handed_back: AtomicU64,
-    /// Dropped unrun where nothing may.
+    /// Tokens dropped unrun where none may be.
     lost: AtomicU64,
 }
 
@@ -83,7 +83,7 @@ thread_local! {
     static IDS: RefCell<Vec<(Interpreter, HandlerId)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What happens to tokens that are dropped while `body` runs.
+/// Sets how tokens dropped while `body` runs are accounted for.
 fn removing<R>(removal: Removal, body: impl FnOnce() -> R) -> R {
     let before = REMOVAL.replace(removal);
     let value = body();
@@ -129,7 +129,7 @@ fn below(end: usize) -> usize {
     number
 }
 
-/// What all threads work on.
+/// Shared by all threads.
 struct Soaked {
     root: Interpreter,
     places: Vec<RwLock<Interpreter>>,
@@ -151,7 +151,7 @@ fn registration(world: &World) {
     let stack = interpreter.stack();
     let mut refused = false;
     let token = Token::new();
-    // Whatever a handler does besides, its token is settled first.
+    // Whatever else a handler does, it settles its token first.
     let id = removing(Removal::Refusal, || match below(8) {
         0 => stack.register(move || token.run()),
         1 => stack.register(Handler::new(move || token.run()).named(String::from("soak")).keyed(below(8))),
@@ -174,7 +174,7 @@ fn registration(world: &World) {
             count(&ACCOUNT.handed_back, 1);
             drop(handler);
             refused = true;
-            stack.register(|| ()) // an id that is unknown everywhere
+            stack.register(|| ()) // an id unknown to every other stack
         }),
         6 => interpreter.enter(|| exitstack::register(move || token.run())),
         _ => {
@@ -192,13 +192,13 @@ fn registration(world: &World) {
         }
         Some(std::mem::replace(&mut ids[below(64)], (interpreter, id)))
     });
-    drop(replaced); // perhaps the last handle: handlers run
+    drop(replaced); // perhaps the last handle, which runs handlers
     if refused {
         renewal(world, place);
     }
 }
 
-/// What a handler does: a few operations, not too deep.
+/// Does what a handler does: a few operations, not nested too deeply.
 fn nested(world: &World) {
     let depth = NESTED.get();
     if depth < NESTING && !STOP.load(Ordering::Relaxed) {
@@ -208,7 +208,7 @@ fn nested(world: &World) {
     }
 }
 
-/// Puts a new interpreter in the place of another.
+/// Replaces an interpreter with a new one.
 fn renewal(world: &World, place: usize) {
     let parent = if below(2) == 0 { any(world) } else { world.root.clone() };
     let new = parent.subinterpreter("inner");
@@ -266,8 +266,8 @@ fn operation(world: &World) {
     }
 }
 
-/// Does something with the stack of any interpreter. The handle dropped afterwards may be the last one and run handlers:
-/// what `action` removes is told apart from those.
+/// Does something with the stack of a random interpreter. The handle is dropped only afterwards, because it may be the
+/// last one and run handlers: these are accounted for separately from what `action` removes.
 fn any_stack<R>(world: &World, action: impl FnOnce(&SharedExitStack) -> R) -> R {
     action(any(world).stack())
 }
@@ -337,17 +337,18 @@ fn every_handler_is_accounted_for() {
     assert!(get(&ACCOUNT.handed_back) <= refused);
 }
 
-/// Numbers of handlers, in the order in which they began.
+/// The numbers of the handlers, in the order in which they began.
 type Begun = Arc<Mutex<Vec<usize>>>;
 
-/// Finalizes an interpreter with others in it, whose handlers take up to a few milliseconds, within limits that expire at
-/// random. Each handler begins once or has no time; in order, whatever threads go on with the drain.
+/// Finalizes an interpreter and those nested in it, whose handlers take up to a few milliseconds, with limits that
+/// expire at random. Each handler either begins exactly once or has no time, in order, whichever threads continue the
+/// drain.
 fn bounded_round() {
     let root = Interpreter::new("bounded");
     let mut at = vec![root.clone()];
     let begun = Begun::default();
     let registered = 1 + below(24);
-    // Always with the newest interpreter, so that the numbers ascend in the order of the tree.
+    // Always uses the newest interpreter, so that the numbers follow the order of the tree.
     for number in 0..registered {
         if below(4) == 0 {
             at.push(at[at.len() - 1].subinterpreter("inner"));
@@ -396,7 +397,7 @@ fn bounded_round() {
         thread::yield_now();
     }
     let begun = begun.lock().unwrap_or_else(PoisonError::into_inner);
-    // One that was given up may have been so before it could say that it has begun.
+    // A handler may have been given up before it could record that it began.
     let number = |name: &str| name.parse::<usize>().expect("a number");
     let of_fate = |is: fn(&Fate) -> bool| -> Vec<usize> {
         closed
@@ -423,7 +424,7 @@ fn bounded_round() {
     assert_eq!(once.len(), begun.len(), "twice: {begun:?}");
     let not_run = closed.records().iter().filter(|record| matches!(record.fate(), Fate::NotRun)).count();
     assert!(begun.len() + not_run <= registered);
-    // Nobody but the one that drains notes what there was no time for, up to when it returned.
+    // Handlers without time are recorded only by the thread that drains, and only until it returns.
     assert!(!is_alone || closed.records().len() < registered || begun.len() + not_run == registered);
     count(&BOUNDED, 1);
     count(&GIVEN_UP, closed.records().iter().filter(|record| matches!(record.fate(), Fate::GivenUp)).count());
@@ -437,7 +438,7 @@ fn limits_that_expire_at_random_lose_nothing() {
     let seconds = from_environment("EXITSTACK_SOAK_SECONDS", 2);
     let seed = from_environment("EXITSTACK_SEED", 0x5eed);
     report::set_hook(Box::new(|_| ()));
-    set_observer(Box::new(|_| ())); // in the place of a line on standard error for each that is given up
+    set_observer(Box::new(|_| ())); // instead of a line on standard error for each handler given up
     let (done, wait) = channel();
     let end = Instant::now() + Duration::from_secs(seconds);
     let threads: Vec<_> = (0..4)

@@ -8,7 +8,7 @@ use crate::log;
 use crate::panicking::{panic_of, quiet_panic};
 use crate::support::{Yields, closed_midway, failures, finished, polled, reported, texts};
 
-/// Handlers of all kinds, each of which logs when it begins and when it ends.
+/// A stack with handlers of all kinds, each of which logs its beginning and its end.
 fn filled(log: &log::Log<String>) -> AsyncExitStack<'static> {
     let stack = AsyncExitStack::new();
     for n in 0..12 {
@@ -37,7 +37,7 @@ fn filled(log: &log::Log<String>) -> AsyncExitStack<'static> {
     stack
 }
 
-/// What happens if nobody interrupts: the log, the failures, the polls.
+/// What happens without an interruption: the log, the failures and the number of polls.
 fn undisturbed() -> (Vec<String>, Vec<String>, usize) {
     let log = log::Log::default();
     let (result, polls) = finished(filled(&log).close());
@@ -65,7 +65,7 @@ fn a_drain_dropped_after_any_poll_loses_nothing() {
     }
 }
 
-/// Whatever was not begun is reported as not run, what was begun as cancelled, and what has failed before as that.
+/// Handlers that never began are reported as not run, the one in flight as cancelled, and failures so far as failures.
 #[test]
 fn a_stack_dropped_midway_accounts_for_handlers() {
     let (all, failed, polls) = undisturbed();
@@ -90,7 +90,7 @@ fn a_stack_dropped_midway_accounts_for_handlers() {
     }
 }
 
-/// It is the one in flight; all the others run.
+/// The handler in flight is cancelled; all others run.
 #[test]
 fn a_handler_can_be_cancelled_at_any_point() {
     let (_, failed, polls) = undisturbed();
@@ -126,7 +126,7 @@ fn the_one_in_flight_is_named_and_not_pending() {
     block_on(stack.close()).unwrap();
 }
 
-/// It is the outcome that the drain began with; a later `close_with` does not change it.
+/// The drain keeps the outcome that it began with; a later `close_with` does not change it.
 #[test]
 fn the_rest_keeps_the_drains_outcome() {
     let log = Log::default();
@@ -157,7 +157,7 @@ fn a_drop_midway_is_a_failure_for_the_rest() {
     assert!(matches!(report.kind(), HandlerErrorKind::Cancelled));
 }
 
-/// It is registered between two polls, and runs after the handler in flight.
+/// A handler registered between two polls runs after the one in flight.
 #[test]
 fn what_comes_in_between_runs_next() {
     let log = Log::default();
@@ -207,7 +207,7 @@ fn clear_leaves_the_one_in_flight() {
     assert_eq!(log.take(), ["in flight"]);
 }
 
-/// If its drop panics, that is the caller's panic.
+/// If the future's drop panics, the panic propagates to the caller.
 #[test]
 fn a_cancelled_future_is_dropped_at_once() {
     struct Bomb;

@@ -1,4 +1,4 @@
-//! Order, failures, outcomes, names and removal, where nobody interrupts.
+//! Order, failures, outcomes, names and removal, without interruptions.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -132,7 +132,7 @@ fn a_handler_runs_for_the_outcome_that_it_is_for() {
 
 #[test]
 fn a_closed_stack_is_empty_and_can_be_used_again() {
-    static STACK: Mutex<AsyncExitStack<'static>> = Mutex::new(AsyncExitStack::new()); // it is made in a `const`
+    static STACK: Mutex<AsyncExitStack<'static>> = Mutex::new(AsyncExitStack::new()); // it can be created in a `const`
     let log = Log::default();
     let mut stack = STACK.lock().unwrap();
     for round in ["one", "two"] {
@@ -180,7 +180,7 @@ fn pending_lists_the_next_to_run_first() {
     assert!(stack.pending().is_empty());
 }
 
-/// There are a hundred thousand of them.
+/// A hundred thousand handlers.
 #[test]
 fn many_handlers_drain_without_recursion() {
     let ran = AtomicUsize::new(0);

@@ -1,4 +1,4 @@
-//! Stacks that are dropped, or forgotten, without `close().await`.
+//! Stacks dropped or forgotten without `close().await`.
 
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,7 +26,7 @@ fn sync_handlers_run_and_async_ones_are_reported() {
     assert_eq!(log.take(), ["3", "1"]);
 }
 
-/// The function of an async handler is not even called, and what it captured is dropped at its turn.
+/// An async handler's function is not even called, and its captures are dropped when its turn comes.
 #[test]
 fn an_async_handlers_captures_drop_in_order() {
     struct Says(Log, &'static str);
@@ -73,7 +73,7 @@ fn a_drop_never_panics_whatever_panics_in_it() {
     );
     assert!(polled(&mut stack, Outcome::Success, 1).is_pending());
     let reports = reported(|| {
-        // Dropped during the unwinding, too.
+        // Now dropped during unwinding.
         let unwound = catch_unwind(AssertUnwindSafe(|| {
             let _stack = stack;
             quiet_panic("work");
@@ -121,7 +121,7 @@ fn a_forgotten_stack_runs_nothing() {
     stack.register(|| unreachable!("it was forgotten"));
     let mut forgotten = None;
     assert!(reported(|| forgotten = Some(ManuallyDrop::new(stack.pop_all()))).is_empty());
-    // Found again, so that nothing is leaked.
+    // Drop it after all, so that the test leaks nothing.
     let mut found = ManuallyDrop::into_inner(forgotten.unwrap());
     found.clear();
     pollster::block_on(found.close()).unwrap();

@@ -24,7 +24,7 @@ fn a_lent_value_is_passed_to_its_exit() {
     assert!(format!("{error:#}").ends_with("failed: ab"));
 }
 
-/// The list grows, and other threads append to it, while each thread has a value of its own.
+/// The list grows, and other threads append to it, while each thread holds a value of its own.
 #[test]
 fn threads_are_lent_values_at_once() {
     const EACH: usize = 200;

@@ -1,4 +1,4 @@
-//! The promises of the stacks whose handlers may be async, a test each.
+//! What stacks with async handlers promise, one test each.
 #![allow(missing_docs, reason = "tests")]
 #![allow(unreachable_pub, reason = "what the tests share")]
 

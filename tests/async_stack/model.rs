@@ -1,4 +1,4 @@
-//! Any sequence of operations, against a model that is plain vectors.
+//! Arbitrary sequences of operations, compared with a model made of plain vectors.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,13 +17,13 @@ enum End {
     Ok,
     Err,
     Panic,
-    /// Before there is a future.
+    /// Panics before there is a future.
     PanicEarly,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Kind {
-    /// How often its future is pending, if it is async.
+    /// How often its future is pending; none if the handler is not async.
     yields: Option<usize>,
     only: Option<Outcome>,
     end: End,
@@ -78,7 +78,7 @@ impl Model {
         }
     }
 
-    /// One poll; whether it was ready.
+    /// Models one poll; returns whether it was ready.
     fn poll(&mut self, outcome: Outcome) -> bool {
         let outcome = *self.outcome.get_or_insert(outcome);
         loop {
@@ -111,7 +111,7 @@ impl Model {
         true
     }
 
-    /// What is reported.
+    /// Models the drop; returns what is reported.
     fn dropped(&mut self) -> Vec<String> {
         self.cancel();
         self.outcome = None;
@@ -183,7 +183,7 @@ fn register(stack: &AsyncExitStack<'_>, log: &log::Log<String>, n: usize, kind: 
     }
 }
 
-/// Does the operations, and then drops the stack.
+/// Performs the operations and then drops the stack.
 fn check(ops: Vec<Op>) {
     let (mut model, log) = (Model::default(), log::Log::default());
     let mut stack = AsyncExitStack::new();

@@ -1,4 +1,4 @@
-//! Panics at every position: in the function, in each poll, in the drop of a future, of a capture and of an output.
+//! Panics at every position: in the function, in each poll, and in the drop of a future, a capture or an output.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,7 +9,7 @@ use crate::Log;
 use crate::panicking::{panic_with_nothing, quiet_panic};
 use crate::support::{Yields, failures, finished};
 
-/// Panics when it is dropped.
+/// Panics when dropped.
 struct Bomb;
 
 impl Drop for Bomb {
@@ -18,7 +18,7 @@ impl Drop for Bomb {
     }
 }
 
-/// A future that panics in its nth poll, or is ready in its third, and may panic again when it is dropped.
+/// A future that panics in its nth poll or is ready in its third, and may also panic when dropped.
 struct Panics {
     at: usize,
     polls: usize,
@@ -41,7 +41,7 @@ impl Future for Panics {
     }
 }
 
-/// One of three handlers panics, at each position, in each way; the other two run.
+/// One of three handlers panics, at each position and in each way; the other two run.
 #[test]
 fn a_panic_at_any_position_stops_nothing() {
     for position in 0..3 {

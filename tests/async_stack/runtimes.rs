@@ -1,4 +1,4 @@
-//! The same stack on tokio, on futures' executor and on pollster, in tasks that are spawned, timed out and aborted.
+//! The same stack on tokio, on the futures executor and on pollster, in tasks that are spawned, timed out and aborted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,7 +65,7 @@ async fn in_a_spawned_task_of_several_threads() {
     assert_eq!(ran, [["1"; 8], ["2"; 8], ["3"; 8]].concat());
 }
 
-/// The stack begins in one task and ends in another, on another thread.
+/// The drain begins in one task and ends in another, on another thread.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn from_one_task_to_another() {
     let (open, gate) = oneshot::channel::<()>();
@@ -89,7 +89,7 @@ async fn from_one_task_to_another() {
     assert_eq!(log.take(), ["done"]);
 }
 
-/// When that one is cancelled, the rest goes on.
+/// Once that handler is cancelled, the rest runs.
 #[tokio::test(start_paused = true)]
 async fn a_timeout_names_the_handler_that_is_stuck() {
     let log = Log::default();
@@ -103,7 +103,7 @@ async fn a_timeout_names_the_handler_that_is_stuck() {
     assert_eq!(log.take(), ["1", "2", "3"]);
 }
 
-/// Every timeout falls into another moment of the drain.
+/// Each timeout expires at a different point of the drain.
 #[tokio::test(start_paused = true)]
 async fn timeouts_in_a_row_lose_nothing() {
     for millis in 1..40 {
@@ -151,7 +151,7 @@ async fn a_task_that_is_aborted_runs_what_it_can() {
     assert_eq!(log.take(), ["sync"]);
 }
 
-/// Also where the scope borrows, and where its types are parameters.
+/// Also if the scope borrows, and if its types are generic parameters.
 #[test]
 fn a_scope_can_be_spawned() {
     fn spawned<T: Send + 'static>(value: T) -> impl Future<Output = Result<T, CloseError>> + Send + 'static {

@@ -1,4 +1,4 @@
-//! `scope_async`: what it returns, in every way that a body can end.
+//! `scope_async`: what it returns, however its body ends.
 
 use std::error::Error;
 use std::pin::pin;
@@ -14,7 +14,7 @@ use crate::support::{Yields, failures, finished, idle, reported, texts};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// Handlers for every outcome; one fails.
+/// Registers handlers for every outcome, one of which fails.
 fn fill(stack: &AsyncScope<'_>, log: &Log) {
     stack.register(log.handler("any"));
     stack.on_failure(log.handler("failure"));
@@ -25,7 +25,7 @@ fn fill(stack: &AsyncScope<'_>, log: &Log) {
         failing.push("async failure");
         Err("rollback")
     };
-    // A handle is not tied to a lifetime of the body, so what it registers is not either.
+    // A handle is not tied to a lifetime of the body, and neither is what it registers.
     stack.on_failure_async(Handler::new(handler).named("f"));
     let committing = log.clone();
     let handler = async move || {
@@ -36,7 +36,7 @@ fn fill(stack: &AsyncScope<'_>, log: &Log) {
     stack.on_success_async(Handler::new(handler).named("s"));
 }
 
-/// The result has the failures of its cleanup.
+/// The result contains the cleanup's failures.
 #[test]
 fn a_body_that_succeeds_commits() {
     let log = Log::default();
@@ -56,7 +56,7 @@ fn a_body_that_succeeds_commits() {
     assert_eq!(result.unwrap(), 7);
 }
 
-/// Failures of its cleanup are reported.
+/// The cleanup's failures are reported.
 #[test]
 fn a_body_that_fails_rolls_back() {
     let log = Log::default();
@@ -77,7 +77,7 @@ fn a_body_that_fails_rolls_back() {
     assert_eq!(log.take(), ["async failure", "failure", "any"]);
 }
 
-/// It may panic before its first poll or in any; the panic goes on.
+/// The body may panic before its first poll or in any poll; the panic propagates.
 #[test]
 fn a_body_that_panics_rolls_back() {
     for (at, message) in [(0, "closure"), (1, "first poll"), (2, "later poll")] {
@@ -106,7 +106,7 @@ fn a_body_that_panics_rolls_back() {
     }
 }
 
-/// Dropped after any number of polls: in the body, in its cleanup, before both.
+/// The scope is dropped after any number of polls: before it begins, in its body, and in its cleanup.
 #[test]
 fn a_scope_dropped_midway_accounts_for_handlers() {
     struct Ends(Log);
@@ -148,7 +148,7 @@ fn a_scope_dropped_midway_accounts_for_handlers() {
     assert_eq!((result.is_ok(), polls), (true, 4));
 }
 
-/// What failed in a cleanup that is dropped midway has not been returned.
+/// Failures of a cleanup that is dropped midway have not been returned.
 #[test]
 fn failures_of_a_dropped_cleanup_are_reported() {
     let reports = reported(|| {
@@ -188,7 +188,7 @@ fn a_handler_that_registers_more_runs_it_next() {
     assert_eq!(log.take(), ["handler", "of the handler", "of the handler's handler", "below"]);
 }
 
-/// Another task registers while a future is in flight and nothing is pending: the scope has not ended.
+/// Another task registers while a future is in flight and nothing is pending: the scope has not ended yet.
 #[test]
 fn a_kept_handle_registers_until_all_is_done() {
     let (log, kept) = (Log::default(), Arc::new(Mutex::new(None)));
@@ -238,7 +238,7 @@ fn refusals_are_reported_once_and_counted() {
     assert!(last[0].to_string().starts_with("5 more exit handlers were refused after the one registered at "));
 }
 
-/// Threads register while the scope ends: each handler runs or is refused, and none is lost in between.
+/// Threads register while the scope ends: each handler either runs or is refused, and none is lost in between.
 #[test]
 fn what_races_with_the_end_runs_or_is_refused() {
     for _ in 0..200 {
@@ -272,7 +272,7 @@ fn what_races_with_the_end_runs_or_is_refused() {
     }
 }
 
-/// A handler that holds a handle, which holds the handler.
+/// A handler holds a handle, which in turn holds the handler.
 #[test]
 fn handles_in_handlers_leak_nothing() {
     let token = Arc::new(());

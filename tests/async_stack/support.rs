@@ -1,4 +1,4 @@
-//! What the tests share: futures that are pending for a while, polls by hand, and what is reported.
+//! Shared by the tests: futures that are pending for a while, manual polling, and captured reports.
 
 use std::cell::RefCell;
 use std::pin::{Pin, pin};
@@ -9,7 +9,7 @@ use exitstack::{AsyncExitStack, CloseError, HandlerError, Outcome};
 
 use crate::Log;
 
-/// A future that is pending for this many polls, and asks to be polled again in each.
+/// A future that is pending for this many polls, and each time asks to be polled again.
 pub struct Yields(pub usize);
 
 impl Future for Yields {
@@ -30,7 +30,7 @@ pub fn idle() -> Context<'static> {
     Context::from_waker(Waker::noop())
 }
 
-/// Polls a `close()` this many times, or until it is ready, and drops it.
+/// Polls a `close()` this many times, or until it is ready, and then drops it.
 pub fn polled(stack: &mut AsyncExitStack<'_>, outcome: Outcome, polls: usize) -> Poll<Result<(), CloseError>> {
     let mut close = pin!(stack.close_with(outcome));
     for _ in 0..polls {
@@ -41,7 +41,7 @@ pub fn polled(stack: &mut AsyncExitStack<'_>, outcome: Outcome, polls: usize) ->
     Poll::Pending
 }
 
-/// Polls until the future is ready, and returns the number of polls as well.
+/// Polls the future until it is ready, and also returns the number of polls.
 pub fn finished<F: Future>(future: F) -> (F::Output, usize) {
     let mut future = pin!(future);
     for polls in 1.. {
@@ -65,7 +65,7 @@ pub fn reported(action: impl FnOnce()) -> Vec<HandlerError> {
     REPORTED.take()
 }
 
-/// The text of each failure from the handler's name on.
+/// The text of each failure, starting with the handler's name.
 pub fn texts<'e>(errors: impl IntoIterator<Item = &'e HandlerError>) -> Vec<String> {
     let text = |error: &HandlerError| {
         let full = format!("{error:#}");
@@ -75,7 +75,7 @@ pub fn texts<'e>(errors: impl IntoIterator<Item = &'e HandlerError>) -> Vec<Stri
     errors.into_iter().map(text).collect()
 }
 
-/// The texts of what `close()` returned.
+/// The texts of the failures that `close()` returned.
 pub fn failures(result: &Result<(), CloseError>) -> Vec<String> {
     texts(result.as_ref().err().into_iter().flatten())
 }

@@ -1,4 +1,4 @@
-//! What must not compile, and the words with which it does not.
+//! Code that must not compile, and the compiler's messages.
 
 use crate::compiler::wrote_the_messages;
 

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use exitstack::AsyncExitStack;
 
-/// A waker that counts.
+/// A waker that counts its calls.
 #[derive(Default)]
 struct Counts {
     woken: AtomicUsize,
@@ -29,7 +29,7 @@ impl Counts {
     }
 }
 
-/// A gate that opens once, for the future that waits at it with the waker of its last poll.
+/// A gate that opens once, for the future that waits at it with the waker of its latest poll.
 #[derive(Clone, Default)]
 struct Gate(Arc<Mutex<(bool, Option<Waker>)>>);
 
@@ -94,7 +94,7 @@ fn the_stack_keeps_no_waker() {
     let counts = Arc::new(Counts::default());
     let waker = Waker::from(Arc::clone(&counts));
     let mut stack = AsyncExitStack::new();
-    stack.register_async(std::future::pending::<()>); // neither does this
+    stack.register_async(std::future::pending::<()>); // which keeps none either
     assert!(pin!(stack.close()).poll(&mut Context::from_waker(&waker)).is_pending());
     drop(waker);
     assert_eq!((Arc::strong_count(&counts), counts.woken()), (1, 0));

@@ -1,16 +1,18 @@
-//! What CPython's `contextlib.AsyncExitStack` and JavaScript's `AsyncDisposableStack` do, and what is done here: the same, or
-//! another thing on purpose. The rows are those of `test_contextlib_async.py` (3.13) and of test262's
-//! `built-ins/AsyncDisposableStack`.
+//! CPython's `contextlib.AsyncExitStack` and JavaScript's `AsyncDisposableStack`: what they do, and what happens here,
+//! which is the same or deliberately different. The rows are those of `test_contextlib_async.py` (3.13) and of
+//! test262's `built-ins/AsyncDisposableStack`.
 //!
-//! `TestAsyncExitStack` also runs every row of `TestBaseExitStack`, which `cpython.rs` has for `ExitStack`. These rows ask for
-//! what has no counterpart here:
+//! `TestAsyncExitStack` also runs every row of `TestBaseExitStack`, which `cpython.rs` covers for `ExitStack`. These
+//! rows test something that has no counterpart here:
 //!
-//! - `test_async_push`, `test_enter_async_context_errors`, `test_instance_bypass_async`, and in test262 all of `use`: what an
-//!   object's `__aexit__` or `Symbol.asyncDispose` is, and what happens where it is missing. A handler is a function.
-//! - `test_async_callback`, so far as it is about arguments: a closure captures them.
-//! - In test262 `not-a-constructor`, `length`, `name`, `prop-desc`, `proto`, `is-a-constructor`, `constructor`, and what each method
-//!   does for a `this` of another type.
-//! - In test262 `*-on-disposed-stack`, `throws-if-disposed` and `disposed`: a closed stack is an empty one, and takes handlers.
+//! - `test_async_push`, `test_enter_async_context_errors`, `test_instance_bypass_async`, and in test262 all of `use`:
+//!   what an object's `__aexit__` or `Symbol.asyncDispose` is, and what happens if it is missing. Here a handler is a
+//!   function.
+//! - `test_async_callback`, as far as it concerns arguments: a closure captures them.
+//! - In test262 `not-a-constructor`, `length`, `name`, `prop-desc`, `proto`, `is-a-constructor`, `constructor`, and
+//!   what each method does if `this` has another type.
+//! - In test262 `*-on-disposed-stack`, `throws-if-disposed` and `disposed`: here a closed stack is an empty one that
+//!   accepts handlers.
 
 use exitstack::{AsyncExitStack, AsyncScope, Handler, Outcome, scope_async};
 use pollster::block_on;
@@ -53,8 +55,8 @@ fn what_is_entered_is_left_before_what_was_there() {
     assert_eq!(log.take(), ["1", "2", "3", "4"]);
 }
 
-/// `test_async_exit_exception_chaining`: three callbacks fail below one that suppresses what came before. Nothing is
-/// suppressed here, and all of them are kept, in order; the error of the body is the result.
+/// `test_async_exit_exception_chaining`: three callbacks fail below one that suppresses what came before. Here nothing
+/// is suppressed and all failures are kept, in order; the body's error is the result.
 #[test]
 fn failures_are_a_list_and_none_is_suppressed() {
     let mut result = Ok(());
@@ -72,7 +74,7 @@ fn failures_are_a_list_and_none_is_suppressed() {
     assert_eq!(texts(&reports), expected);
 }
 
-/// Where the task of an `aclose()` is cancelled, Python cancels the callback in flight and runs the others. Here it stays.
+/// If the task of an `aclose()` is cancelled, Python cancels the callback in flight and runs the others. Here it stays.
 #[test]
 fn a_close_that_is_cancelled_cancels_no_handler() {
     let log = Log::default();
@@ -83,7 +85,7 @@ fn a_close_that_is_cancelled_cancels_no_handler() {
     assert_eq!(log.take(), ["in flight", "below"]);
 }
 
-/// `test_close` and `test_pop_all` of the base suite, awaited.
+/// `test_close` and `test_pop_all` of the base suite, with `await`.
 #[test]
 fn aclose_is_awaited_where_the_handlers_are() {
     let log = Log::default();
@@ -100,7 +102,7 @@ fn aclose_is_awaited_where_the_handlers_are() {
 // ---- AsyncDisposableStack -------------------------------------------------------------------------------------------
 
 /// `disposeAsync/disposes-resources-in-reverse-order`, `defer/puts-onDisposeAsync-on-top-of-stack`,
-/// `adopt/puts-value-onDisposeAsync-on-top-of-stack`: what is deferred and what is adopted are in one order.
+/// `adopt/puts-value-onDisposeAsync-on-top-of-stack`: deferred functions and adopted values share one order.
 #[test]
 fn all_is_disposed_of_in_reverse_order() {
     let log = Log::default();
@@ -114,7 +116,7 @@ fn all_is_disposed_of_in_reverse_order() {
     assert_eq!(log.take(), ["defer", "adopt", "adopt, async", "defer, async"]);
 }
 
-/// `adopt/allows-any-value`: also one that is nothing.
+/// `adopt/allows-any-value`: even one that is nothing.
 #[test]
 fn any_value_can_be_adopted() {
     let mut stack = AsyncExitStack::new();
@@ -139,8 +141,8 @@ fn a_second_disposal_runs_nothing_and_succeeds() {
     assert_eq!(log.take(), ["once"]);
 }
 
-/// `disposeAsync/rejects-with-suppressederror-if-multiple-errors-during-disposal`: the last is outermost and the first
-/// innermost there; here they are a list.
+/// `disposeAsync/rejects-with-suppressederror-if-multiple-errors-during-disposal`: there the last error is outermost
+/// and the first innermost; here they are a list.
 #[test]
 fn three_errors_are_three_errors() {
     let mut stack = AsyncExitStack::new();
@@ -152,8 +154,9 @@ fn three_errors_are_three_errors() {
     assert_eq!(result.unwrap_err().last().unwrap().name(), Some("error1"));
 }
 
-/// `move/returns-new-asyncdisposablestack-that-contains-moved-resources`, `async-disposable-stack-move-not-same-objects`. The
-/// old stack is disposed of there; here it is empty, and takes handlers.
+/// `move/returns-new-asyncdisposablestack-that-contains-moved-resources`,
+/// `async-disposable-stack-move-not-same-objects`. There the old stack is disposed; here it is empty and accepts
+/// handlers.
 #[test]
 fn a_move_takes_the_resources_along() {
     let log = Log::default();
@@ -169,8 +172,8 @@ fn a_move_takes_the_resources_along() {
     assert_eq!(log.take(), ["the old one"]);
 }
 
-/// `disposeAsync/returns-promise`: of a stack without async handlers, too. JavaScript waits for a turn of the event loop; here
-/// what is ready does not.
+/// `disposeAsync/returns-promise`: even for a stack without async handlers. JavaScript waits for a turn of the event
+/// loop; here a stack that is ready does not wait.
 #[test]
 fn a_sync_disposal_is_ready_at_once() {
     let mut stack = AsyncExitStack::new();
