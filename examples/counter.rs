@@ -1,4 +1,4 @@
-//! A counter that saves itself, however the program ends: `counter --help` says how it is used.
+//! A counter that saves its count however the program ends. `counter --help` explains how to use it.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -33,7 +33,7 @@ fn load(path: &Path) -> Outcome<i64> {
     }
 }
 
-/// Writes beside the file, then renames: a reader finds the old count or the new one, and nothing in between.
+/// Writes a new file and renames it over the old one, so that a reader finds either the old count or the new one.
 fn save(path: &Path) -> Outcome {
     let beside = path.with_extension(format!("{}.new", std::process::id()));
     scope(|stack| {
@@ -73,13 +73,13 @@ fn main() -> Outcome<Exit> {
     let count = load(&path)?;
     COUNT.store(count.checked_add(number).ok_or("the count is full")?, Ordering::Relaxed);
 
-    // From here on there is something to save. Where it cannot be, that is reported, and the status is 1.
+    // From here on there is something to save. If saving fails, the failure is reported and the exit status is 1.
     let fail = |_: &_| _ = process_stack().register(|| Err(Exit(1)));
     process_stack().register(Handler::new(move || save(&path).inspect_err(fail)).named("save the count"));
 
     println!("{count} + {number} = {}", COUNT.load(Ordering::Relaxed));
     match status {
-        Some(status) => std::process::exit(status), // runs no destructor, but the handler
+        Some(status) => std::process::exit(status), // runs no destructors, but runs the handler
         None if panics => panic!("as you asked"),
         None => Ok(Exit(0)),
     }

@@ -20,5 +20,5 @@ fn main() -> ExitCode {
             println!("a line is copied");
         }
         fs::rename(PARTIAL, "copy")
-    }) // Ctrl-C: the file is gone, and a shell sees that the signal ended this
+    }) // after Ctrl-C the file is gone, and a shell sees that the signal ended the program
 }

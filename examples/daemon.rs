@@ -1,4 +1,5 @@
-//! A daemon that takes over what its parent registered: `daemon [exit]`, where the parent leaves by `exit`.
+//! A daemon that takes over what its parent registered. Run as `daemon exit`, the parent leaves by `exit` instead of
+//! `_exit`.
 #![allow(unsafe_code, reason = "there is no safe fork")]
 
 use std::fs;
@@ -6,16 +7,16 @@ use std::io;
 use std::mem;
 use std::process;
 
-/// Returns in the child alone, which owns the handlers from then on.
+/// Returns only in the child, which owns the handlers from then on.
 #[cfg(unix)]
 fn daemonize() -> io::Result<()> {
-    // SAFETY: no other thread runs yet, so the child may do whatever its parent may.
+    // SAFETY: no other thread is running yet, so the child may do whatever its parent may.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 if !exitstack::adopt_after_fork() => Err(io::Error::other("a thread was using a stack at the fork")),
-        0 => Ok(()), // and `setsid`, and so on
+        0 => Ok(()), // followed by `setsid` and so on
         _ if std::env::args().len() == 1 => {
-            // SAFETY: ends the process at once, and runs no handler.
+            // SAFETY: ends the process at once and runs no handlers.
             unsafe { libc::_exit(0) }
         }
         _ => {

@@ -1,7 +1,7 @@
-//! A toy language runtime with two interpreters, whose scripts register exit handlers and take them back.
+//! A toy language runtime with two interpreters, whose scripts register and unregister exit handlers.
 //!
-//! The handlers are the language's own values, compared by the language's own `==`, which may run scripts in turn. So
-//! they wait in a [`HandlerList`] under the runtime's lock, and all that is foreign happens outside of it.
+//! The handlers are values of the language, compared with the language's own `==`, which may itself run scripts. So
+//! they are kept in a [`HandlerList`] under the runtime's lock, and foreign code runs only while the lock is not held.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,7 +20,7 @@ impl Script {
         self.at_exit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does what a value says.
+    /// Does what the value says.
     fn call(&self, value: &str) -> Result<(), String> {
         let (verb, rest) = value.split_once(' ').unwrap_or((value, ""));
         match verb {
@@ -32,7 +32,7 @@ impl Script {
         Ok(())
     }
 
-    /// The language's `==`: case does not matter, and a value that begins with `noisy` says that it was asked.
+    /// The language's `==`: ignores case, and a value that begins with `noisy` registers a handler when it is compared.
     fn equal(&self, a: &str, b: &str) -> bool {
         if a.starts_with("noisy") {
             let _ = self.call("register print (somebody compared me)");
@@ -40,21 +40,22 @@ impl Script {
         a.eq_ignore_ascii_case(b)
     }
 
-    /// Holds ids across the comparisons, not places: whatever they do to the list, an id means the same handler.
+    /// Keeps ids across the comparisons, not indices: whatever a comparison does to the list, an id still means the
+    /// same handler.
     fn unregister(&self, value: &str) -> usize {
         let ids: Vec<HandlerId> = self.list().iter().map(|(id, _)| id).collect();
         let mut removed = 0;
         for id in ids {
             let Some(candidate) = self.list().get(id).cloned() else { continue };
             if self.equal(&candidate, value) {
-                let gone = self.list().remove(id); // its drop is foreign too: after the lock
+                let gone = self.list().remove(id); // dropped after the lock, as its drop is foreign too
                 removed += usize::from(gone.is_some());
             }
         }
         removed
     }
 
-    /// Runs the handlers, the newest first, also those that they register; the last error is the result.
+    /// Runs the handlers, newest first, including those registered in the meantime. The last error is the result.
     fn finish(&self) -> Result<(), String> {
         let mut result = Ok(());
         loop {

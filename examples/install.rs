@@ -1,4 +1,8 @@
-//! Installs a directory tree in `app`, all of it or nothing: `install [fail | panic | exit | thread | wait]`.
+//! Installs a directory tree in `app`, completely or not at all: `install [fail
+//! panic
+//! exit
+//! thread
+//! wait]`.
 
 #[cfg(unix)]
 #[allow(unsafe_code, reason = "files are locked by a call to C")]
@@ -14,17 +18,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let jobs = Path::new("jobs");
     fs::create_dir_all(jobs)?;
-    println!("swept: {}", journal::sweep(jobs)?); // what runs that were killed have left
+    println!("swept: {}", journal::sweep(jobs)?); // left by earlier runs that were killed
     let ending = env::args().nth(1);
     Interpreter::scope("install", |install| {
-        let staged = journal::begin(jobs)?; // removed when the transaction ends, whichever way that is
+        let staged = journal::begin(jobs)?; // removed when the transaction ends, however it ends
         for step in ["bin", "lib", "lib/plugins", "share"] {
             let directory = staged.join(step);
             let undone = directory.clone();
-            // Before the step: the process may exit between the two.
+            // Registered before the step, because the process may exit between the two.
             install.stack().on_failure(move || {
                 println!("undo {step}");
-                let _ = fs::remove_dir(undone); // if it was made
+                let _ = fs::remove_dir(undone); // it may not exist yet
             });
             if step == "lib/plugins" {
                 interrupt(ending.as_deref())?;
@@ -37,7 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     })
 }
 
-/// Ends the installation in the middle of a step, if it is to end so.
+/// Ends the installation in the middle of a step, in the requested way.
 #[cfg(unix)]
 fn interrupt(ending: Option<&str>) -> Result<(), Box<dyn std::error::Error>> {
     match ending {

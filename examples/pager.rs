@@ -1,5 +1,5 @@
-//! A terminal program that gives the terminal back on Ctrl-C, SIGTERM and SIGHUP too. What a panic needs besides is in
-//! `terminal`.
+//! A terminal program that restores the terminal on Ctrl-C, SIGTERM and SIGHUP as well. The `terminal` example shows
+//! what a panic needs in addition.
 
 use std::io::{self, Read, Write};
 use std::process::{Command, ExitCode, Stdio};
@@ -21,10 +21,10 @@ fn show(text: &str) -> io::Result<()> {
 
 fn main() -> ExitCode {
     exitstack::run(|| {
-        Signals::new().install()?; // before there is anything to give back
+        Signals::new().install()?; // before there is anything to restore
         let before = stty(&["-g"])?;
         exitstack::register(move || stty(&[&before]).map(drop));
-        stty(&["-icanon", "-echo"])?; // keys come one by one, and Ctrl-C is a signal still
+        stty(&["-icanon", "-echo"])?; // keys arrive one by one, but Ctrl-C is still a signal
         exitstack::register(|| show("\x1b[?1049l")); // leaves the alternate screen
         show("\x1b[?1049hq ends this, and so does Ctrl-C")?;
         while !matches!(io::stdin().lock().bytes().next().transpose()?, Some(b'q') | None) {}

@@ -1,10 +1,10 @@
-//! Handlers that run after a panic although the program is built with `panic = "abort"`.
+//! Handlers that run after a panic even though the program is built with `panic = "abort"`.
 
 use std::panic;
 
 use exitstack::process_stack;
 
-/// With `panic = "unwind"` this does nothing: there a panic may be caught, and handlers run by themselves where it is not.
+/// Does nothing with `panic = "unwind"`: there, handlers run by themselves after a panic, unless something catches it.
 fn close_on_panic() {
     if cfg!(panic = "abort") {
         let print = panic::take_hook();

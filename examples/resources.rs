@@ -1,4 +1,4 @@
-//! A number of resources that is known at run time only: entered, handed on whole, closed in reverse.
+//! A number of resources that is only known at run time: entered, handed on together, and closed in reverse order.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use exitstack::{CloseError, ExitStack, Handler};
 
-/// Opens all of them or none: a `?` in the middle drops the stack, which closes what was opened.
+/// Opens all files or none: a `?` in the middle drops the stack, which closes what was opened.
 fn open_all<'a>(directory: &Path, names: &[&'static str]) -> Result<ExitStack<'a>, Box<dyn Error>> {
     let mut stack = ExitStack::new();
     for &name in names {
@@ -18,7 +18,7 @@ fn open_all<'a>(directory: &Path, names: &[&'static str]) -> Result<ExitStack<'a
         println!("  open {name}");
         writeln!(file, "I am {name}")?;
     }
-    Ok(stack.pop_all()) // all went well: the caller gets the handlers, this stack is empty
+    Ok(stack.pop_all()) // success: the caller gets the handlers, and this stack is empty
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut stack = ExitStack::new();
     let text = stack.enter(String::from("draft"), |text| Err(format!("{text} was not saved")));
     stack.register(Handler::new(|| println!("  closed before it")).named("runs all the same"));
-    text.push_str(" 2"); // in use while more is registered
+    text.push_str(" 2"); // usable while more is registered
     let closed: Result<(), CloseError> = stack.close();
     for error in closed.unwrap_err().errors() {
         println!("  {}", error.source().ok_or("it failed, it did not panic")?);

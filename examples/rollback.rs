@@ -1,7 +1,7 @@
-//! A release in three steps that is undone unless all succeed.
+//! A release in three steps that is undone unless every step succeeds.
 //!
-//! **A stack that is dropped without `close()` has failed.** `scope` closes its stack if the body returns `Ok`, and only
-//! then; `announce` does without it, and closes its stack itself.
+//! **A stack that is dropped without `close()` has failed.** `scope` closes its stack only if the body returns `Ok`.
+//! `announce` does without `scope` and closes its stack itself.
 
 use std::error::Error;
 use std::fs;
@@ -37,7 +37,7 @@ fn release(root: &Path, version: &str, manual: &Path) -> Result<(), Box<dyn Erro
     })
 }
 
-/// The same by hand: every way out but the last line drops the stack, which undoes what was done.
+/// The same by hand: leaving in any way before the last line drops the stack, which undoes the steps.
 fn announce(root: &Path, version: &str) -> Result<(), Box<dyn Error>> {
     let news = root.join("news");
     let mut stack = ExitStack::new();
@@ -52,7 +52,7 @@ fn announce(root: &Path, version: &str) -> Result<(), Box<dyn Error>> {
 
     println!("  2. check that it is out");
     fs::metadata(root.join(version))?;
-    Ok(stack.close()?) // here it is a success, and nowhere before
+    Ok(stack.close()?) // only this makes it a success
 }
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -1,9 +1,9 @@
-//! A service on tokio that finishes what it has begun when SIGTERM asks it to, within ten seconds in all.
+//! A tokio service that finishes the work it has begun when SIGTERM arrives, within ten seconds in all.
 //!
-//! Its tasks are told by a `watch` channel; tokio-util's `CancellationToken` would do as well. What must come last, and on
-//! every way out, is registered with the process stack.
+//! A `watch` channel tells the tasks to stop; tokio-util's `CancellationToken` would work as well. What must happen
+//! last, on every way out, is registered with the process stack.
 //!
-//! `service [MILLISECONDS [slow]]`: how much time the tasks have, and whether one of them needs more.
+//! `service [MILLISECONDS [slow]]`: how much time the tasks have, and whether one of them takes longer.
 
 use std::io;
 use std::process::ExitCode;
@@ -15,11 +15,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-/// Of the ten seconds, the tasks have six, the handlers three, and one is for what is between them.
+/// Of the ten seconds, the tasks get six and the handlers three; one is left for everything in between.
 const FOR_TASKS: Duration = Duration::from_secs(6);
 const FOR_HANDLERS: Duration = Duration::from_secs(3);
 
-/// Works in pieces, and finishes the one that it is at.
+/// Works piece by piece, and finishes the current piece before it stops.
 async fn work(name: &str, piece: Duration, stop: watch::Receiver<bool>) {
     println!("{name} works");
     loop {
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
             println!("signal {signal}");
             stop.send_replace(true);
         };
-        // Should `main` hang, the handlers run when the grace is over.
+        // If `main` hangs, the handlers run when the grace period is over.
         Signals::new().grace(for_tasks + Duration::from_secs(1)).on_request(request).install()?;
         exitstack::register(Handler::new(|| println!("the pool is closed")).named("close the pool"));
 

@@ -1,4 +1,6 @@
-//! A program whose exit status tells whether its cleanup failed: `status [WAY] [fails]`, WAY is return, error or exit.
+//! A program whose exit status says whether its cleanup failed: `status [return
+//! error
+//! exit] [fails]`.
 
 use std::error::Error;
 use std::process;
@@ -8,14 +10,14 @@ use exitstack::{Exit, Handler, process_stack, register, report};
 
 static FAILED: AtomicBool = AtomicBool::new(false);
 
-/// On every way out that runs handlers: if one of them fails, the status is 1.
+/// Sets the exit status to 1 if a handler fails, on every way out that runs handlers.
 fn let_failures_decide() {
     let print = report::take_hook();
     report::set_hook(Box::new(move |error| {
         FAILED.store(true, Ordering::Relaxed);
         print(error);
     }));
-    // The first to be registered is the last to run.
+    // The first handler registered is the last to run.
     register(|| if FAILED.load(Ordering::Relaxed) { Err(Exit(1)) } else { Ok(()) });
 }
 
@@ -30,6 +32,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some("exit") => process::exit(0),
         _ => {}
     }
-    // On the usual way out the failure is `main`'s own error.
+    // When `main` returns normally, a failure is `main`'s own error.
     Ok(process_stack().close()?)
 }

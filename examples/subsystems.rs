@@ -1,22 +1,22 @@
-//! A service of three subsystems, one nested in another: torn down in order, one of them failing.
+//! A service with three subsystems, one nested in another, torn down in order although one of them fails.
 
 use std::error::Error;
 
 use exitstack::{Handler, Interpreter, register};
 
-/// What a library would do that knows nothing of subsystems: it registers with the current one.
+/// Like a library that knows nothing of subsystems: registers with the current one.
 fn open(what: &'static str) {
     println!("open  {what}");
     register(Handler::new(move || println!("close {what}")).named(what));
 }
 
 fn main() {
-    // On its way out, the process tells here what nobody can be handed.
+    // While the process exits, failures that cannot be returned to anyone are reported here.
     exitstack::report::set_hook(Box::new(|error| println!("reported: {error:#}")));
 
     let store = Interpreter::new("store");
     store.enter(|| open("disk"));
-    let cache = store.subinterpreter("cache"); // its place: after the disk, before the index
+    let cache = store.subinterpreter("cache"); // positioned after the disk, before the index
     cache.enter(|| {
         open("memory");
         register(Handler::new(|| Err("3 entries not written back")).named("write back"));
@@ -28,7 +28,7 @@ fn main() {
         open("socket");
         register(Handler::new(|| panic!("a session was still open")).named("end sessions"));
     });
-    open("log"); // the process's own, outside of any subsystem
+    open("log"); // belongs to the process, outside any subsystem
 
     println!("-- the store goes first, with its cache in it");
     if let Err(errors) = store.finalize() {
@@ -42,5 +42,5 @@ fn main() {
     println!("the cache takes no more: {}", refused.is_err());
 
     println!("-- main ends; the web subsystem is still there");
-    std::mem::forget(web); // as a thread would keep it that still runs
+    std::mem::forget(web); // as if a running thread still held it
 }

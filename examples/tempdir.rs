@@ -10,7 +10,7 @@ use std::thread;
 
 use exitstack::{Handler, Interpreter};
 
-/// Makes a directory under a name that nobody can guess, and has `job` remove it.
+/// Creates a directory under an unguessable name, and registers its removal with `job`.
 fn temporary_directory(job: &Interpreter) -> io::Result<PathBuf> {
     let random = RandomState::new().hash_one(process::id());
     let directory = std::env::temp_dir().join(format!("tempdir-{random:016x}"));
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some("thread") => _ = thread::spawn(|| process::exit(4)).join(),
         _ => println!("there: {}", directory.exists()),
     }
-    job.finalize()?; // removed here; if that fails, this is where it is an error
+    job.finalize()?; // removed here; if that fails, it is an error here
     println!("there: {}", directory.exists());
     Ok(())
 }

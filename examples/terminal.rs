@@ -1,4 +1,4 @@
-//! A terminal program that gives the terminal back however it ends, and whose error or panic message can be read then.
+//! A terminal program that restores the terminal however it ends, so that its error or panic message is readable.
 
 use std::io::{self, Write};
 use std::panic;
@@ -19,7 +19,7 @@ fn show(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Each way back is registered before the step that needs it: a step that fails halfway is undone too.
+/// Registers each way back before the step that needs it, so that a step that fails halfway is undone as well.
 fn take(terminal: &Interpreter) -> io::Result<()> {
     let before = stty(&["-g"])?;
     terminal.stack().register(move || stty(&[&before]).map(drop));
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         let terminal = Interpreter::new("terminal");
         let (in_hook, print) = (terminal.clone(), panic::take_hook());
         panic::set_hook(Box::new(move |panicked| {
-            let given_back = in_hook.stack().close(); // handlers run once: what ran here does not run again
+            let given_back = in_hook.stack().close(); // handlers run once: these do not run again later
             print(panicked);
             if let Err(error) = given_back {
                 eprintln!("{error:#}");
@@ -51,5 +51,5 @@ fn main() -> ExitCode {
         }));
         take(&terminal)?;
         work()
-    }) // the handlers run here; then the error is printed
+    }) // the handlers run here, and then the error is printed
 }

@@ -1,4 +1,7 @@
-//! Two files that are both updated or left as they were, on every way out: `transaction [error | panic | exit | thread]`.
+//! Two files, both updated or both left as they were, on every way out: `transaction [error
+//! panic
+//! exit
+//! thread]`.
 
 use std::error::Error;
 use std::fs;
@@ -16,7 +19,7 @@ fn unless_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Registers the undo, then writes the file: the undo copes with a step that was not made, or only half.
+/// Registers the undo and then writes the file. The undo copes with a step that was not done, or only halfway.
 fn write(update: &Interpreter, path: &'static str, text: &str) -> io::Result<()> {
     let before = unless_missing(fs::read(path))?;
     let undo = move || match before {

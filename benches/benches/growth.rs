@@ -1,5 +1,5 @@
-//! Double the handlers, double the time: registers and runs 10³ to 10⁷ handlers, prints a table, and draws `growth.svg`
-//! beside this package's README.
+//! Twice the handlers, twice the time: registers and runs 10³ to 10⁷ handlers, prints a table, and draws `growth.svg`
+//! next to this package's README.
 
 #![expect(clippy::cast_precision_loss, reason = "times and counts to be read, and drawn")]
 
@@ -14,7 +14,7 @@ const COUNTS: [usize; 13] = [
 ];
 const ROUNDS: usize = 5;
 
-/// Who it is, its colour, and what it does.
+/// A name, a color, and what it does.
 type Contender = (&'static str, &'static str, fn(usize));
 
 const CONTENDERS: [Contender; 3] = [
@@ -27,7 +27,7 @@ const CONTENDERS: [Contender; 3] = [
     ("ExitStack", "#27ae60", register_and_run::<ExitStack>),
 ];
 
-/// Nanoseconds of the processor's time: the median of some rounds, after one to warm the heap.
+/// Nanoseconds of processor time: the median of several rounds, after one round that warms the heap.
 fn time(work: fn(usize), count: usize) -> f64 {
     let repeat = (200_000 / count).max(1);
     let round = || {
@@ -57,7 +57,7 @@ fn main() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The picture: both axes logarithmic
+// The picture; both axes are logarithmic
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 420.0;

@@ -1,4 +1,4 @@
-//! Instructions, counted by valgrind's callgrind: the same on every run, however busy the machine. Each case runs
+//! Instructions counted by valgrind's callgrind: the same on every run, however busy the machine is. Each case runs
 //! [`ROUNDS`] times, with a warm heap.
 
 use std::hint::black_box;
@@ -10,7 +10,7 @@ use exitstack_benches::{
 };
 use gungraun::{library_benchmark, library_benchmark_group, main};
 
-/// `table.rs` divides by it.
+/// `table.rs` divides by this number.
 const ROUNDS: usize = 100;
 
 #[inline]

@@ -1,4 +1,4 @@
-//! Memory, by an allocator that counts: a line `name value` for each case.
+//! Memory, measured with a counting allocator: prints a line `name value` for each case.
 
 use std::hint::black_box;
 
@@ -13,7 +13,7 @@ fn register(stack: &ExitStack, a: usize) -> HandlerId {
     stack.register(move || work(a, b))
 }
 
-/// What it takes to register so many; they are still pending then.
+/// What registering this many handlers takes; they are still pending at the end.
 fn pending(count: usize) -> AllocationInfo {
     let stack = ExitStack::new();
     measure(|| {
@@ -23,8 +23,8 @@ fn pending(count: usize) -> AllocationInfo {
     })
 }
 
-/// By how many bytes a stack with 1000 handlers grows from the first 10,000 pairs of register and unregister to the
-/// 10,000,000th.
+/// By how many bytes a stack with 1000 handlers grows between the 10,000th and the 10,000,000th pair of register and
+/// unregister.
 fn growth_by_pairs(mut pair: impl FnMut()) -> i64 {
     (0..10_000).for_each(|_| pair());
     measure(|| (10_000..10_000_000).for_each(|_| pair())).bytes_current

@@ -1,24 +1,24 @@
-//! Runs the other benchmarks and prints what they measured as one table, beside the bars that the project has set itself.
+//! Runs the other benchmarks and prints their results as one table, next to the limits that the project has set itself.
 //!
-//! With `--counts`, only what a busy machine cannot change: instructions, allocations and bytes; a bar missed is then an
-//! error.
+//! With `--counts`, measures only what a busy machine cannot change: instructions, allocations and bytes. In that case,
+//! exceeding a limit is an error.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::{env, fs};
 
-/// Where the benchmarks leave what they measured.
+/// Where the benchmarks put their results.
 const RESULTS: &str = env!("CARGO_TARGET_TMPDIR");
 
-/// `instructions.rs` runs each case so often.
+/// How often `instructions.rs` runs each case.
 const ROUNDS: f64 = 100.0;
 
 struct Row {
     work: &'static str,
     against: &'static str,
     measured: String,
-    /// What the bar is for: a ratio, or the number itself.
+    /// What the limit applies to: a ratio, or the number itself.
     value: f64,
     bar: Option<f64>,
 }
@@ -40,7 +40,7 @@ impl Row {
     }
 }
 
-/// Three digits, where there are.
+/// At most three significant digits after rounding.
 fn number(value: f64) -> String {
     match value {
         _ if value == value.round() => format!("{value}"),
@@ -86,12 +86,12 @@ fn results(of: &str) -> PathBuf {
     Path::new(RESULTS).join(of)
 }
 
-/// What an earlier run left must not be taken for this one's.
+/// Removes earlier results, so that they are not taken for new ones.
 fn forget_results(of: &str) {
     let _ = fs::remove_dir_all(results(of));
 }
 
-/// Whether a program is there.
+/// Whether a program can be run.
 fn has(program: &str) -> bool {
     Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
 }
@@ -110,7 +110,7 @@ fn instructions() -> Vec<Row> {
     forget_results("gungraun");
     bench("instructions", &[]);
     let count = |case: &str| (total(case) - total("nothing")) / ROUNDS;
-    // The number itself, and beside it how many the other way takes.
+    // The number itself, shown next to that of the other way.
     let row = |work, against, case: &str, theirs: &str, bar| {
         let (value, theirs) = (count(case), count(theirs));
         let measured = format!("{value:.0} : {theirs:.0}, or {:.2}", value / theirs);
@@ -130,7 +130,7 @@ fn instructions() -> Vec<Row> {
     ]
 }
 
-/// Instructions of all rounds of a case, from callgrind's own file.
+/// The instructions of all rounds of a case, from callgrind's output file.
 fn total(case: &str) -> f64 {
     let name = format!("callgrind.{case}.out");
     let file = find(&results("gungraun"), &name).unwrap_or_else(|| panic!("gungraun left no {name}"));
@@ -175,7 +175,7 @@ fn memory() -> Vec<Row> {
 fn time() -> Vec<Row> {
     forget_results("criterion");
     bench("time", &["--quiet"]);
-    // A case of a group, the share of its time that is one piece of work; against another.
+    // A case of a group, with the fraction of its time that is one piece of work, against another.
     let row = |work, against, group: &str, ours: (&str, f64), theirs: (&str, f64), bar| {
         let [ours, theirs] = [ours, theirs]
             .map(|(side, pieces)| medians(group, side).into_iter().map(|time| time / pieces).collect::<Vec<_>>());
@@ -216,7 +216,7 @@ fn time() -> Vec<Row> {
     rows
 }
 
-/// Criterion's median of each block, in nanoseconds.
+/// Criterion's median for each block, in nanoseconds.
 fn medians(group: &str, side: &str) -> Vec<f64> {
     let directory = results("criterion").join(group).join(side);
     let mut medians = Vec::new();

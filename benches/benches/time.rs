@@ -1,8 +1,8 @@
-//! Time, by criterion: the processor's, so that what else the machine runs is not counted. Each case runs in several short
-//! blocks, ours and theirs by turns: `table.rs` compares block by block.
+//! Processor time, measured by criterion, so that other load on the machine does not count. Each case runs in several
+//! short blocks, ours and theirs alternating; `table.rs` compares them block by block.
 //!
-//! The heap is warm: the allocator keeps what it got from the system. What a process does once (`atexit`) is measured in
-//! children, which run this program again.
+//! The heap is warm, because the allocator keeps the memory it got from the system. What happens once per process
+//! (`atexit`) is measured in child processes, which run this program again.
 
 use std::ffi::c_int;
 use std::hint::black_box;
@@ -19,13 +19,13 @@ use exitstack_benches::{
 };
 
 const BLOCKS: usize = 5;
-/// Registered on a shared stack in one round, by each thread.
+/// Handlers that each thread registers on a shared stack in one round.
 const ROUND: usize = 10_000;
-/// Registered where some are removed, or where a process ends.
+/// Handlers registered where some are removed, or where a process ends.
 const MANY: usize = 100_000;
-/// Removed by id.
+/// Handlers removed by id.
 const REMOVED: usize = 10_000;
-/// Removed by key, and by CPython, where each takes milliseconds.
+/// Handlers removed by key, and by CPython, where each takes milliseconds.
 const FEW: usize = 20;
 
 type Bencher<'b> = criterion::Bencher<'b, CpuTime>;
@@ -86,7 +86,7 @@ impl Measurement for CpuTime {
     }
 }
 
-/// The cases by turns, in so many blocks.
+/// Measures the cases alternately, in this many blocks.
 fn compare(criterion: &mut Bench, name: &str, blocks: usize, cases: &[Case]) {
     let mut group = criterion.benchmark_group(name);
     for block in 0..blocks {
@@ -96,7 +96,7 @@ fn compare(criterion: &mut Bench, name: &str, blocks: usize, cases: &[Case]) {
     }
 }
 
-/// The same where one iteration takes long.
+/// The same for cases in which one iteration takes long.
 fn compare_long(criterion: &mut Bench, name: &str, blocks: usize, cases: &[Case]) {
     let mut group = criterion.benchmark_group(name);
     group.sampling_mode(SamplingMode::Flat).warm_up_time(Duration::from_millis(1));
@@ -129,8 +129,8 @@ fn on_stacks_of_their_own<S: Cleanup<'static>>(b: &mut Bencher) {
     from_threads(b, 2, || (), |()| (0..10 * ROUND).for_each(|_| register_and_run::<S>(black_box(3))));
 }
 
-/// Threads that do the same at once, on something that they share: from the first one's start to the last one's end, by the
-/// clock on the wall, for threads also wait for each other.
+/// Several threads do the same at once on something they share. Measures wall-clock time from the first start to the
+/// last end, because threads also wait for each other.
 fn from_threads<T: Sync>(b: &mut Bencher, threads: usize, make: impl Fn() -> T, work: impl Fn(&T) + Sync) {
     b.iter_custom(|rounds| {
         let one = |shared: &T, ready: &Barrier| {
@@ -202,7 +202,7 @@ fn process(c: &mut Bench) {
 static REGISTERED: OnceLock<Duration> = OnceLock::new();
 static EXIT: OnceLock<Duration> = OnceLock::new();
 
-/// Registers handlers, with our process stack or with C, and exits; the last one to run prints what both took.
+/// Registers handlers with our process stack or with C, and exits. The last handler prints how long both took.
 fn end_a_process(ours: bool) {
     warm_up();
     let register: fn() = if ours {
@@ -239,13 +239,13 @@ extern "C" fn last() {
 }
 
 fn at_exit(function: extern "C" fn()) {
-    // SAFETY: the function is the program's own.
+    // SAFETY: the function belongs to this program and is always callable.
     let refused: c_int = unsafe { libc::atexit(function) };
     assert_eq!(refused, 0);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Taken back
+// Unregistering
 
 fn unregister(c: &mut Bench) {
     let id = |b: &mut Bencher| {

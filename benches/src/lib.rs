@@ -1,8 +1,8 @@
-//! What is measured: pieces of work, each once for every way to do it.
+//! The work that is measured, in one function for each way to do it.
 //!
-//! The naive way is [`Boxes`]: a `Vec` of boxed closures, popped and called. Handlers capture two words, if not said
-//! otherwise, and add to a thread's sum: enough that the compiler cannot take them away, and next to nothing beside what
-//! is measured.
+//! The naive way is [`Boxes`]: a `Vec` of boxed closures, popped and called. Unless noted otherwise, handlers capture
+//! two words and add to a thread-local sum: enough that the compiler cannot remove them, and negligible beside what is
+//! measured.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -19,7 +19,7 @@ pub fn work(a: usize, b: usize) {
     SUM.set(SUM.get().wrapping_add(a ^ b));
 }
 
-/// Where handlers of a function wait; its drop runs them.
+/// A function's pending handlers; dropping it runs them.
 pub trait Cleanup<'a>: Sized {
     fn new() -> Self;
     fn register(&mut self, handler: impl FnOnce() + 'a);
@@ -61,7 +61,7 @@ impl<'a> Cleanup<'a> for ExitStack<'a> {
     }
 }
 
-/// Where handlers of several threads wait.
+/// Pending handlers shared by several threads.
 pub trait Shared: Sync + Sized {
     fn new() -> Self;
     fn register(&self, handler: impl FnOnce() + Send + 'static);
@@ -81,7 +81,7 @@ impl Shared for SharedBoxes {
         self.0.lock().unwrap().push(Box::new(handler));
     }
 
-    /// As one would write it to keep the lock free while a handler runs.
+    /// Written so that the lock is not held while a handler runs.
     fn run(&self) {
         loop {
             let Some(handler) = self.0.lock().unwrap().pop() else { return };
@@ -105,7 +105,7 @@ impl Shared for SharedExitStack {
     }
 }
 
-/// Registers `count` handlers, and runs them.
+/// Registers `count` handlers and runs them.
 #[inline(never)]
 pub fn register_and_run<'a, C: Cleanup<'a>>(count: usize) {
     let mut cleanup = C::new();
@@ -115,7 +115,7 @@ pub fn register_and_run<'a, C: Cleanup<'a>>(count: usize) {
     }
 }
 
-/// A stack of which nothing comes.
+/// A stack that is never used.
 #[inline]
 pub fn empty() {
     let stack = ExitStack::new();
@@ -172,20 +172,20 @@ pub fn register_many<S: Shared>(stack: &S, count: usize) {
     }
 }
 
-/// Lets the allocator keep what is freed, so that a heap stays warm: page faults would drown what is measured.
+/// Makes the allocator keep freed memory, so that the heap stays warm: page faults would drown out what is measured.
 pub fn keep_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     for (option, value) in [(libc::M_MMAP_MAX, 0), (libc::M_TRIM_THRESHOLD, i32::MAX)] {
-        // SAFETY: changes what later calls of the allocator do, within its rules.
+        // SAFETY: changes how later calls of the allocator behave, within its rules.
         let taken = unsafe { libc::mallopt(option, value) };
         assert_eq!(taken, 1);
     }
 }
 
-/// The time that processors have spent on this process.
+/// The processor time that this process has used.
 pub fn cpu_time() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` may be written to.
+    // SAFETY: `now` is live and writable.
     let failed = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut now) };
     assert_eq!(failed, 0);
     Duration::new(now.tv_sec.cast_unsigned(), u32::try_from(now.tv_nsec).unwrap())

@@ -1,12 +1,12 @@
-//! Directories that are swept if the process that has made them is dead.
+//! Directories that are swept once the process that created them is dead.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// Locks a file, unless another process has; the kernel gives the lock back when the process ends. From Rust 1.89 on,
-/// `File::try_lock` is the same.
+/// Locks a file unless another process has locked it. The kernel releases the lock when the process ends. From Rust
+/// 1.89 on, `File::try_lock` does the same.
 fn lock(file: &File) -> io::Result<bool> {
     use std::os::fd::AsRawFd;
     // SAFETY: the descriptor is open.
@@ -17,7 +17,7 @@ fn lock(file: &File) -> io::Result<bool> {
     if error.kind() == ErrorKind::WouldBlock { Ok(false) } else { Err(error) }
 }
 
-/// Makes a directory that is swept later if this process cannot remove it.
+/// Creates a directory that a later run sweeps if this process cannot remove it.
 pub(crate) fn begin(jobs: &Path) -> io::Result<PathBuf> {
     let (journal, held) = loop {
         let random = RandomState::new().hash_one(std::process::id());
@@ -25,26 +25,26 @@ pub(crate) fn begin(jobs: &Path) -> io::Result<PathBuf> {
         let held = File::create_new(&journal)?;
         if lock(&held)? && journal.exists() {
             break (journal, held);
-        } // else a sweep was between the two, and took the journal for a dead process's
+        } // otherwise a sweep came in between, and took this for a dead process's journal
     };
     let directory = journal.with_extension("d");
     let removed = directory.clone();
     exitstack::register(move || {
         remove(&removed, &journal)?;
-        drop(held); // captured, and so kept until here: nobody else sweeps this job
+        drop(held); // captured, and so locked until here: nobody else sweeps this job
         Ok::<(), io::Error>(())
     });
-    fs::create_dir(&directory)?; // last: it is never there without its journal
+    fs::create_dir(&directory)?; // last, so that it never exists without its journal
     Ok(directory)
 }
 
-/// Removes what dead processes have left, and returns how many jobs that were.
+/// Removes what dead processes have left, and returns the number of their jobs.
 pub(crate) fn sweep(jobs: &Path) -> io::Result<usize> {
     let mut swept = 0;
     for entry in fs::read_dir(jobs)? {
         let journal = entry?.path();
         if journal.extension().is_some_and(|extension| extension == "journal") {
-            let Ok(file) = File::open(&journal) else { continue }; // its job ends at this moment
+            let Ok(file) = File::open(&journal) else { continue }; // its job has just ended
             if lock(&file)? && journal.exists() {
                 remove(&journal.with_extension("d"), &journal)?;
                 swept += 1;

@@ -1,4 +1,5 @@
-//! What a killed run leaves in `jobs`, and the next run removes: `sweep [abort | wait]`.
+//! A killed run leaves its files in `jobs`, and the next run removes them: `sweep [abort
+//! wait]`.
 
 #[cfg(unix)]
 #[allow(unsafe_code, reason = "files are locked by a call to C")]

@@ -1,4 +1,4 @@
-//! Operations on `ExitStack`s, compared with a model; `tests/api` replays the corpus.
+//! Operations on `ExitStack`s, compared with a model. `tests/api` replays the corpus.
 #![no_main]
 
 #[allow(dead_code, reason = "the other targets' models")]

@@ -1,4 +1,4 @@
-//! The default report of any failure is one line without anything unruly; `tests/api` replays the corpus.
+//! The default report of any failure is one line without unruly characters. `tests/api` replays the corpus.
 #![no_main]
 
 #[allow(dead_code, reason = "the other targets' models")]

@@ -1,4 +1,4 @@
-//! A tree of interpreters whose handlers change it, compared with a model; `tests/api` replays the corpus.
+//! A tree of interpreters whose handlers change it, compared with a model. `tests/api` replays the corpus.
 #![no_main]
 
 #[allow(dead_code, reason = "the other targets' models")]

@@ -1,10 +1,10 @@
-//! Operations on stacks, and trivial models of what must come of them.
+//! Operations on stacks, and trivial models that predict their results.
 //!
-//! Three users: the property tests and the corpus replay in `tests/api`, and the fuzz targets. All of them begin with
-//! bytes, so that whatever one of them finds can be pasted into another. Everything runs on one thread; what handlers
-//! do is written to a log of that thread, and so is what the model expects: the two must be equal after each step.
+//! They have three users: the property tests and the corpus replay in `tests/api`, and the fuzz targets. All of them
+//! start from bytes, so that what one finds can be replayed by another. Everything runs on one thread. What handlers do
+//! is logged on that thread, the model predicts the log, and the two must be equal after each step.
 //!
-//! Panics that are meant are raised by `resume_unwind`: they call no panic hook, where a fuzzer would abort.
+//! Intended panics are raised with `resume_unwind`, which calls no panic hook: a fuzzer's hook would abort.
 
 pub mod ops;
 pub mod report;
@@ -18,16 +18,16 @@ use std::sync::Once;
 
 use exitstack::{CloseError, Exit, ExitStack, HandlerError, HandlerErrorKind, Outcome};
 
-/// What happened, or must happen.
+/// Something that happened, or must happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The handler with this number ran.
     Ran(u32),
-    /// What the handler with this number had captured was dropped.
+    /// A value captured by the handler with this number was dropped.
     Dropped(u32),
     /// This failure went to the report hook.
     Reported(String),
-    /// A handler was told this outcome.
+    /// A handler received this outcome.
     Told(Outcome),
     /// A call returned this.
     Returned(String),
@@ -47,13 +47,13 @@ pub fn take_log() -> Vec<Event> {
     LOG.take()
 }
 
-/// The report hook of all tests on models: it writes to the log of the thread that reports.
+/// Installs the report hook of all tests on models, which logs on the reporting thread.
 pub fn install_hook() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| exitstack::report::set_hook(Box::new(|error| log(Event::Reported(brief(error))))));
 }
 
-/// A failure without its location.
+/// Describes a failure without its location.
 pub fn brief(error: &HandlerError) -> String {
     let what = match error.kind() {
         HandlerErrorKind::Failed(error) => match error.downcast_ref::<CloseError>() {
@@ -66,12 +66,12 @@ pub fn brief(error: &HandlerError) -> String {
     described(error.path(), error.name(), &what)
 }
 
-/// What [`brief`] says of such a failure.
+/// Returns what [`brief`] returns for such a failure.
 pub fn described(path: Option<&str>, name: Option<&str>, what: &str) -> String {
     format!("{}/{}/{what}", path.unwrap_or_default(), name.unwrap_or_default())
 }
 
-/// What a close returned, in a form that a model can predict.
+/// Describes what a close returned, in a form that a model can predict.
 pub fn result(result: &Result<(), CloseError>) -> String {
     match result {
         Ok(()) => expected_result(&[], None),
@@ -87,12 +87,12 @@ pub fn result(result: &Result<(), CloseError>) -> String {
     }
 }
 
-/// What [`result`] says of such a drain.
+/// Returns what [`result`] returns for such a drain.
 pub fn expected_result(errors: &[String], exit_code: Option<i32>) -> String {
     format!("{errors:?} {exit_code:?}")
 }
 
-/// Calls, and writes to the log what it returned or that it panicked.
+/// Calls `call` and logs what it returns, or that it panics.
 pub fn observe(call: impl FnOnce() -> String) {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(returned) => log(Event::Returned(returned)),
@@ -113,11 +113,11 @@ pub enum Fate {
     /// Panics with a payload whose drop panics.
     PanicTwice,
     Exit(i32),
-    /// A `Box<Exit>`, made an error once more.
+    /// A `Box<Exit>` that is boxed as an error once more.
     BoxedExit(i32),
-    /// Returns the error of a stack of its own, of which one handler failed and one asked for this status.
+    /// Returns the error of a stack of its own, in which one handler failed and another requested this status.
     Nested(i32),
-    /// Returns, but what it captured panics when it is dropped.
+    /// Returns, but the drop of its captured value panics.
     DropPanics,
 }
 
@@ -159,7 +159,7 @@ impl From<CloseError> for Ended {
     }
 }
 
-/// A handler's result, as a model says it.
+/// A handler's result, as a model predicts it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     pub failure: Option<String>,
@@ -167,7 +167,7 @@ pub struct Verdict {
 }
 
 impl Fate {
-    /// What a drain must note of a handler that ran.
+    /// What a drain must record of a handler that ran.
     pub fn verdict(self) -> Verdict {
         let (failure, exit_code) = match self {
             Self::Return => (None, None),
@@ -206,12 +206,12 @@ struct Twice;
 
 impl Drop for Twice {
     fn drop(&mut self) {
-        // No text: what the drop of a payload panics with is leaked, and a fuzzer would tell.
+        // Without a message, because the payload of a panicking payload drop is leaked, and a fuzzer would report that.
         resume_unwind(Box::new(()));
     }
 }
 
-/// What every handler captures: it tells when it is dropped, and checks that it still is what it was.
+/// Captured by every handler: logs its drop, and checks that it is not damaged.
 #[derive(Debug)]
 pub struct Bomb {
     pub serial: u32,
@@ -239,14 +239,14 @@ impl Drop for Bomb {
     fn drop(&mut self) {
         self.inspect();
         log(Event::Dropped(self.serial));
-        self.check = self.serial; // a second drop finds it damaged
+        self.check = self.serial; // so that a second drop finds it damaged
         if self.fate == Fate::DropPanics {
             resume_unwind(Box::new("dropped"));
         }
     }
 }
 
-/// A capture too large for a stack's own storage.
+/// A captured value too large for a stack's own storage.
 pub struct Large {
     bomb: Bomb,
     ballast: [u32; 40],
@@ -263,7 +263,7 @@ impl Large {
     }
 }
 
-/// A capture small enough for a stack's own storage, but not for its alignment.
+/// A captured value small enough for a stack's own storage, but with a larger alignment.
 #[repr(align(16))]
 pub struct Aligned(pub Bomb);
 
@@ -287,14 +287,14 @@ impl Drop for Aligned {
 }
 
 thread_local! {
-    /// How many zero-sized captures there are.
+    /// How many zero-sized captured values exist.
     static ZERO_SIZED: Cell<i32> = const { Cell::new(0) };
 }
 
-/// The numbers under which the handlers with a capture without size write to the log.
+/// The numbers under which handlers with a zero-sized captured value are logged.
 const ZEROS: [u32; 2] = [u32::MAX - 2, u32::MAX - 3];
 
-/// A capture without size, which is dropped like any other; `PANICS` says whether its drop panics.
+/// A zero-sized captured value, dropped like any other. `PANICS` says whether its drop panics.
 pub struct Zero<const PANICS: bool>(());
 
 impl<const PANICS: bool> Zero<PANICS> {
@@ -320,7 +320,7 @@ impl<const PANICS: bool> Drop for Zero<PANICS> {
     }
 }
 
-/// The numbers under which the handlers without captures write to the log.
+/// The numbers under which handlers without captured values are logged.
 pub const FUNCTIONS: [u32; 2] = [u32::MAX, u32::MAX - 1];
 
 pub fn function_0() {
@@ -341,9 +341,9 @@ pub enum Shape {
     Small,
     Large,
     Aligned,
-    /// One of the two functions, which has no capture and a fate of its own.
+    /// One of the two functions, which captures nothing and has a fate of its own.
     Function(usize),
-    /// A capture without size: one whose drop returns, and one whose drop panics.
+    /// Captures a zero-sized value: one whose drop returns, or one whose drop panics.
     ZeroSized(usize),
     Named,
     Keyed(u8),
@@ -366,7 +366,7 @@ impl Shape {
         }
     }
 
-    /// The fate of a handler of this shape that is to have `fate`.
+    /// The actual fate of a handler of this shape that was given `fate`.
     pub fn fate(self, fate: Fate) -> Fate {
         match self {
             Self::Function(0) | Self::ZeroSized(0) => Fate::Return,
@@ -376,7 +376,7 @@ impl Shape {
         }
     }
 
-    /// The number of a handler of this shape, if it has no room for one of its own.
+    /// The number of a handler of this shape, if it cannot store one of its own.
     pub fn serial(self) -> Option<u32> {
         match self {
             Self::Function(which) => Some(FUNCTIONS[which]),
@@ -386,7 +386,7 @@ impl Shape {
     }
 }
 
-/// Bytes, read one after the other; zeros after the end.
+/// Bytes read one by one, followed by zeros.
 pub struct Bytes<'b>(pub &'b [u8]);
 
 impl Bytes<'_> {
@@ -434,15 +434,15 @@ impl Bytes<'_> {
     }
 }
 
-/// Before a run: whatever an earlier one left on this thread is forgotten.
+/// Prepares this thread for a run by forgetting what an earlier one left.
 pub fn begin() {
     install_hook();
     take_log();
     ZERO_SIZED.set(0);
 }
 
-/// Checks that every capture of `0..made` was dropped exactly once and ran at most once, by the whole of a log, and that
-/// no capture without size is left.
+/// Checks in a complete log that every captured value of `0..made` was dropped exactly once and ran at most once, and
+/// that no zero-sized captured value is left.
 pub fn check_consumed(events: &[Event], made: u32) {
     let mut dropped = vec![0; made as usize];
     let mut ran = vec![0; made as usize];

@@ -1,4 +1,4 @@
-//! Two `ExitStack`s and a model of them: two vectors of what is pending.
+//! Two `ExitStack`s, and a model of them: two vectors of pending handlers.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -10,7 +10,7 @@ use super::{
     check_consumed, described, expected_result, function_0, function_1, log, observe, result, take_log,
 };
 
-/// Handlers of one run at most: what a fuzzer gains by more is not worth the time.
+/// The maximum number of handlers in a run: with more, a fuzzer finds too little for the time it takes.
 const MOST: u32 = 400;
 
 #[derive(Clone, Copy, Debug)]
@@ -20,35 +20,35 @@ pub enum Op {
         fate: Fate,
         when: When,
     },
-    /// Enters a value, registers `more` handlers while it is lent out, and writes to it then.
+    /// Enters a value, and registers `more` handlers while it is lent out before writing to it.
     Enter {
         fate: Fate,
         more: u8,
-        /// Its exit is told the outcome.
+        /// Whether its exit receives the outcome.
         told: bool,
     },
-    /// Of all ids there ever were, of both stacks.
+    /// Any id that ever existed, of either stack.
     Unregister(u8),
     UnregisterFunction(usize),
     UnregisterKey {
         key: u8,
-        /// So many comparisons return, the next one panics.
+        /// This many comparisons return, and the next one panics.
         fuse: Option<u8>,
     },
-    /// A key of a type that no handler has.
+    /// Uses a key of a type that no handler has.
     UnregisterForeignKey(u8),
     RunNow(u8),
-    /// Into the other stack, which is dropped: a failure, as every drop is.
+    /// Replaces the other stack with the popped one. The replaced stack is dropped, which is a failure.
     PopAll,
     Swap,
     Clear,
     Reserve(u8),
     Close(Outcome),
-    /// The stack is dropped, and a new one takes its place.
+    /// Drops the stack and replaces it with a new one.
     Drop,
-    /// As `Drop`, by a panic.
+    /// Like `Drop`, but caused by a panic.
     Unwind,
-    /// The stack is the one of a `scope`, or of a `try_scope`, whose body ends so.
+    /// Uses the stack of a `scope` or `try_scope` whose body ends this way.
     Scope {
         end: ScopeEnd,
         tried: bool,
@@ -91,7 +91,7 @@ pub fn decode(bytes: &[u8]) -> Vec<Op> {
     ops
 }
 
-/// A key. Comparing may use up the fuse of the one that is looked for.
+/// A key. Comparing uses up the fuse of the key that is searched for.
 struct Key {
     number: u8,
     fuse: Cell<Option<u8>>,
@@ -113,7 +113,7 @@ impl PartialEq for Key {
     }
 }
 
-/// A pending handler, as the model knows it.
+/// A pending handler, as seen by the model.
 #[derive(Clone, Debug)]
 struct Pending {
     serial: u32,
@@ -121,12 +121,12 @@ struct Pending {
     shape: Shape,
     fate: Fate,
     when: When,
-    /// It says which outcome it is told.
+    /// Whether it logs the outcome that it receives.
     told: bool,
 }
 
 impl Pending {
-    /// What must happen when it runs.
+    /// Predicts what happens when it runs.
     fn run(&self, outcome: Outcome, expected: &mut Vec<Event>) -> Verdict {
         if self.told {
             expected.push(Event::Told(outcome));
@@ -136,7 +136,7 @@ impl Pending {
         self.fate.verdict()
     }
 
-    /// What must happen when it is dropped; true if that panics.
+    /// Predicts what happens when it is dropped; returns true if that panics.
     fn drop(&self, expected: &mut Vec<Event>) -> bool {
         if !FUNCTIONS.contains(&self.serial) {
             expected.push(Event::Dropped(self.serial));
@@ -155,7 +155,7 @@ struct Model {
 }
 
 impl Model {
-    /// What must happen in a drain, and what it must gather.
+    /// Predicts what happens in a drain; returns the result.
     fn drain(&mut self, outcome: Outcome, reports: bool, expected: &mut Vec<Event>) -> String {
         let mut errors = Vec::new();
         let mut exit_code = None;
@@ -190,7 +190,7 @@ impl Model {
         found
     }
 
-    /// What must happen when these are dropped, and what the call must return or panic with.
+    /// Predicts what happens when these are dropped, and what the call returns or panics with.
     fn drop_all(removed: &[Pending], returned: &str, expected: &mut Vec<Event>) {
         let mut panics = false;
         for handler in removed {
@@ -203,7 +203,7 @@ impl Model {
 struct Run<'a> {
     stacks: [ExitStack<'a>; 2],
     models: [Model; 2],
-    /// Every id there was.
+    /// Every id that ever existed.
     ids: Vec<HandlerId>,
     made: u32,
 }
@@ -318,7 +318,7 @@ impl Run<'_> {
         self.ids.len().checked_sub(index + 1).map(|at| self.ids[at])
     }
 
-    /// Does it to the stack and to the model, and returns what must have happened.
+    /// Performs the operation on the stack and on the model, and returns what must have happened.
     fn step(&mut self, op: Op) -> Vec<Event> {
         let mut expected = Vec::new();
         match op {
@@ -363,7 +363,7 @@ impl Run<'_> {
                 let returned = self.models[0].take(Some(id)).map_or_else(
                     || "none".into(),
                     |handler| {
-                        let verdict = handler.run(Outcome::Failure, &mut expected); // nobody has said that it was done
+                        let verdict = handler.run(Outcome::Failure, &mut expected); // not declared a success
                         let errors = verdict.failure.map(|what| handler.described(&what));
                         expected_result(&Vec::from_iter(errors), verdict.exit_code)
                     },
@@ -417,7 +417,7 @@ impl Run<'_> {
         expected
     }
 
-    /// A scope's stack cannot be filled from outside: a few handlers of fixed fates are registered in its body.
+    /// A scope's stack cannot be filled from outside, so its body registers a few handlers with fixed fates.
     fn scope(&mut self, end: ScopeEnd, tried: bool, fails: bool, expected: &mut Vec<Event>) {
         let fates = if fails { [Fate::Fail, Fate::Return, Fate::Panic] } else { [Fate::Return; 3] };
         let bombs = fates.map(|fate| self.bomb(fate));
@@ -476,7 +476,7 @@ impl Run<'_> {
     }
 }
 
-/// Does all that `bytes` say and compares each step with the model.
+/// Performs the operations that `bytes` encode, and compares each step with the model.
 pub fn run(bytes: &[u8]) {
     let ops = decode(bytes);
     begin();

@@ -1,5 +1,5 @@
-//! The default report: whatever name, path and message a failure has, one line comes out of it, and nothing in that
-//! line can rewrite a terminal or pass for another line.
+//! The default report: whatever name, path and message a failure has, the report is one line, and nothing in it can
+//! rewrite the terminal or pass for another line.
 
 use std::fmt;
 use std::panic::resume_unwind;
@@ -12,7 +12,7 @@ pub struct Failure {
     pub name: Option<String>,
     pub interpreter: Option<String>,
     pub message: String,
-    /// What the handler's error names as its source.
+    /// The source of the handler's error, if any.
     pub cause: Option<String>,
     pub end: End,
 }
@@ -22,15 +22,15 @@ pub struct Failure {
 pub enum End {
     Fails,
     Panics,
-    /// It fails with an error whose `Display` returns an error half-way.
+    /// Fails with an error whose `Display` returns an error halfway.
     FormatFails,
-    /// It fails with an error whose `Display` panics half-way.
+    /// Fails with an error whose `Display` panics halfway.
     FormatPanics,
 }
 
 pub fn decode(bytes: &[u8]) -> Failure {
     let (kind, texts) = bytes.split_first().map_or((0, bytes), |(first, rest)| (*first, rest));
-    let texts = &texts[..texts.len().min(3000)]; // a pipe takes all that becomes of it
+    let texts = &texts[..texts.len().min(3000)]; // so that the report fits in a pipe
     let texts = String::from_utf8_lossy(texts);
     let mut texts = texts.splitn(4, '|').map(str::to_owned);
     Failure {
@@ -66,7 +66,7 @@ impl std::error::Error for Message {
     }
 }
 
-/// Lets a handler fail where nobody is to be told. The default report must be in force.
+/// Makes a handler fail where only the report hook learns of it. The default hook must be installed.
 pub fn report(failure: &Failure) {
     let Failure { name, interpreter, message, cause, end } = failure.clone();
     let cause = cause.map(|text| Box::new(Message { text, end: End::Fails, cause: None }));
@@ -85,13 +85,13 @@ pub fn report(failure: &Failure) {
     }
 }
 
-/// Whether this has no place in a line of text.
+/// Whether this character has no place in a line of text.
 fn unruly(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Checks what came out for `failure`.
+/// Checks what was written for `failure`.
 pub fn check(failure: &Failure, written: &[u8]) {
     let text = std::str::from_utf8(written).expect("a report is text");
     let line = text.strip_suffix('\n').expect("a report ends with a newline");

@@ -1,5 +1,5 @@
-//! A `SharedExitStack` and a tree of interpreters, whose handlers do everything to them that a user could; and a model:
-//! the same tree as vectors, drained by recursion.
+//! A `SharedExitStack` and a tree of interpreters, whose handlers do to them everything that a user could; and a model,
+//! which is the same tree as vectors, drained recursively.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -14,12 +14,13 @@ use super::{
     check_consumed, described, expected_result, function_0, function_1, observe, result, take_log,
 };
 
-/// Handlers of one run at most: handlers register handlers.
+/// The maximum number of handlers in a run, since handlers register handlers.
 const MOST: u32 = 200;
-/// Interpreters of one run at most.
+/// The maximum number of interpreters in a run.
 const MOST_SLOTS: usize = 10;
 
-/// A handler to be: what it is made of, for which outcomes it runs, what it does then, and when its capture is dropped.
+/// A handler to be registered: its shape, when it runs and what it then does, and what happens when its captured values
+/// are dropped.
 #[derive(Clone, Debug)]
 pub struct Spec {
     pub shape: Shape,
@@ -29,14 +30,14 @@ pub struct Spec {
     pub dropped: Option<Box<Deed>>,
 }
 
-/// What is done to a stack, from outside or from a handler. A slot is a handle: 0 is the `SharedExitStack`, the others
-/// are interpreters.
+/// An operation on a stack, from outside or from a handler. A slot is a handle: slot 0 is the `SharedExitStack`, the
+/// others are interpreters.
 #[derive(Clone, Debug)]
 pub enum Deed {
     Register(u8, Spec),
-    /// With the interpreter that is current.
+    /// Registers with the current interpreter.
     RegisterCurrent(Spec),
-    /// Of all ids there ever were, of whichever stack.
+    /// Any id that ever existed, of any stack.
     Unregister(u8, u8),
     UnregisterFunction(u8, usize),
     UnregisterKey(u8, u8, Compared),
@@ -45,25 +46,25 @@ pub enum Deed {
     Clear(u8),
     Close(u8, Outcome),
     Finalize(u8),
-    /// A new interpreter: a child of the process stack's, for slot 0.
+    /// Creates an interpreter; for slot 0, a child of the process stack.
     Nest(u8),
-    /// Drops a handle; slot 0 gets a new stack.
+    /// Drops a handle. Slot 0 gets a new stack.
     Drop(u8),
-    /// Makes another handle to the same, in a slot of its own.
+    /// Clones a handle into a slot of its own.
     Clone(u8),
-    /// Does it while this interpreter is current.
+    /// Performs the operation while this interpreter is current.
     Within(u8, Box<Deed>),
-    /// A transaction, in this interpreter, or in the one that is current for slot 0.
+    /// Runs a transaction in this interpreter; for slot 0, in the current one.
     Scope(u8, Box<Scope>),
 }
 
-/// The body of a transaction: it registers a handler, does something, and ends so.
+/// The body of a transaction: registers a handler, performs an operation, and ends this way.
 #[derive(Clone, Debug)]
 pub struct Scope {
     pub spec: Spec,
     pub deed: Deed,
     pub end: ScopeEnd,
-    /// A handle to it gets a slot of its own.
+    /// Whether a handle to the transaction gets a slot of its own.
     pub kept: bool,
 }
 
@@ -74,7 +75,7 @@ pub struct Compared {
     pub panics: bool,
 }
 
-/// What becomes of a stack that was popped.
+/// What happens to the stack that `pop_all` returned.
 #[derive(Clone, Copy, Debug)]
 pub enum Then {
     Drop,
@@ -171,7 +172,7 @@ thread_local! {
     static REAL: RefCell<Real> = RefCell::default();
 }
 
-/// Looks at the real tree; nothing of the library is called while it does.
+/// Accesses the real tree. `look` must not call the library.
 fn real<R>(look: impl FnOnce(&mut Real) -> R) -> R {
     REAL.with(|real| look(&mut real.borrow_mut()))
 }
@@ -187,7 +188,7 @@ fn add(new: impl FnOnce() -> Handle) {
     }
 }
 
-/// Does it, and writes to the log what came of it.
+/// Performs the operation, and logs its result.
 fn perform(deed: &Deed) {
     match deed {
         Deed::Register(slot, spec) => {
@@ -297,7 +298,7 @@ fn transact(scope: &Scope) {
     });
 }
 
-/// A key. The first comparison with the one that is looked for does what it says.
+/// A key. Its first comparison does what the key that is searched for says.
 struct Key {
     number: u8,
     compared: Mutex<Option<Compared>>,
@@ -322,7 +323,7 @@ impl PartialEq for Key {
     }
 }
 
-/// What is done when the handler that captured it is dropped.
+/// Performs an operation when the handler that captured it is dropped.
 struct Last(Option<Box<Deed>>);
 
 impl Drop for Last {
@@ -355,7 +356,7 @@ impl<B> Load<B> {
     }
 }
 
-/// Registers with `$stack`, for the outcomes of `$spec`; the id, if the handler is taken.
+/// Registers with `$stack` for the outcomes of `$spec`; returns the id if the handler is accepted.
 macro_rules! admit {
     ($stack:expr, $spec:expr, $handler:expr) => {
         match $spec.when {
@@ -366,12 +367,12 @@ macro_rules! admit {
     };
 }
 
-/// Whether the stack takes handlers. Where it refuses one, `on_success` reports that.
+/// Whether the stack accepts handlers. If it does not, `on_success` would report a refusal.
 fn takes(stack: &SharedExitStack) -> bool {
     stack.try_register(|| ()).is_ok_and(|id| stack.unregister(id))
 }
 
-/// Whether it was taken.
+/// Returns whether the handler was accepted.
 fn register(stack: &SharedExitStack, spec: &Spec) -> bool {
     let id = match spec.shape {
         Shape::Function(0) => admit!(stack, spec, function_0),
@@ -430,7 +431,7 @@ fn register_bomb(stack: &SharedExitStack, spec: &Spec, bomb: Bomb) -> Option<Han
 // ---------------------------------------------------------------------------------------------------------------------
 // The model
 
-/// A panic that goes on.
+/// Whether a panic propagates.
 type Panics = bool;
 
 #[derive(Clone)]
@@ -465,20 +466,20 @@ impl Item {
 #[derive(Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Stack {
-    /// An interpreter's; `None` for a stack that is a value.
+    /// The path of an interpreter; `None` for a stack that is a plain value.
     path: Option<String>,
     parent: Option<usize>,
     items: Vec<Item>,
     handles: u32,
     drain: Option<Drain>,
-    /// The drain that runs, or is to come, is the last one.
+    /// Whether the current or next drain is the last one.
     last: bool,
     over: bool,
-    /// What fails is reported in the drain that runs.
+    /// Whether the current drain reports failures.
     reports: bool,
-    /// The parent's drain went on, although a handler still runs here.
+    /// Whether the parent's drain skipped this stack because a handler was still running here.
     passed: bool,
-    /// That of the drain that runs, or ran last.
+    /// The outcome of the current or latest drain.
     outcome: Option<Outcome>,
 }
 
@@ -488,7 +489,7 @@ impl Stack {
     }
 }
 
-/// Failures and the exit status asked for, each with its place in the order in which they happened.
+/// Failures and the requested exit status, each with the moment at which it happened.
 #[derive(Clone, Default)]
 struct Gathered {
     errors: Vec<(Moment, String)>,
@@ -498,7 +499,7 @@ struct Gathered {
 type Moment = u32;
 
 impl Gathered {
-    /// Failures stand in the order in which they happened, each once; the exit status that was asked for last wins.
+    /// Keeps failures in the order in which they happened, each once, and the exit status requested last.
     fn merge(&mut self, other: &Self) {
         self.errors.extend_from_slice(&other.errors);
         self.errors.sort();
@@ -514,9 +515,9 @@ impl Gathered {
 
 #[derive(Default)]
 struct Drain {
-    /// What a closer is told.
+    /// What a closer receives.
     whole: Gathered,
-    /// What the drain around it was not told before.
+    /// What the outer drain has not received yet.
     new: Gathered,
 }
 
@@ -546,7 +547,7 @@ struct Model {
     ids: usize,
     made: u32,
     now: Moment,
-    /// The failures that went to the report hook.
+    /// The failures that were reported.
     reported: HashSet<Moment>,
     events: Vec<Event>,
 }
@@ -647,7 +648,7 @@ impl Model {
                     if !is_value {
                         self.current = Some(stack);
                     }
-                    let verdict = self.run(&handler); // whatever the outcome, of which nobody knows
+                    let verdict = self.run(&handler); // for any outcome, because none is known
                     self.current = before;
                     let returned = self.gathered(stack, &handler, verdict).result();
                     self.returned(&returned);
@@ -708,12 +709,12 @@ impl Model {
                 self.transact(scope);
                 self.current = before;
             }
-            Deed::Unregister(..) | Deed::RunNow(..) => {} // there was no id yet
+            Deed::Unregister(..) | Deed::RunNow(..) => {} // no id exists yet
             Deed::RegisterCurrent(_) | Deed::Drop(_) => unreachable!("{deed:?} is not done to a stack"),
         }
     }
 
-    /// A new interpreter in this one, or in the process stack.
+    /// Creates an interpreter in this one, or in the process stack.
     fn nest(&mut self, parent: Option<usize>, name: &str) -> usize {
         let around = parent.map_or(Some("process"), |parent| self.stacks[parent].path.as_deref());
         let path = format!("{} > {name}", around.expect("an interpreter has a path"));
@@ -726,7 +727,7 @@ impl Model {
         new
     }
 
-    /// A transaction in the current interpreter.
+    /// Runs a transaction in the current interpreter.
     fn transact(&mut self, scope: &Scope) {
         let around = self.current;
         if let Some(around) = around {
@@ -839,13 +840,13 @@ impl Model {
         described(self.stacks[stack].path.as_deref(), handler.spec.shape.name(), what)
     }
 
-    /// What the drain, or the waiting for none, returns.
+    /// Returns the result of a drain, or of a call that need not drain.
     fn drain(&mut self, stack: usize, occasion: Occasion) -> String {
         self.drain_as(stack, occasion, occasion.outcome(), false).unwrap_or_default().result()
     }
 
-    /// Nothing if there is nothing to drain, or a handler of the drain asks for it. But a drain of what the stack is
-    /// nested in runs what is left, `around`, and is told what is new.
+    /// Drains. Returns `None` if there is nothing to drain, or if a handler of the same drain is the caller. With
+    /// `around`, the caller is a drain of what the stack is nested in: it runs the rest, and receives what is new.
     fn drain_as(&mut self, stack: usize, occasion: Occasion, outcome: Outcome, around: bool) -> Option<Gathered> {
         let reports = matches!(occasion, Occasion::DropValue | Occasion::Abandon);
         let this = &mut self.stacks[stack];
@@ -874,9 +875,9 @@ impl Model {
         }
         while let Some(at) = self.newest(stack) {
             if let Some(nested) = self.stacks[stack].items[at].nested() {
-                // Only its own end says that its work was done.
+                // Only its own end means that its work was done.
                 let inner = if reports { Occasion::Abandon } else { Occasion::Finalize };
-                // It stays in its place until it is drained: what registers here before that goes above it.
+                // It keeps its position until it is drained: anything registered here before then goes above it.
                 if let Some(gathered) = self.drain_as(nested, inner, Outcome::Failure, true) {
                     self.gather(stack, &gathered);
                 }
@@ -907,13 +908,13 @@ impl Model {
         Some(gathered)
     }
 
-    /// The newest that was not passed.
+    /// The newest item that has not been skipped.
     fn newest(&self, stack: usize) -> Option<usize> {
         let passed = |item: &Item| item.nested().is_some_and(|nested| self.stacks[nested].passed);
         self.stacks[stack].items.iter().rposition(|item| !passed(item))
     }
 
-    /// Takes it out of its parent's list if it is settled, and that one likewise.
+    /// Unlinks the stack from its parent if it is settled, and the parent in turn.
     fn detach(&mut self, mut stack: usize) {
         while self.stacks[stack].is_settled() {
             let Some(parent) = self.stacks[stack].parent else { return };
@@ -922,14 +923,14 @@ impl Model {
         }
     }
 
-    /// What came of a handler, now.
+    /// What a handler that has just run contributes.
     fn gathered(&mut self, stack: usize, handler: &Pending, verdict: Verdict) -> Gathered {
         self.now += 1;
         let error = verdict.failure.map(|what| (self.now, self.described(stack, handler, &what)));
         Gathered { errors: Vec::from_iter(error), exit: verdict.exit_code.map(|code| (self.now, code)) }
     }
 
-    /// Adds it to what the drain of this stack was told, and reports what nobody reported.
+    /// Adds this to what the stack's drain has received, and reports what has not been reported.
     fn gather(&mut self, stack: usize, gathered: &Gathered) {
         let this = &mut self.stacks[stack];
         if this.reports {
@@ -963,7 +964,7 @@ impl Model {
     }
 }
 
-/// Does all that `bytes` say and compares each step with the model.
+/// Performs the operations that `bytes` encode, and compares each step with the model.
 pub fn run(bytes: &[u8]) {
     let deeds = decode(bytes);
     begin();
@@ -984,7 +985,7 @@ pub fn run(bytes: &[u8]) {
     finish(model, all);
 }
 
-/// Drops the handles until none is left: the handlers that this runs may make new ones.
+/// Drops handles until none is left. Handlers that run because of this may create new ones.
 fn finish(mut model: Model, mut all: Vec<Event>) {
     for round in 0.. {
         let held = model.slots.iter().skip(1).any(Option::is_some)

@@ -1,4 +1,4 @@
-//! A handler is not async: nobody would poll its future.
+//! A handler is not async, because nobody would poll its future.
 
 use exitstack::ExitStack;
 

@@ -1,4 +1,4 @@
-//! A handler is called.
+//! A handler must be callable.
 
 use exitstack::ExitStack;
 

@@ -1,4 +1,4 @@
-//! What a thread panicked with is not an error.
+//! A thread's panic payload is not an error.
 
 use exitstack::ExitStack;
 

@@ -1,4 +1,4 @@
-//! A handler of a stack between threads owns all it needs.
+//! A handler of a shared stack must own everything it needs.
 
 use exitstack::SharedExitStack;
 

@@ -1,4 +1,4 @@
-//! Any thread may run the handlers of a stack between threads.
+//! Any thread may run the handlers of a shared stack.
 
 use std::rc::Rc;
 

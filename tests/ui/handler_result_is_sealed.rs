@@ -1,4 +1,4 @@
-//! Nobody else implements `HandlerResult`.
+//! Other crates cannot implement `HandlerResult`.
 
 use exitstack::HandlerResult;
 

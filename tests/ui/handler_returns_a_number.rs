@@ -1,4 +1,4 @@
-//! What a handler returns is nothing or a result.
+//! A handler returns nothing or a result.
 
 use exitstack::ExitStack;
 

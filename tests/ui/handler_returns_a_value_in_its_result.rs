@@ -1,4 +1,4 @@
-//! The value of a handler's result is dropped by the handler itself.
+//! A handler's result has no value: the handler drops it itself.
 
 use exitstack::ExitStack;
 

@@ -1,4 +1,4 @@
-//! The error of a handler is one.
+//! A handler's error must be an error type.
 
 use exitstack::ExitStack;
 

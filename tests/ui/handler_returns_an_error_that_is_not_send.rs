@@ -1,4 +1,4 @@
-//! The error of a handler may be sent to another thread.
+//! A handler's error may be sent to another thread.
 
 use std::error::Error;
 

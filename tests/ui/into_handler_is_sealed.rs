@@ -1,4 +1,4 @@
-//! Nobody else implements `IntoHandler`.
+//! Other crates cannot implement `IntoHandler`.
 
 use exitstack::IntoHandler;
 

@@ -1,4 +1,4 @@
-//! A key is found by its `==`.
+//! A key is found with its `==`.
 
 use exitstack::{ExitStack, Handler};
 

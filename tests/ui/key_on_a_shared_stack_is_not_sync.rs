@@ -1,4 +1,4 @@
-//! Any thread may compare the keys of a stack between threads.
+//! Any thread may compare the keys of a shared stack.
 
 use std::cell::Cell;
 

@@ -1,4 +1,4 @@
-//! A scope's stack drains when the body has ended, and not before.
+//! A scope's stack drains only when the body has ended.
 
 use exitstack::{CloseError, scope};
 

@@ -1,4 +1,4 @@
-//! The error of a scope's body can be made from the cleanup's.
+//! The error type of a scope's body must be convertible from the cleanup's.
 
 use std::io;
 

@@ -1,8 +1,8 @@
-//! A future that keeps a stack of one thread across an await stays on its thread.
+//! A future that holds a single-threaded stack across an await stays on its thread.
 
 use exitstack::ExitStack;
 
-/// As `tokio::spawn`.
+/// Like `tokio::spawn`.
 fn spawn(_: impl Future<Output = ()> + Send + 'static) {}
 
 async fn serve() {}

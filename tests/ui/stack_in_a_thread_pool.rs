@@ -1,8 +1,8 @@
-//! A thread pool's closures cannot use a stack of one thread.
+//! A thread pool's closures cannot use a single-threaded stack.
 
 use exitstack::ExitStack;
 
-/// As `rayon::join`.
+/// Like `rayon::join`.
 fn join<A, B>(_: impl FnOnce() -> A + Send, _: impl FnOnce() -> B + Send) {}
 
 fn main() {

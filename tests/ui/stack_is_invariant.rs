@@ -1,4 +1,5 @@
-//! A stack cannot be taken for one of a shorter lifetime, and be given a handler that borrows for that only.
+//! A stack cannot be treated as one with a shorter lifetime and then be given a handler that borrows for only that
+//! long.
 
 use exitstack::ExitStack;
 

@@ -1,4 +1,4 @@
-//! A stack of one thread stays there.
+//! A single-threaded stack stays on its thread.
 
 use exitstack::ExitStack;
 

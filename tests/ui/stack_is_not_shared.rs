@@ -1,4 +1,4 @@
-//! A stack of one thread is not lent to another one.
+//! A single-threaded stack cannot be lent to another thread.
 
 use exitstack::ExitStack;
 

@@ -1,4 +1,4 @@
-//! What drains, or runs foreign code, when it is dropped, and was not bound to a name.
+//! Values that drain, or run foreign code, when they are dropped, and that were not bound to a name.
 
 #![deny(unused_must_use)]
 

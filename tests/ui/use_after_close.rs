@@ -1,4 +1,4 @@
-//! What was lent by `enter` is gone when the stack closes.
+//! A value lent by `enter` cannot be used once the stack closes.
 
 use exitstack::ExitStack;
 

@@ -1,4 +1,4 @@
-//! What was lent by `enter` is gone when the stack is dropped.
+//! A value lent by `enter` cannot be used once the stack is dropped.
 
 use exitstack::ExitStack;
 

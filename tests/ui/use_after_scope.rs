@@ -1,4 +1,4 @@
-//! What was lent by `enter` does not leave the scope.
+//! A value lent by `enter` cannot leave the scope.
 
 use exitstack::{CloseError, scope};
 

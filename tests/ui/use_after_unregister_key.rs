@@ -1,4 +1,4 @@
-//! What was lent by `enter` is gone when anything may be removed.
+//! A value lent by `enter` cannot be used once anything may have been removed.
 
 use exitstack::*;
 

@@ -1,4 +1,4 @@
-//! What the other cases get wrong, right.
+//! What the other cases get wrong, done right.
 
 use exitstack::{ExitStack, Handler, SharedExitStack};
 
