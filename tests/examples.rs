@@ -622,8 +622,8 @@ mod signals {
 
     use super::*;
 
-    /// Resets the signals' actions: a child inherits ignored ones, for example if a shell without job control runs these
-    /// tests in the background.
+    /// Resets the signals' actions: a child inherits ignored signals, for example if a shell without job control runs
+    /// these tests in the background.
     #[allow(unsafe_code, reason = "std leaves signals as they are")]
     fn with_default_actions(command: &mut Command) -> &mut Command {
         let reset = || {

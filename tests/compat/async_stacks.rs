@@ -14,11 +14,11 @@
 //! - In test262 `*-on-disposed-stack`, `throws-if-disposed` and `disposed`: here a closed stack is an empty one that
 //!   accepts handlers.
 
-use exitstack::{AsyncExitStack, AsyncScope, Handler, Outcome, scope_async};
+use exitstack::{AsyncExitStack, AsyncScope, Handler, scope_async};
 use pollster::block_on;
 
 use crate::Log;
-use crate::support::{Yields, closed_midway, failures, finished, polled, reported, texts};
+use crate::support::{closed_midway, failures, finished, reported, texts};
 
 // ---- contextlib.AsyncExitStack --------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-//! What a forked child runs: what it registered itself, nothing of its parent's.
+//! What a forked child runs: what it registered itself, and nothing of its parent's.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -15,7 +15,7 @@ use crate::Status::Code;
 use crate::child::{c_exit, say, says};
 use crate::{Case, Ended, OK, case, minutes};
 
-/// A captured value, or an error, that must not be dropped but where it was made.
+/// A captured value, or an error, that may be dropped only in the process that created it.
 #[derive(Debug)]
 pub(crate) struct Bomb(libc::pid_t);
 
@@ -42,18 +42,19 @@ impl std::fmt::Display for Bomb {
 impl std::error::Error for Bomb {}
 
 fn pid() -> libc::pid_t {
-    // SAFETY: no condition.
+    // SAFETY: no preconditions.
     unsafe { libc::getpid() }
 }
 
-/// Forks; the child does `child` and then what `Ended` says, the parent waits for it and returns its status.
+/// Forks. The child runs `child` and ends with its result; the parent waits for it and returns its status.
 pub(crate) fn fork(child: impl FnOnce() -> Ended) -> Result<i32, Ended> {
-    // SAFETY: the child runs what is tested.
+    // SAFETY: the child runs only what is tested.
     let forked = unsafe { libc::fork() };
     in_both(forked, child)
 }
 
-/// Forks that often, and does `child`, which is given how often before, in each; returns how many ended with 7.
+/// Forks this many times and runs `child`, with the number of earlier forks, in each child. Returns how many of them
+/// ended with 7.
 pub(crate) fn fork_each(times: i32, child: impl Fn(i32) -> Ended) -> Result<i32, Ended> {
     let mut ended = 0;
     for before in 0..times {
@@ -67,7 +68,7 @@ pub(crate) fn fork_each(times: i32, child: impl Fn(i32) -> Ended) -> Result<i32,
 
 fn in_both(forked: libc::pid_t, child: impl FnOnce() -> Ended) -> Result<i32, Ended> {
     if forked == 0 {
-        // SAFETY: the child dies of it, if it hangs.
+        // SAFETY: no preconditions; a child that hangs is killed.
         unsafe { libc::alarm(20 * minutes()) };
         return Err(child());
     }
@@ -78,14 +79,14 @@ fn in_both(forked: libc::pid_t, child: impl FnOnce() -> Ended) -> Result<i32, En
     Ok(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -libc::WTERMSIG(status) })
 }
 
-/// Leaves at once, as a parent whose handlers are not to run.
+/// Ends the process at once, as a parent whose handlers must not run.
 fn leave() -> ! {
-    // SAFETY: the way out that runs nothing.
+    // SAFETY: no preconditions; this runs nothing.
     unsafe { libc::_exit(0) }
 }
 
-/// Forks when the process is past its last drain. The main thread, which left with status 7, is in another library's
-/// handler then, which C has had from before the first of ours, or from after it.
+/// Forks after the process's last drain. The main thread, which exits with status 7, is then in another library's
+/// handler, which was given to C either before our first hook or after it.
 fn fork_past_the_last_drain(from_before: bool, child: fn() -> Ended) -> ! {
     static RUNS: Barrier = Barrier::new(2);
     static FORKED: Barrier = Barrier::new(2);
@@ -116,14 +117,14 @@ fn fork_past_the_last_drain(from_before: bool, child: fn() -> Ended) -> ! {
     std::process::exit(7)
 }
 
-/// A fork that `pthread_atfork`'s hooks do not see.
+/// Forks in a way that `pthread_atfork` hooks do not notice.
 pub(crate) fn raw_clone(child: impl FnOnce() -> Ended) -> Result<i32, Ended> {
     // SAFETY: `clone` without a new stack and without shared memory is a fork.
     let forked = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
     in_both(libc::pid_t::try_from(forked).expect("a pid"), child)
 }
 
-/// The messages of all failures, without what stands before them.
+/// The messages of all failures, without their prefixes.
 fn last_words(error: &CloseError) -> String {
     let last_word = |error: &HandlerError| format!("{error:#}").split(": ").last().unwrap_or_default().to_owned();
     error.iter().map(last_word).collect::<Vec<_>>().join(", ")
@@ -134,7 +135,12 @@ pub(crate) fn say_child(status: i32) {
     say(&format!("child {status}"));
 }
 
-/// In the parent, does `then` with the status of the child that has ended.
+fn say_child_and_leave(status: i32) {
+    say_child(status);
+    leave()
+}
+
+/// In the parent, calls `then` with the status of the child.
 pub(crate) fn after(forked: Result<i32, Ended>, then: impl FnOnce(i32)) -> Ended {
     match forked {
         Err(in_child) => in_child,
@@ -158,12 +164,12 @@ fn a_child_registers_and(leave: fn() -> Ended) -> Ended {
 #[expect(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        // Two threads of its parent leave; a handler forks.
+        // Two threads of the parent leave while a handler forks.
         case("a_child_forked_as_two_threads_leave_ends", Code(3), &["child: 3"], || {
             let (leave, wait_leave) = mpsc::channel();
             register(move || {
                 leave.send(()).unwrap();
-                (0..1000).for_each(|_| thread::yield_now()); // lets `main` return before the fork
+                (0..1000).for_each(|_| thread::yield_now()); // gives `main` time to return before the fork
                 if let Ok(status) = fork(|| OK) {
                     say(&format!("child: {status}"));
                 }
@@ -172,13 +178,13 @@ pub(crate) fn cases() -> Vec<Case> {
             wait_leave.recv().unwrap();
             Ok(ExitCode::from(3))
         }),
-        // A failure was handed on to the drain around before a handler forks.
+        // The failure was merged into the outer drain before a handler forks.
         case("a_child_of_a_nested_drain_inherits_no_failure", Code(0), &["child: 5"], || {
             let root = Interpreter::new("root");
             let parent = root.subinterpreter("parent");
             let child = parent.subinterpreter("child");
             child.stack().register(move || {
-                let _ = parent.finalize(); // is handed the failure
+                let _ = parent.finalize(); // receives the failure
                 match fork(|| Ok(ExitCode::from(u8::from(root.finalize().is_ok()) * 5))) {
                     Ok(status) => say(&format!("child: {status}")),
                     Err(ended) => std::process::exit(if ended.is_ok() { 5 } else { 1 }),
@@ -188,7 +194,7 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = child.finalize();
             OK
         }),
-        // A handler forks in a drain that has gathered failures before.
+        // A handler forks in a drain that already has failures.
         case("a_child_is_told_its_own_failure_alone", Code(0), &["in the child", "child 0", "two, one"], || {
             let root = Interpreter::new("root");
             let parent = root.subinterpreter("parent");
@@ -208,21 +214,21 @@ pub(crate) fn cases() -> Vec<Case> {
             say(&last_words(&parent.finalize().unwrap_err()));
             OK
         }),
-        // The child was forked past its parent's last drain.
+        // The child was forked after its parent's last drain.
         case("c_exit_past_the_last_drain_runs_a_childs_own", Code(7), &["parent's", "own", "child 4"], || {
             fork_past_the_last_drain(false, || {
                 says("own");
                 c_exit(4)
             })
         }),
-        // The child was forked past its parent's last drain.
+        // The child was forked after its parent's last drain.
         case("exit_past_the_last_drain_runs_a_childs_own", Code(7), &["parent's", "own", "child 4"], || {
             fork_past_the_last_drain(false, || {
                 says("own");
                 exit(4)
             })
         }),
-        // The child was forked when every hook of its parent was done.
+        // The child was forked when all exit hooks of its parent had run.
         case("c_exit_past_every_hook_runs_a_childs_own", Code(7), &["parent's", "plugin", "own", "child 4"], || {
             fork_past_the_last_drain(true, || {
                 says("own");
@@ -231,7 +237,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 c_exit(4)
             })
         }),
-        // The child was forked when every hook of its parent was done.
+        // The child was forked when all exit hooks of its parent had run.
         case("exit_past_every_hook_runs_a_childs_own", Code(7), &["parent's", "own", "child 4"], || {
             fork_past_the_last_drain(true, || {
                 says("own");
@@ -246,17 +252,14 @@ pub(crate) fn cases() -> Vec<Case> {
             // SAFETY: the handler is a function that does not unwind. Registered first, it runs last.
             assert_eq!(unsafe { libc::atexit(later) }, 0);
             says("parent's");
-            after(fork(|| OK), |status| {
-                say_child(status);
-                leave()
-            })
+            after(fork(|| OK), say_child_and_leave)
         }),
         case("what_was_refused_a_place_is_in_a_child_too", Code(0), &["refuses", "child 0"], || {
             let parent = Interpreter::new("parent");
             let own = parent.clone();
             parent.stack().register(move || {
                 while own.stack().try_register(|| ()).is_ok() {}
-                let late = own.subinterpreter("late"); // in a drain that takes no more
+                let late = own.subinterpreter("late"); // refused, because the drain accepts no more
                 let refuses = || late.stack().try_register(|| ()).is_err();
                 assert!(refuses());
                 let in_child = || {
@@ -275,7 +278,7 @@ pub(crate) fn cases() -> Vec<Case> {
             let drained = Interpreter::new("drained");
             drained.stack().register(move || {
                 let takes = || elsewhere.stack().try_register(|| ()).is_ok();
-                while takes() {} // until this thread has no more to register in this drain
+                while takes() {} // until this thread's limit in this drain is reached
                 let in_child = || {
                     say(if takes() { "takes" } else { "refuses" });
                     leave()
@@ -327,12 +330,9 @@ pub(crate) fn cases() -> Vec<Case> {
                 say(&format!("adopted: {adopted}, {} wait", plugin.stack().len()));
                 OK
             });
-            after(forked, |status| {
-                say_child(status);
-                leave()
-            })
+            after(forked, say_child_and_leave)
         }),
-        // It neither runs nor drops them.
+        // The child neither runs nor drops them.
         case("a_child_ignores_a_values_inherited_handlers", Code(0), &["own", "child 0", "parent's"], || {
             let bomb = Bomb::new();
             let mut value = Some(SharedExitStack::new());
@@ -348,7 +348,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 drop(stack.pop_all());
                 stack.register(|| say("own"));
                 assert_eq!(stack.len(), 1);
-                OK // the drop drains
+                OK // dropping the stack drains it
             });
             after(forked, say_child)
         }),
@@ -363,7 +363,7 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             after(cloned, say_child)
         }),
-        // A handler forks, and registers in the child.
+        // A handler forks and then registers in the child.
         case(
             "a_fork_in_a_close_leaves_the_child_its_own",
             Code(0),
@@ -401,14 +401,11 @@ pub(crate) fn cases() -> Vec<Case> {
                 assert!(value.adopt_after_fork());
                 assert!(value.adopt_after_fork() && adopt_after_fork());
                 assert_eq!((process_stack().len(), plugin.stack().len(), value.len()), (1, 1, 1));
-                drop(local.take()); // a value like any other
+                drop(local.take()); // a plain value, which was copied
                 value.close().unwrap();
                 exit(0)
             });
-            after(forked, |status| {
-                say_child(status);
-                leave()
-            })
+            after(forked, say_child_and_leave)
         }),
         case("a_grandchild_adopts_a_value_of_both_before_it", Code(0), &["own", "B", "A", "grandchild 0"], || {
             let value = SharedExitStack::new();
@@ -434,7 +431,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 line.push(line[n - 1].subinterpreter("inside"));
             }
             let forked = fork(|| {
-                // All that it is nested in take their places, too: one after the other, not each inside the next.
+                // Everything around it gets its position as well: one after the other, not recursively.
                 line[9_999].stack().register(|| say("own"));
                 line[0].finalize().unwrap();
                 leave()
@@ -445,7 +442,7 @@ pub(crate) fn cases() -> Vec<Case> {
             let plugin = Interpreter::new("plugin");
             let inner = plugin.subinterpreter("inner");
             let forked = fork(|| {
-                plugin.stack().register(|| ()); // has its place in the child; the inner one has none
+                plugin.stack().register(|| ()); // has its position in the child; the inner one has none
                 let elsewhere = Interpreter::new("elsewhere");
                 let drained = Interpreter::new("drained");
                 drained.stack().register(move || {
@@ -460,7 +457,7 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         case("a_child_registers_above_any_threads_handlers", Code(0), &["own", "A", "child 0"], || {
             says("A");
-            // More than the thread that forks has ids for: these are of the other thread, and greater.
+            // More than the forking thread has reserved ids for: these ids belong to the other thread and are greater.
             thread::spawn(|| (0..40).for_each(|_| _ = register(|| ()))).join().unwrap();
             let forked = fork(|| {
                 let id = register(|| say("not run"));
@@ -469,10 +466,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 says("own");
                 OK
             });
-            after(forked, |status| {
-                say_child(status);
-                leave()
-            })
+            after(forked, say_child_and_leave)
         }),
         case("a_grandchild_does_not_drop_what_failed_before", Code(0), &["grandchild 0", "child 0"], || {
             let x = Interpreter::new("x");
@@ -510,10 +504,10 @@ pub(crate) fn cases() -> Vec<Case> {
             let plugin = Interpreter::new("plugin");
             plugin.stack().register(|| say("A"));
             let forked = fork(|| {
-                plugin.stack().register(|| say("B")); // gives it a place in this process, too
+                plugin.stack().register(|| say("B")); // gives it a position in this process as well
                 let forked = fork(|| {
                     assert!(adopt_after_fork());
-                    // It looks for its own place when the drain around it has to pass it.
+                    // The handler's drain must skip the plugin, and so looks for the plugin's position.
                     plugin.stack().register(|| process_stack().close());
                     plugin.finalize().unwrap();
                     say("end");
@@ -547,10 +541,7 @@ pub(crate) fn cases() -> Vec<Case> {
                     assert!(adopt_after_fork());
                     exit(4)
                 });
-                after(forked, |status| {
-                    say_child(status);
-                    leave()
-                })
+                after(forked, say_child_and_leave)
             },
         ),
         case("a_child_adopts_below_its_own_interpreter", Code(0), &["o", "B", "p", "A", "child 4"], || {
@@ -564,10 +555,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 assert!(adopt_after_fork());
                 exit(4)
             });
-            after(forked, |status| {
-                say_child(status);
-                leave()
-            })
+            after(forked, say_child_and_leave)
         }),
         case(
             "a_child_places_an_interpreter_at_first_use",
@@ -601,12 +589,9 @@ pub(crate) fn cases() -> Vec<Case> {
                 assert!(adopt_after_fork() && adopt_after_fork());
                 exit(4)
             });
-            after(forked, |status| {
-                say_child(status);
-                leave()
-            })
+            after(forked, say_child_and_leave)
         }),
-        // Other threads use them.
+        // Other threads use the stacks at the moment of the fork.
         case("no_child_hangs_if_values_are_used_at_the_fork", Code(0), &["100 children"], || {
             static VALUE: SharedExitStack = SharedExitStack::new();
             static DONE: AtomicBool = AtomicBool::new(false);
@@ -645,7 +630,7 @@ pub(crate) fn cases() -> Vec<Case> {
             (0..3).for_each(|_| started.recv().unwrap());
             let forked = fork_each(100, |n| {
                 if n % 2 == 0 {
-                    adopt_after_fork(); // what other threads are in at the fork cannot be had
+                    adopt_after_fork(); // what other threads were using at the fork cannot be adopted
                 }
                 for stack in [&VALUE, &shared] {
                     let before = RAN.load(Ordering::Relaxed);
@@ -725,7 +710,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("a_child_forked_past_the_last_drain_ends", Code(7), &["parent's", "child 4"], || {
             fork_past_the_last_drain(false, || c_exit(4))
         }),
-        // A handler forks in `run`, and registers in the child.
+        // A handler forks in `run` and then registers in the child.
         case("what_a_child_of_run_registers_runs", Code(0), &["own", "child 4", "A"], || {
             Ok(run(|| {
                 says("A");
@@ -743,7 +728,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 Ok::<_, String>(())
             }))
         }),
-        // It decides the status of the child, not of the parent.
+        // The code decides the status of the child, not of the parent.
         case("a_forking_handlers_exit_code_is_the_childs", Code(5), &["child 9", "child 8"], || {
             fn forks(code: i32) {
                 register(move || match fork(|| OK) {
@@ -785,7 +770,7 @@ pub(crate) fn cases() -> Vec<Case> {
             say_child(status);
             OK
         }),
-        // Several threads are the first to use a stack there.
+        // Several threads are the first to use a stack in the child.
         case("the_first_threads_of_a_child_lose_nothing", Code(0), &["50 children"], || {
             static RAN: AtomicUsize = AtomicUsize::new(0);
             static REPORTED: AtomicUsize = AtomicUsize::new(0);
@@ -831,7 +816,7 @@ pub(crate) fn cases() -> Vec<Case> {
             say(&format!("{right} children"));
             leave()
         }),
-        // The parent's drain has gathered a status when a handler forks.
+        // The parent's drain has already received a status when a handler forks.
         case("a_child_does_not_take_over_its_parents_status", Code(5), &["child: 0"], || {
             register(|| {
                 if let Ok(status) = fork(|| exit(0)) {
@@ -841,7 +826,7 @@ pub(crate) fn cases() -> Vec<Case> {
             register(|| Err(exitstack::Exit(5)));
             OK
         }),
-        // C's exit has gone on with an interpreter's drain when a handler forks.
+        // C's exit has resumed an interpreter's drain when a handler forks.
         case("a_child_takes_over_no_resumed_drains_status", Code(5), &["child: 0"], || {
             register(|| {
                 if let Ok(status) = fork(|| OK) {
@@ -854,7 +839,7 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = x.finalize();
             OK
         }),
-        // The parent's handlers have returned them before one forks.
+        // Handlers of the parent returned the errors before another one forks.
         case("a_child_drops_none_of_its_parents_errors", Code(0), &["child: 0"], || {
             register(|| {
                 if let Ok(status) = fork(|| OK) {
@@ -864,7 +849,8 @@ pub(crate) fn cases() -> Vec<Case> {
             register(|| Err(Bomb::new()));
             OK
         }),
-        // Another thread of the parent drains for good at the fork; that drain's limit is not the child's.
+        // Another thread of the parent is in a last drain at the fork. The limit of that drain does not apply in the
+        // child.
         case(
             "a_child_of_a_last_drain_is_like_any_other",
             Code(0),
@@ -895,7 +881,8 @@ pub(crate) fn cases() -> Vec<Case> {
                 std::process::exit(0)
             },
         ),
-        // Another thread of the parent drains for good at the fork. In the child, a handler registers itself for ever.
+        // Another thread of the parent is in a last drain at the fork. In the child, a handler keeps registering
+        // itself.
         case("a_child_of_a_last_drain_has_its_own_limit", Code(0), &["ended"], || {
             fn again(ran: &'static AtomicUsize) {
                 if ran.fetch_add(1, Ordering::Relaxed) < 200_000 {
@@ -938,12 +925,9 @@ pub(crate) fn cases() -> Vec<Case> {
                 adopt_after_fork();
                 exit(0)
             });
-            after(forked, |status| {
-                say_child(status);
-                leave()
-            })
+            after(forked, say_child_and_leave)
         }),
-        // The child registers them after it has adopted: its stack knows them.
+        // The child registers them after adopting, and its stack knows their ids.
         case("handlers_after_an_adoption_can_be_removed", Code(0), &["child 0"], || {
             (0..10).for_each(|_| _ = register(|| ()));
             let forked = fork(|| {
@@ -1115,10 +1099,10 @@ pub(crate) fn cases() -> Vec<Case> {
             let plugin = Interpreter::new("plugin");
             plugin.stack().register(|| say("plugin"));
             std::mem::forget(plugin);
-            // The first process and the one in the middle leave as a daemon's parents do; the test waits until nobody
-            // has its end of standard output open any more.
+            // The first process and the one in the middle leave, like a daemon's parents. The test waits until no
+            // process has its standard output open any more.
             for _ in 0..2 {
-                // SAFETY: the child runs what is tested.
+                // SAFETY: the child runs only what is tested.
                 if unsafe { libc::fork() } != 0 {
                     leave();
                 }

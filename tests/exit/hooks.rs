@@ -1,5 +1,5 @@
-//! Other libraries' hooks around a fork: they lock what is theirs, as POSIX advises, and use every kind of stack, before and
-//! after ours, if there are any.
+//! Other libraries' fork hooks: they hold their own locks around the fork, as POSIX recommends, and use every kind of
+//! stack, before and after our hooks, if there are any.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -23,7 +23,7 @@ fn counts() {
 
 /// Another library's lock. It stays locked from its first hook to its last.
 static THEIRS: AtomicBool = AtomicBool::new(false);
-/// The hooks want it: the busy thread leaves it to them.
+/// Set while the hooks want the lock, so that the busy thread lets them have it.
 static WANTED: AtomicBool = AtomicBool::new(false);
 
 fn lock() {
@@ -36,7 +36,7 @@ fn unlock() {
     THEIRS.store(false, Ordering::Release);
 }
 
-/// Does with every kind of stack what any function may do; four handlers run.
+/// Does with every kind of stack what any function may do. Four handlers run.
 fn use_stacks() {
     for stack in [process_stack(), PLUGIN.stack(), &VALUE] {
         let [removed, runs] = [stack.register(|| ()), stack.register(counts)];
@@ -44,7 +44,7 @@ fn use_stacks() {
         let _ = (stack.len(), stack.pending());
         let _ = stack.run_now(runs);
         if !std::ptr::eq(stack, process_stack()) {
-            stack.close().unwrap(); // the process stack's would finalize the plugin
+            stack.close().unwrap(); // closing the process stack would finalize the plugin
         }
     }
     let made = PLUGIN.subinterpreter("made");
@@ -52,7 +52,7 @@ fn use_stacks() {
     made.finalize().unwrap();
 }
 
-/// Closes the process stack, among others; two handlers run.
+/// Closes stacks, including the process stack. Two handlers run.
 fn close_stacks() {
     for stack in [process_stack(), &VALUE] {
         stack.register(counts);
@@ -97,7 +97,7 @@ extern "C" fn close_and_unlock() {
     WANTED.store(false, Ordering::Relaxed);
 }
 
-/// Forks beside a thread that does `work` under the other library's lock, in which so many handlers run.
+/// Forks beside a thread that runs `work`, with this many handlers, under the other library's lock.
 fn fork_beside_a_busy_thread(handlers: usize, work: fn()) -> Ended {
     static DONE: AtomicBool = AtomicBool::new(false);
     let (busy, is_busy) = channel();
@@ -130,29 +130,29 @@ fn fork_beside_a_busy_thread(handlers: usize, work: fn()) -> Ended {
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        // The hooks were given before ours, and lock what is theirs.
+        // The hooks are registered before ours and take their own lock.
         case("earlier_hooks_may_use_stacks_at_the_fork", Code(0), &["100 children"], || {
             at_fork(Some(lock_and_use), Some(use_and_unlock), Some(use_and_unlock));
             fork_beside_a_busy_thread(4, use_stacks)
         }),
-        // The hooks were given after ours, and lock what is theirs.
+        // The hooks are registered after ours and take their own lock.
         case("later_hooks_may_use_stacks_at_the_fork", Code(0), &["100 children"], || {
             use_stacks();
             at_fork(Some(lock_and_use), Some(use_and_unlock), Some(use_and_unlock));
             fork_beside_a_busy_thread(4, use_stacks)
         }),
-        // The hooks were given before ours; they close the process stack, too.
+        // The hooks are registered before ours, and close the process stack as well.
         case("earlier_hooks_may_close_stacks_at_the_fork", Code(0), &["100 children"], || {
             at_fork(Some(lock_and_close), Some(close_and_unlock), Some(close_and_unlock));
             fork_beside_a_busy_thread(2, close_stacks)
         }),
-        // The hooks were given after ours; they close the process stack, too.
+        // The hooks are registered after ours, and close the process stack as well.
         case("later_hooks_may_close_stacks_at_the_fork", Code(0), &["100 children"], || {
             close_stacks();
             at_fork(Some(lock_and_close), Some(close_and_unlock), Some(close_and_unlock));
             fork_beside_a_busy_thread(2, close_stacks)
         }),
-        // Some hooks were given before ours, some after.
+        // Some hooks are registered before ours, some after.
         case("hooks_on_both_sides_use_stacks_at_the_fork", Code(0), &["100 children"], || {
             at_fork(Some(lock_and_use), Some(use_and_unlock), Some(use_and_unlock));
             use_stacks();
@@ -175,7 +175,7 @@ pub(crate) fn cases() -> Vec<Case> {
             says("A");
             after(fork(|| std::process::exit(3)), say_child)
         }),
-        // It runs in the child; the hook was given after ours.
+        // The handler runs in the child. The hook is registered after ours.
         case("what_a_later_child_hook_registers_runs", Code(0), &["hook's", "child 3", "A"], || {
             extern "C" fn hook() {
                 says("hook's");
@@ -184,7 +184,7 @@ pub(crate) fn cases() -> Vec<Case> {
             at_fork(None, None, Some(hook));
             after(fork(|| c_exit(3)), say_child)
         }),
-        // It runs in the parent alone.
+        // The handler runs only in the parent.
         case("what_a_prepare_hook_registers_is_the_parents", Code(0), &["child 3", "hook's", "A"], || {
             extern "C" fn hook() {
                 says("hook's");

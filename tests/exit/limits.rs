@@ -1,6 +1,6 @@
-//! Ways out with limits: handlers that do not return, or that return too late.
+//! Ways out with limits: handlers that never return, or return too late.
 //!
-//! A handler that is to be given up blocks for ever and has a limit of its own, so that a slow machine gives up no others.
+//! A handler meant to be given up blocks forever and has a limit of its own, so that a slow machine gives up no others.
 
 use std::process::{ExitCode, Output};
 use std::sync::mpsc::{self, Receiver, Sender, channel};
@@ -21,13 +21,13 @@ use crate::fork::{after, fork, say_child};
 use crate::watched::Watched;
 use crate::{Case, Ended, OK, Status, case, minutes, run_child, status_of};
 
-/// What a handler has that is to be given up.
+/// The time limit of a handler that is meant to be given up.
 const SHORT: Duration = Duration::from_millis(100);
 
-/// What the process ends with once it has given up a handler.
+/// The status of a process that has given up a handler.
 const GAVE_UP: Status = Code(7);
 
-/// How long something may take that comes without fail.
+/// The longest time to wait for something that must happen.
 fn long() -> Duration {
     Duration::from_secs(20) * minutes()
 }
@@ -38,7 +38,7 @@ fn forever() -> ! {
     }
 }
 
-/// No limits but those of single handlers.
+/// No limits except those of single handlers.
 fn limits() -> Limits {
     Limits::new().status(7)
 }
@@ -60,20 +60,20 @@ fn stuck_in(plugin: &Interpreter) {
     plugin.stack().register(Handler::new(|| forever()).named("stuck in a plugin").within(SHORT));
 }
 
-/// An interpreter that is alive until the process ends.
+/// An interpreter that lives until the process ends.
 fn plugin(name: &'static str) -> Interpreter {
     let plugin = Interpreter::new(name);
     std::mem::forget(plugin.clone());
     plugin
 }
 
-/// Runs on another thread, which is waited for until it is inside the handler that was given the sender.
+/// Runs `body` on another thread, and waits until that thread is in the handler that has the sender.
 fn until_inside<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static, inside: &Receiver<()>) {
     thread::spawn(body);
     inside.recv_timeout(long()).expect("the handler has begun");
 }
 
-/// A handler that says that it has begun, and never returns.
+/// A handler that signals its start and never returns.
 fn begins_and_sticks(inside: Sender<()>) -> Handler<impl FnOnce() + Send + 'static> {
     Handler::new(move || {
         let _ = inside.send(());
@@ -83,14 +83,14 @@ fn begins_and_sticks(inside: Sender<()>) -> Handler<impl FnOnce() + Send + 'stat
     .within(SHORT)
 }
 
-/// The thread that this was called on first.
+/// The thread on which this was first called.
 fn main_thread() -> libc::pthread_t {
     static MAIN: OnceLock<libc::pthread_t> = OnceLock::new();
     *MAIN.get_or_init(this_thread)
 }
 
 fn this_thread() -> libc::pthread_t {
-    // SAFETY: the call only returns which thread this is.
+    // SAFETY: no preconditions.
     unsafe { libc::pthread_self() }
 }
 
@@ -100,7 +100,7 @@ fn says_thread(line: &'static str) -> HandlerId {
     register(move || say(&format!("{line} on {}", if this_thread() == main { "main" } else { "another thread" })))
 }
 
-/// What comes to light only if it is dropped.
+/// A value that shows when it is dropped.
 struct Drops;
 
 impl Drop for Drops {
@@ -109,7 +109,8 @@ impl Drop for Drops {
     }
 }
 
-/// A handler that is given up and comes back when the handler below it says so; that one waits until this thread has nothing
+/// Registers a handler that is given up, and that returns when the handler below it says so. That one waits until the
+/// late thread has nothing more to do.
 /// more to do.
 fn late<R>(then: fn() -> R)
 where
@@ -131,7 +132,7 @@ where
     register(Handler::new(handler).named("late").within(SHORT));
 }
 
-/// Waits as long as that takes, however little time there is.
+/// Takes this long, however little time is left.
 fn takes(time: Duration) {
     let (_never, waits) = channel::<()>();
     let _ = waits.recv_timeout(time);
@@ -139,14 +140,14 @@ fn takes(time: Duration) {
 
 static BEFORE: Mutex<Option<(Instant, Duration)>> = Mutex::new(None);
 
-/// Notes how much time is left, and uses some of it.
+/// Records how much time is left, and uses some of it.
 fn notes_time_left() {
     let left = time_left().expect("there is a total");
     *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), left));
     takes(Duration::from_millis(500));
 }
 
-/// Says whether the time that is left now is what was left of that.
+/// Says whether the time left now continues from the recorded time.
 fn says_whether_it_went_on() {
     let (at, before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take().expect("noted");
     let left = time_left().expect("there is a total");
@@ -170,7 +171,7 @@ thread_local! {
     static REGISTERS: std::cell::Cell<Option<Registers>> = const { std::cell::Cell::new(None) };
 }
 
-/// From now on a report hook says what it is told, and then does something.
+/// Sets a report hook that says which handler was reported and then calls `then`.
 fn reports(then: fn()) {
     report::set_hook(Box::new(move |error: &HandlerError| {
         say(&format!("reported {}", error.name().unwrap_or("?")));
@@ -178,12 +179,12 @@ fn reports(then: fn()) {
     }));
 }
 
-/// What the handlers of some cases need to know, which cannot capture anything.
+/// For handlers that cannot capture anything.
 static ID: OnceLock<HandlerId> = OnceLock::new();
 static PLUGIN: OnceLock<Interpreter> = OnceLock::new();
 static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Waits until the library's threads wait for something to do.
+/// Waits until the library's threads are idle.
 fn until_others_sleep() {
     let is_asleep = |task: std::fs::DirEntry| {
         let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
@@ -197,10 +198,10 @@ fn until_others_sleep() {
     }
 }
 
-/// No thread can be started any more: there is no room for its call stack.
+/// Makes starting a thread impossible, because there is no room for its stack.
 fn exhaust_threads() {
-    until_others_sleep(); // what has been started is still allocating otherwise
-    // SAFETY: a `rlimit` is two numbers.
+    until_others_sleep(); // a thread that has just been started would still allocate
+    // SAFETY: an `rlimit` is two numbers, which may be zero.
     let mut limit: libc::rlimit = unsafe { std::mem::zeroed() };
     // SAFETY: `limit` is live.
     assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) }, 0);
@@ -247,8 +248,9 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(totals());
     cases.extend(watched());
     cases.extend(others());
+    // How to run out of threads is only known on Linux.
     if !cfg!(target_os = "linux") {
-        cases.retain(|case| !case.name.contains("without_threads") || case.name.contains("threads_cannot")); // elsewhere it is not known how to run out of them
+        cases.retain(|case| !case.name.contains("without_threads") || case.name.contains("threads_cannot"));
     }
     cases
 }
@@ -312,7 +314,7 @@ fn given_up() -> Vec<Case> {
             OK
         })
         .err("process > outer > inner: exit handler"),
-        // The plugin is the oldest, so it would come last if the outermost drain went on first.
+        // The plugin is the oldest, so it would come last if the outermost drain continued first.
         case("a_handler_finalizes_a_plugin_that_hangs", GAVE_UP, &["p2", "p1", "A"], || {
             limit(limits());
             let plugin = plugin("plugin");
@@ -367,7 +369,7 @@ fn given_up() -> Vec<Case> {
                 stuck_in(&plugin);
                 plugin.stack().register(Handler::new(|| Err("disk full")).named("fails"));
                 register(move || drop(plugin.finalize()));
-                // In whichever order: one of them is reported by the thread that watches.
+                // In either order: one of them is reported by the watching thread.
                 report::set_hook(Box::new(|error| {
                     let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
                     seen.push(error.name().unwrap_or("?").to_owned());
@@ -379,7 +381,7 @@ fn given_up() -> Vec<Case> {
                 OK
             },
         ),
-        // Neither of the two is the process's, so nobody may drain them.
+        // Neither belongs to the process, so nobody may drain them.
         case("a_run_now_in_a_handler_that_hangs", GAVE_UP, &["A"], || {
             limit(limits());
             says("A");
@@ -477,7 +479,7 @@ fn elsewhere() -> Vec<Case> {
             until_inside(move || process_stack().run_now(id), &inside);
             OK
         }),
-        // `inner` is the oldest, so it would come last if the drain that was waited for went on first.
+        // `inner` is the oldest, so it would come last if the outer drain continued first.
         case("the_innermost_on_another_thread_goes_first", GAVE_UP, &["q1", "p1", "A"], || {
             limit(limits());
             let inner = plugin("inner");
@@ -502,7 +504,7 @@ fn elsewhere() -> Vec<Case> {
             until_inside(move || process_stack().run_now(id), &inside);
             OK
         }),
-        // The thread in `finalize` is not the one that leaves, and goes on with its own affairs.
+        // The thread in `finalize` is not the one that leaves, and may do other things afterwards.
         case("a_chain_of_two_waits", GAVE_UP, &["q1", "p1", "A"], || {
             limit(limits());
             says("A");
@@ -532,7 +534,7 @@ fn elsewhere() -> Vec<Case> {
             until_inside(|| c_exit(3), &inside);
             c_exit(4)
         }),
-        // The second one comes to the outer drain, and must not go on with that before the inner one is done.
+        // The second thread reaches the outer drain, and must not continue it before the inner one is done.
         case("two_threads_leave_and_the_innermost_goes_first", GAVE_UP, &["p2", "p1", "A"], || {
             limit(limits());
             let plugin = plugin("plugin");
@@ -540,7 +542,7 @@ fn elsewhere() -> Vec<Case> {
             let (goes_on, resumed) = channel();
             plugin.stack().register(move || {
                 let _ = goes_on.send(());
-                takes(2 * SHORT); // so that the other thread could be faster
+                takes(2 * SHORT); // so that the other thread could get ahead
                 say("p2");
             });
             let (begins, inside) = channel();
@@ -564,7 +566,7 @@ fn elsewhere() -> Vec<Case> {
     ]
 }
 
-/// Handlers that were given up and come back.
+/// Handlers that were given up and then return.
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn come_back() -> Vec<Case> {
     vec![
@@ -626,7 +628,7 @@ fn come_back() -> Vec<Case> {
             late(|| exit(9));
             Ok(run(|| ()))
         }),
-        // The late exit is a nested drain's.
+        // The late exit comes from a nested drain.
         case("a_late_exit_from_a_plugin_is_ignored", GAVE_UP, &["below", "A"], || {
             limit(limits());
             says("A");
@@ -658,7 +660,7 @@ fn come_back() -> Vec<Case> {
             });
             OK
         }),
-        // It must not say that a transaction was committed which is then rolled back.
+        // It must not say that a transaction was committed that is then rolled back.
         case("a_late_thread_commits_nothing", GAVE_UP, &["not committed", "below", "rolled back"], || {
             limit(limits());
             late(|| {
@@ -674,7 +676,7 @@ fn come_back() -> Vec<Case> {
     ]
 }
 
-/// The time of all handlers together.
+/// Limits on the total time of all handlers.
 fn totals() -> Vec<Case> {
     vec![
         case("what_has_no_time_is_neither_run_nor_dropped", GAVE_UP, &["B"], || {
@@ -839,7 +841,7 @@ fn watched() -> Vec<Case> {
             register(|| ());
             OK
         }),
-        // The hook is told that the handler was given up.
+        // The hook is called because the handler was given up.
         case("a_report_hook_that_hangs_when_one_is_given_up", GAVE_UP, &["reported stuck"], || {
             limit(limits().within(3 * SHORT));
             reports(|| forever());
@@ -889,10 +891,10 @@ fn others() -> Vec<Case> {
                 limit(limits().within(2 * SHORT));
                 register(|| {
                     let forked = fork(|| {
-                        takes(6 * SHORT); // the parent gives up the handler, which waits for this process
+                        takes(6 * SHORT); // the parent gives up the handler, which is waiting for this process
                         say("the parent is gone");
                         limit(Limits::new());
-                        // Drained by the very thread that was in the parent's drain.
+                        // Drained by the same thread that was in the parent's drain.
                         let plugin = Interpreter::new("plugin");
                         says_in(&plugin, "p1");
                         let _ = plugin.finalize();
@@ -974,7 +976,7 @@ const WAYS: [(&str, i32); 9] = [
     ("c on a thread", 3),
 ];
 
-/// A handler that takes longer than it has, on each way out.
+/// Runs a handler that exceeds its limit, on each way out.
 pub(crate) fn child() -> Ended {
     let [_, way, expiry] = &std::env::args().collect::<Vec<_>>()[..] else { return Err("way, expiry".into()) };
     let expiry = match &**expiry {
@@ -1046,7 +1048,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials
 }
 
-/// What is written without an observer.
+/// Shows what is written without an observer.
 pub(crate) fn child_that_is_slow() -> Ended {
     limit(limits().warn_after(SHORT / 2));
     stuck("stuck");

@@ -1,4 +1,4 @@
-//! The library inside something that is loaded, or refused, or built to abort: `tests/exit/fixtures`, built here.
+//! The library inside something that is loaded, refused a hook, or built to abort: `tests/exit/fixtures`, built here.
 
 use std::ffi::OsString;
 use std::hash::BuildHasher;
@@ -20,7 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_loaded_library_that_stays_drains_at_exit", || {
             expect(Command::new(host()?).arg("stay").arg(library()?), 0, &["loaded", "plugin's", "host's"])
         }),
-        // The status of its host stays as it is.
+        // The host's status stays as it is.
         trial("an_unloaded_library_decides_no_status", || {
             expect(
                 Command::new(host()?).arg("status").arg(library()?),
@@ -28,7 +28,7 @@ pub(crate) fn trials() -> Vec<Trial> {
                 &["loaded", "plugin's", "unloaded", "host's"],
             )
         }),
-        // It is still loaded when its host exits.
+        // The library is still loaded when its host exits.
         trial("a_loaded_library_decides_the_status_at_exit", || {
             expect(Command::new(host()?).arg("stay-status").arg(library()?), 7, &["loaded", "plugin's", "host's"])
         }),
@@ -41,7 +41,7 @@ pub(crate) fn trials() -> Vec<Trial> {
                 _ => Err(format!("{output:?}").into()),
             }
         }),
-        // Its status is decided, and its threads may race in `exit`, as in any other program.
+        // Handlers can decide its status, and its threads may race in `exit`, as in any other program.
         trial("a_program_with_the_crate_in_a_dylib_works", || {
             let (folder, libraries) = linked()?;
             let run = |argument: &str, status, lines: &[&str]| {
@@ -85,7 +85,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             has_error(&output, "was refused: the stack no longer accepts handlers")?;
             compare(&output, Status::Code(0), &["handed back"])
         }),
-        // It is the first block of C's list of functions.
+        // That is the first block of C's list of functions.
         trial("c_is_given_as_many_hooks_as_one_block_holds", || {
             let counted = build("dev", "counted")?;
             compare(&output(&mut Command::new(counted))?, Status::Code(0), &["16", "31"])
@@ -102,10 +102,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("an_allocator_may_use_the_process_stack_in_use", || {
             allocating("process", &["each handler was dropped once"])
         }),
-        // Several threads use both.
+        // Several threads use the stack and the lock.
         trial("an_allocator_with_a_lock_may_use_a_stack", || allocating("threads", &["each handler was dropped once"])),
         trial("around_a_fork_nothing_is_allocated", || allocating("fork", &["child: 0 calls", "parent: 0 calls"])),
-        // A handler that fails or calls `exit` does not abort.
+        // A handler that returns an error or calls `exit` does not abort.
         trial("with_panic_abort_a_panicking_handler_aborts", || {
             let aborting = build("abort", "aborting")?;
             let panics = output(Command::new(&aborting).arg("panic"))?;
@@ -120,13 +120,13 @@ pub(crate) fn trials() -> Vec<Trial> {
             has_error(&panics, "the work panicked")?;
             compare(&panics, Status::Signal(libc::SIGABRT), &["the handler ran"])
         }),
-        // A handler panics; the handlers below it run.
+        // A handler panics, and the handlers below it run.
         trial("with_panic_abort_a_hook_that_exits_drains", || {
             let panics = output(Command::new(build("abort", "aborting")?).arg("hook"))?;
             has_error(&panics, "in a handler")?;
             compare(&panics, Status::Code(101), &["B", "A"])
         }),
-        // The manifest is the guide's.
+        // The manifest is the one shown in the guide.
         trial("an_optional_dependency_builds_both_ways", optional_dependency),
     ];
     for threads in [1, 3, 8] {
@@ -140,7 +140,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials
 }
 
-/// Nobody crashes or hangs, all handlers run, once, and the status is the one that was given to `exit`.
+/// Checks that nothing crashes or hangs, every handler runs once, and the status is the one given to `exit`.
 fn meet(threads: usize, order: impl Fn() -> String) -> Result<(), Failed> {
     let (program, library) = (c("meet")?, library()?);
     let run = |_| {
@@ -148,7 +148,8 @@ fn meet(threads: usize, order: impl Fn() -> String) -> Result<(), Failed> {
         let mut meets = timeout();
         meets.arg(&program).arg(&library).args([&order, &threads.to_string()]);
         let output = meets.output().map_err(|error| error.to_string())?;
-        // Of those that leave when the library is gone, the third may end the process under the first: that is C's affair.
+        // Among threads that leave once the library is gone, the third may end the process under the first: C allows
+        // that.
         let cut = order.parse::<i64>().is_ok() && threads > 2 && output.stdout == b"plugin's\n";
         let lines: &[&str] = if cut { &["plugin's"] } else { &["plugin's", "host's"] };
         compare(&output, Status::Code(7), lines)
@@ -159,7 +160,7 @@ fn meet(threads: usize, order: impl Fn() -> String) -> Result<(), Failed> {
     if bad.is_empty() { Ok(()) } else { Err(format!("{} of {runs}, such as {}", bad.len(), bad[0]).into()) }
 }
 
-/// A number of nanoseconds, positive or negative, within the time that it takes to run the handlers and to unload.
+/// A positive or negative number of nanoseconds, about as long as running the handlers and unloading take.
 fn at_once() -> String {
     let random = std::hash::RandomState::new().hash_one(());
     format!("{}{}", if random % 2 == 0 { "" } else { "-" }, random / 2 % 200_000)
@@ -169,7 +170,7 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/exit/fixtures")
 }
 
-/// Where the fixtures are built: beside what this test was built into.
+/// Where the fixtures are built: inside this test's own build directory.
 fn target() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("fixtures")
 }
@@ -185,7 +186,7 @@ fn build(profile: &str, bin: &str) -> Result<PathBuf, Failed> {
     Ok(cargo(profile, &["--bin", bin])?.join(bin))
 }
 
-/// Runs the program whose allocator uses the stacks; the last thing it said before it hangs is shown.
+/// Runs the program whose allocator uses the stacks. If it hangs, the error shows the last thing it said.
 fn allocating(what: &str, lines: &[&str]) -> Result<(), Failed> {
     let mut output = output(Command::new(build("dev", "allocating")?).arg(what))?;
     let from = output
@@ -203,7 +204,7 @@ fn library() -> Result<PathBuf, Failed> {
     Ok(cargo("dev", &["--lib"])?.join("libfixtures.so"))
 }
 
-/// Where a program is that has the crate in a `dylib`, and where that one and Rust's own are.
+/// Where to find a program that has the crate in a `dylib`, and the libraries that it needs.
 fn linked() -> Result<(PathBuf, OsString), Failed> {
     let target = target().join("linked");
     let flags = std::env::var("RUSTFLAGS").unwrap_or_default() + " -C prefer-dynamic";
@@ -221,10 +222,10 @@ fn host() -> Result<PathBuf, Failed> {
     c("host")
 }
 
-/// Builds a program in C.
+/// Builds a program written in C.
 fn c(program: &str) -> Result<PathBuf, Failed> {
     std::fs::create_dir_all(target())?;
-    // Each test builds its own, for they run at the same time.
+    // Each test builds its own copy, because they run at the same time.
     let file = target().join(format!("{program}-{:?}", std::thread::current().id()).replace(['(', ')'], "-"));
     let mut gcc = Command::new("gcc");
     gcc.arg("-o").arg(&file).arg(fixtures().join(program).with_extension("c")).args(["-pthread", "-ldl"]);
@@ -241,7 +242,7 @@ fn built(command: &mut Command) -> Result<Vec<u8>, Failed> {
     }
 }
 
-/// Builds the example of `guide::optional_dependency` as a library of its own, without the feature and with it.
+/// Builds the example of `guide::optional_dependency` as a separate library, with the feature and without it.
 fn optional_dependency() -> Result<(), Failed> {
     let package = target().join("optional");
     std::fs::create_dir_all(package.join("src"))?;
@@ -261,7 +262,7 @@ fn optional_dependency() -> Result<(), Failed> {
     Ok(())
 }
 
-/// What the chapter shows of its block of this language.
+/// The code block in this language that the chapter shows.
 fn shown(language: &str) -> String {
     let chapter = include_str!("../../src/guide/optional_dependency.rs");
     let lines = chapter.lines().map(|line| line.strip_prefix("//! ").unwrap_or_default());

@@ -1,9 +1,9 @@
-//! Every way out of a process, each in a child process: this binary runs itself with the case's name, and compares
-//! what the child wrote and how it ended. `harness = false`, because the cases need `main` for themselves.
+//! Every way out of a process, each in a child process. This binary runs itself with the case's name and checks the
+//! child's output and its exit status. It has `harness = false`, because the cases need `main` for themselves.
 //!
-//! `EXITSTACK_RUNS` says how often the racing cases run (20 to 100 times if unset), `EXITSTACK_MINUTES` after how many of
-//! them a child hangs (1), `EXITSTACK_RUNNER` by which command children are run, if this binary is none that the system
-//! runs by itself.
+//! `EXITSTACK_RUNS` sets how often racing cases run (13 to 100 times if unset), `EXITSTACK_MINUTES` after how many
+//! minutes a child counts as hung (1), and `EXITSTACK_RUNNER` the command that runs the children, if the system cannot
+//! run this binary by itself.
 
 #![allow(missing_docs, reason = "a test")]
 #![allow(unsafe_code, reason = "C's exit, fork and signals are what is tested")]
@@ -32,20 +32,20 @@ use std::process::{Command, ExitCode, Output, Stdio};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-/// What `main` returns in a child: `Err` ends it as any `main` that returns `Err`.
+/// What `main` returns in a child. `Err` ends it like any `main` that returns `Err`.
 type Ended = Result<ExitCode, String>;
 
 const OK: Ended = Ok(ExitCode::SUCCESS);
 
-/// A child's program, and what must come of it.
+/// A child's program, and its expected result.
 struct Case {
     name: &'static str,
     child: fn() -> Ended,
-    /// One of these.
+    /// The accepted statuses.
     statuses: Vec<Status>,
     /// Standard output, line by line.
     out: Vec<String>,
-    /// What standard error must contain.
+    /// Texts that standard error must contain.
     err: Vec<&'static str>,
 }
 
@@ -66,7 +66,7 @@ fn case(name: &'static str, status: Status, out: &[&str], child: fn() -> Ended) 
 }
 
 impl Case {
-    /// Another status is right as well: where several threads leave, it may be any of theirs.
+    /// Also accepts another status: if several threads leave, the status may be that of any of them.
     fn or(mut self, status: Status) -> Self {
         self.statuses.push(status);
         self
@@ -102,7 +102,7 @@ fn status_of(output: &Output) -> Status {
     status.code().map_or_else(|| Status::Signal(status.signal().unwrap_or_default()), Status::Code)
 }
 
-/// A command that runs another one, and kills it if it hangs.
+/// A command that runs another command, and kills it if it hangs.
 fn timeout() -> Command {
     let mut command = Command::new("timeout");
     let minutes = std::env::var("EXITSTACK_MINUTES").unwrap_or_else(|_| "1".into());
@@ -110,7 +110,7 @@ fn timeout() -> Command {
     command
 }
 
-/// Runs the case's child.
+/// Runs a case's child.
 fn run_child(name: &str, arguments: &[String]) -> Output {
     let me = std::env::current_exe().expect("a test has a path");
     let mut command = timeout();
@@ -144,7 +144,7 @@ fn main() -> Ended {
         cases.extend(more);
     }
     if cfg!(exitstack_no_wipe) {
-        cases.retain(|case| !case.name.starts_with("a_raw_clone")); // the hooks of `pthread_atfork` do not see it
+        cases.retain(|case| !case.name.starts_with("a_raw_clone")); // `pthread_atfork` hooks do not notice it
     }
     if let Ok(name) = std::env::var("EXITSTACK_CASE") {
         match &*name {

@@ -14,7 +14,8 @@ use crate::{Ended, Status, run_child, runs, status_of};
 
 const WAYS: [&str; 7] = ["std", "c", "exit", "std+c", "std+exit", "c+exit", "return+c"];
 
-/// Every handler once, in order, none cut short: the last one says so, and so does one that is out of order.
+/// Every handler runs once and in order, and none is cut short. The last one says so, and any that is out of order says
+/// that.
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     for way in WAYS {
@@ -34,7 +35,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             }));
         }
     }
-    // No child hangs, whether another thread registers it just before the fork or during it.
+    // No child hangs, whether another thread registers that handler just before the fork or during it.
     trials.push(Trial::test("the_first_handler_may_come_at_the_fork", || {
         let delays = (0..runs()).map(|run| [0, 30, 100, 300, 1000, 3000][run % 6].to_string());
         let bad: Vec<_> = delays
@@ -87,7 +88,7 @@ pub(crate) fn child() -> Ended {
             if RAN.load(Ordering::SeqCst) != place {
                 say("out of order");
             }
-            thread::yield_now(); // lets another thread in, if it can come in
+            thread::yield_now(); // gives other threads a chance to get in
             RAN.fetch_add(1, Ordering::SeqCst);
         });
     }

@@ -1,5 +1,5 @@
-//! What becomes of a report: whatever standard error is, and whatever the hook does, the drain goes on and each failure
-//! is told once.
+//! What happens to reports: whatever standard error is and whatever the hook does, the drain continues and each failure
+//! is reported once.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _};
@@ -17,41 +17,41 @@ use crate::Status::Code;
 use crate::child::{c_exit, say, says};
 use crate::{Case, Ended, OK, case};
 
-/// Both ends of a pipe, what is read first.
+/// Both ends of a pipe: the one to read from, and the one to write to.
 fn pipe() -> (File, File) {
     let mut ends = [0; 2];
     // SAFETY: fills the array, which has room for both.
     assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
-    // SAFETY: the descriptors were made above and are nobody else's.
+    // SAFETY: the descriptors were created above and have no other owner.
     let [reads, writes] = ends.map(|end| File::from(unsafe { OwnedFd::from_raw_fd(end) }));
     (reads, writes)
 }
 
-/// Makes this standard error, and returns what it was before.
+/// Replaces standard error, and returns the previous one.
 fn replace_standard_error(by: &impl AsRawFd) -> File {
-    // SAFETY: makes a descriptor.
+    // SAFETY: creates a descriptor.
     let before = unsafe { libc::dup(libc::STDERR_FILENO) };
-    // SAFETY: duplicates descriptors, which are open.
+    // SAFETY: duplicates open descriptors.
     assert_eq!(unsafe { libc::dup2(by.as_raw_fd(), libc::STDERR_FILENO) }, libc::STDERR_FILENO);
-    // SAFETY: the descriptor was made above and is nobody else's.
+    // SAFETY: the descriptor was created above and has no other owner.
     File::from(unsafe { OwnedFd::from_raw_fd(before) })
 }
 
 fn set_nonblocking(file: &File) {
-    // SAFETY: asks for the flags of a descriptor that is open.
+    // SAFETY: reads the flags of an open descriptor.
     let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    // SAFETY: sets them.
+    // SAFETY: sets the flags of an open descriptor.
     assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) }, 0);
 }
 
-/// Whether a pipe takes no more now.
+/// Whether the pipe is full.
 fn is_full(writes: &File) -> bool {
     let mut file = libc::pollfd { fd: writes.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     // SAFETY: one entry, which lives until the call returns.
     unsafe { libc::poll(&raw mut file, 1, 0) == 0 }
 }
 
-/// Reads from a pipe once it is full, a little at a time, until there is no writer any more.
+/// Once the pipe is full, reads from it a little at a time, until it has no writer any more.
 fn read_slowly(mut reads: File, writes: File) -> JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         while !is_full(&writes) {
@@ -71,15 +71,15 @@ fn read_slowly(mut reads: File, writes: File) -> JoinHandle<Vec<u8>> {
 }
 
 fn set_action(signal: i32, action: libc::sighandler_t) {
-    // SAFETY: the action is one of the system's own.
+    // SAFETY: the action is one of the system's constants.
     assert_ne!(unsafe { libc::signal(signal, action) }, libc::SIG_ERR);
 }
 
-/// A set of signals that one of C's functions fills.
+/// A set of signals, filled by a C function.
 fn signals(fill: impl FnOnce(*mut libc::sigset_t)) -> libc::sigset_t {
     let mut set = std::mem::MaybeUninit::zeroed();
     fill(set.as_mut_ptr());
-    // SAFETY: a `sigset_t` is numbers, which may be zero.
+    // SAFETY: a `sigset_t` is made of numbers, which may be zero.
     unsafe { set.assume_init() }
 }
 
@@ -99,13 +99,13 @@ fn is_blocked(signal: i32) -> bool {
 }
 
 fn block(signal: i32) {
-    // SAFETY: changes the set, which is empty as zeros are.
+    // SAFETY: changes the set; a zeroed set is empty.
     let set = signals(|set| assert_eq!(unsafe { libc::sigaddset(set, signal) }, 0));
     // SAFETY: reads the set.
     assert_eq!(unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) }, 0);
 }
 
-/// A file with no name, for this process alone.
+/// A file without a name, private to this process.
 fn nameless_file() -> File {
     let path = std::env::temp_dir().join(format!("exitstack-report-{}", std::process::id()));
     let file = File::options().read(true).append(true).create_new(true).open(&path).unwrap();
@@ -113,13 +113,13 @@ fn nameless_file() -> File {
     file
 }
 
-/// Calls this when the handlers have run.
+/// Calls `last` after all handlers have run.
 fn at_the_very_end(last: extern "C" fn()) {
     // SAFETY: a function that does not unwind. Registered first, it runs last.
     assert_eq!(unsafe { libc::atexit(last) }, 0);
 }
 
-/// Lets the default reports be said on standard output, each by its last word, when the handlers have run.
+/// When the handlers have run, says the default reports on standard output, each as its last word.
 fn say_reports_at_the_end() {
     static REPORTS: OnceLock<File> = OnceLock::new();
     extern "C" fn say_them() {
@@ -148,7 +148,7 @@ fn fails(text: &'static str) {
     register(move || Err(text));
 }
 
-/// From now on a hook says each failure, and then does not return.
+/// Sets a hook that says each failure and then does not return.
 fn tell_and(then: fn() -> !) {
     set_hook(Box::new(move |error| {
         say_failure(error);
@@ -156,7 +156,7 @@ fn tell_and(then: fn() -> !) {
     }));
 }
 
-/// Registers handlers of which each second one fails.
+/// Registers four handlers, every other one of which fails.
 fn two_fail() -> Ended {
     says("A");
     fails("two");
@@ -165,12 +165,12 @@ fn two_fail() -> Ended {
     OK
 }
 
-/// Panics when it is dropped.
+/// Panics when dropped.
 struct Bomb;
 
 impl Drop for Bomb {
     fn drop(&mut self) {
-        panic::resume_unwind(Box::new(())); // what it carried would be leaked
+        panic::resume_unwind(Box::new(())); // a payload that owned memory would be leaked
     }
 }
 
@@ -213,7 +213,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 };
                 state();
                 block(libc::SIGPIPE);
-                // SAFETY: a signal that is blocked.
+                // SAFETY: the signal is blocked.
                 assert_eq!(unsafe { libc::raise(libc::SIGPIPE) }, 0);
                 ExitStack::new().register(|| Err("bad"));
                 state();
@@ -229,7 +229,7 @@ pub(crate) fn cases() -> Vec<Case> {
             at_the_very_end(length);
             drop(replace_standard_error(FILE.get_or_init(nameless_file)));
             let limit = libc::rlimit { rlim_cur: 10, rlim_max: 10 };
-            // SAFETY: reads the limits.
+            // SAFETY: reads the limit.
             assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) }, 0);
             says("A");
             fails("cut");
@@ -258,7 +258,7 @@ pub(crate) fn cases() -> Vec<Case> {
             say(&format!("{} bytes, {lines}", text.matches('E').count()));
             OK
         }),
-        // There is no other wait until it reads again.
+        // After that, nothing waits until the reader reads again.
         case("a_stopped_reader_costs_one_wait", Code(0), &["in time", "heard", "200000"], || {
             let (mut reads, writes) = pipe();
             set_nonblocking(&reads);
@@ -272,7 +272,7 @@ pub(crate) fn cases() -> Vec<Case> {
             drop(stack);
             say(if began.elapsed() < Duration::from_secs(10) { "in time" } else { "late" });
             let mut text = Vec::new();
-            let _ = reads.read_to_end(&mut text); // ends where it would wait
+            let _ = reads.read_to_end(&mut text); // ends where it would block
             ExitStack::new().register(|| Err("heard"));
             text.clear();
             let _ = reads.read_to_end(&mut text);
@@ -299,7 +299,7 @@ pub(crate) fn cases() -> Vec<Case> {
             tell_and(|| c_exit(3));
             two_fail()
         }),
-        // Two threads in C's exit come to report the same one.
+        // Two threads in C's exit are about to report the same failure.
         case("a_failure_two_threads_report_is_told_once", Code(3), &["hook: one", "hook: two", "A"], || {
             say_reports_at_the_end();
             let (one, wait_one) = mpsc::channel();
@@ -316,9 +316,9 @@ pub(crate) fn cases() -> Vec<Case> {
             }));
             says("A");
             register(move || {
-                thread::spawn(|| c_exit(3)); // is to report both, and is in the hook with the first
+                thread::spawn(|| c_exit(3)); // would report both, and is in the hook with the first
                 wait_one.recv().unwrap();
-                c_exit(3) // comes to report the second too
+                c_exit(3) // is about to report the second too
             });
             fails("two");
             fails("one");
@@ -331,7 +331,7 @@ pub(crate) fn cases() -> Vec<Case> {
             tell_and(|| exitstack::exit(3));
             two_fail()
         }),
-        // The hook is told each failure, panics, and the default report tells it.
+        // The hook receives each failure and panics, so the default report is made as well.
         case(
             "a_panicking_hook_leaves_all_to_the_default",
             Code(0),

@@ -1,4 +1,4 @@
-//! Ways out from inside drains that stand in one another, and beside drains of other threads.
+//! Ways out from inside nested drains, and beside drains of other threads.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -16,7 +16,7 @@ fn says_on(stack: &SharedExitStack, line: &'static str) {
     stack.register(move || say(line));
 }
 
-/// Finalizes from inside a handler what the handler's interpreter is nested in; the next handler leaves by `leave`.
+/// A handler finalizes what its own interpreter is nested in, and the next handler leaves with `leave`.
 fn leaves_below(leave: fn()) -> Ended {
     says_on(process_stack(), "process");
     let outer = Interpreter::new("outer");
@@ -29,7 +29,7 @@ fn leaves_below(leave: fn()) -> Ended {
     OK
 }
 
-/// Two interpreters beside one another, a handler of the one finalizes the other, a handler of which leaves.
+/// Two unrelated interpreters: a handler of the first finalizes the second, a handler of which leaves.
 fn leaves_in_another(order: [&'static str; 2]) -> Ended {
     let [first, second] = order.map(Interpreter::new);
     let (x, y) = if order[0] == "x" { (first, second) } else { (second, first) };
@@ -49,7 +49,7 @@ fn says_how_many_reports() {
     register(|| say(&format!("{} reports", REPORTS.load(Ordering::SeqCst))));
 }
 
-/// Ends the process while a handler of this stack runs out of its turn on another thread.
+/// Ends the process while a handler of this stack runs out of turn on another thread.
 fn ends_while_run_now_runs(stack: &'static SharedExitStack) -> Ended {
     let (runs, wait_runs) = channel();
     let (ends, wait_ends) = channel::<Watched>();
@@ -77,7 +77,7 @@ pub(crate) fn cases() -> Vec<Case> {
             leaves_below(|| exit(3))
         }),
         case("the_innermost_drain_is_resumed_first", Code(3), &["y", "x", "process"], || leaves_in_another(["x", "y"])),
-        // Its interpreter is older than the one around it.
+        // Its interpreter is older than the outer one.
         case("the_innermost_drain_goes_first_even_if_older", Code(3), &["y", "x", "process"], || {
             leaves_in_another(["y", "x"])
         }),
@@ -101,8 +101,9 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         }),
         case("what_another_resumed_is_waited_for_first", Code(3), &["x new", "x", "new", "old"], || {
-            // The main thread leaves in `y`, inside `x`. While it drains the rest of `y`, a second thread resumes `x`, and
-            // closes the process stack there: that close is told to go on, and `x` ends before what is newer than it runs.
+            // The main thread leaves in `y`, inside `x`. While it drains the rest of `y`, a second thread resumes `x`
+            // and closes the process stack there. That close must return early, and `x` must end before the newer
+            // handlers run.
             says_on(process_stack(), "old");
             let [x, y] = ["x", "y"].map(Interpreter::new);
             says_on(process_stack(), "new");
@@ -160,12 +161,12 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = x.finalize();
             OK
         }),
-        // It is the status of every thread that leaves, whichever asked for it.
+        // Every thread that leaves uses the status, whichever thread requested it.
         case("a_requested_status_holds_for_every_thread", Code(7), &[], || {
             let (drains, wait_drains) = channel();
             register(move || {
                 drains.send(()).unwrap();
-                (0..1000).for_each(|_| thread::yield_now()); // lets `main` come to its wait, if it can
+                (0..1000).for_each(|_| thread::yield_now()); // gives `main` time to start waiting
             });
             thread::spawn(|| {
                 let x = Interpreter::new("x");
@@ -176,7 +177,7 @@ pub(crate) fn cases() -> Vec<Case> {
             wait_drains.recv().unwrap();
             OK
         }),
-        // Another thread has gone on with the drain.
+        // Another thread has resumed the drain.
         case("exit_in_a_resumed_drain_beats_older_requests", Code(7), &[], || {
             let root = Interpreter::new("root");
             let x = root.subinterpreter("x");
@@ -191,7 +192,7 @@ pub(crate) fn cases() -> Vec<Case> {
             inner.stack().register(move || {
                 runs.send(()).unwrap();
                 wait_asks.recv().unwrap();
-                (0..1000).for_each(|_| thread::yield_now()); // lets the owner of x come to its wait, if it can
+                (0..1000).for_each(|_| thread::yield_now()); // gives the owner of x time to start waiting
                 let _ = root.finalize();
             });
             thread::spawn(move || {
@@ -236,8 +237,8 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         }),
         case("a_thread_in_c_exit_waits_if_a_cycle_is_broken", Code(9), &["x new", "x old", "old"], || {
-            // The main thread drains the process stack and comes to `x`; a handler of `x` on a second thread closes the
-            // process stack; a third is in C's exit and waits too.
+            // The main thread drains the process stack and reaches `x`. On a second thread, a handler of `x` closes the
+            // process stack. A third thread is in C's exit and waits as well.
             static DRAINS: LazyLock<(Sender<()>, Mutex<Receiver<()>>)> = LazyLock::new(|| {
                 let (sender, receiver) = channel();
                 (sender, Mutex::new(receiver))
@@ -258,20 +259,21 @@ pub(crate) fn cases() -> Vec<Case> {
                 thread::spawn(|| c_exit(9));
                 DRAINS.0.send(()).unwrap();
             });
-            // Whichever of the three leaves: none before all has run. The status is that of the first in C's exit.
+            // Whichever of the three leaves, everything has run before that. The status is that of the first in C's
+            // exit.
             let _ = process_stack().close();
             thread::park();
             OK
         }),
         // A thread that leaves waits for the close, and then for the handler.
         case("a_closing_handler_is_waited_for_to_its_end", Code(9), &["old", "goes on"], || {
-            // A handler of an interpreter closes the process stack and goes on when that is done; another thread waits for
-            // that close on its way out.
+            // A handler of an interpreter closes the process stack and then goes on. Another thread that is leaving
+            // waits for that close.
             says_on(process_stack(), "old");
             let (runs, wait_runs) = channel();
             register(move || {
                 runs.send(()).unwrap();
-                thread::yield_now(); // lets the other thread come to its wait, if it can
+                thread::yield_now(); // gives the other thread time to start waiting
             });
             let x = Interpreter::new("x");
             x.stack().register(|| {
@@ -286,9 +288,9 @@ pub(crate) fn cases() -> Vec<Case> {
             wait_runs.recv().unwrap();
             exit(9)
         }),
-        // The close waits for that thread.
+        // The close is waiting for that thread.
         case("a_close_returns_if_the_other_thread_leaves", Code(3), &["closed", "old"], || {
-            // A handler of the process stack closes a value, a handler of which leaves on another thread.
+            // A handler of the process stack closes a plain value, a handler of which leaves on another thread.
             static VALUE: SharedExitStack = SharedExitStack::new();
             says_on(process_stack(), "old");
             let (runs, wait_runs) = channel();
@@ -310,8 +312,8 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         }),
         case("an_exiting_threads_drain_does_not_block_exit", Code(3), &["closed"], || {
-            // A handler of a value leaves on another thread, and waits for the main thread, which drains the process stack.
-            // That one goes on with another library's handler, which closes the value.
+            // A handler of a plain value leaves on another thread, and waits for the main thread, which drains the
+            // process stack. Then the main thread runs another library's handler, which closes the value.
             static VALUE: SharedExitStack = SharedExitStack::new();
             extern "C" fn another_librarys() {
                 let _ = VALUE.close();
@@ -370,7 +372,7 @@ pub(crate) fn cases() -> Vec<Case> {
             OK
         })
         .or(Code(0)),
-        // The drain around has reported a failure before a handler leaves.
+        // The outer drain has reported a failure before a handler leaves.
         case("an_outer_drains_report_is_not_repeated", Code(3), &["1 reports"], || {
             says_how_many_reports();
             let parent = Interpreter::new("parent");
@@ -383,7 +385,7 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = child.finalize();
             OK
         }),
-        // A `finalize()` returned it to a handler, which then leaves.
+        // A `finalize()` returned the failure to a handler, which then leaves.
         case("a_failure_told_to_a_handler_is_not_reported", Code(3), &["0 reports"], || {
             says_how_many_reports();
             let parent = Interpreter::new("parent");
@@ -396,7 +398,7 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = child.finalize();
             OK
         }),
-        // Another thread leaves, so that the close may not return.
+        // Another thread leaves, so the close may never return.
         case("a_failure_of_an_interrupted_close_is_reported", Code(4), &["old"], || {
             let (fails, wait_fails) = channel();
             let (go, wait_go) = channel();
@@ -410,7 +412,7 @@ pub(crate) fn cases() -> Vec<Case> {
             wait_fails.recv().unwrap();
             let main = Watched::this();
             thread::spawn(move || {
-                main.until_it_sleeps(); // in exit: the closer is not back before that
+                main.until_it_sleeps(); // in exit: until then, the closer does not return
                 go.send(())
             });
             c_exit(4)
@@ -438,7 +440,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 OK
             },
         ),
-        // A handler of each one makes the next one: that comes to an end.
+        // A handler of each creates the next, until the limit is reached.
         case("endless_nested_interpreters_starve_no_handler", Code(0), &["old"], || {
             fn deeper() {
                 let child = Interpreter::current().map_or_else(|| Interpreter::new("d"), |d| d.subinterpreter("d"));

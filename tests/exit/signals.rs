@@ -1,5 +1,5 @@
-//! Signals that end the process, with the feature `signals`. A child sends them to itself, at a moment that it knows; the
-//! last trials send them at any moment.
+//! Signals that end the process, with the feature `signals`. A child sends them to itself at a known moment; in the
+//! last trials, they arrive at any moment.
 
 use std::mem::MaybeUninit;
 use std::os::unix::process::CommandExt;
@@ -21,18 +21,18 @@ use crate::fork::{after, fork, raw_clone, say_child};
 use crate::random::Random;
 use crate::{Case, Ended, OK, case, minutes, run_child, runs_or, status_of};
 
-/// So long that it is never over.
+/// So long that it never expires.
 const LONG: Duration = Duration::from_secs(600);
 
 /// Sends a signal to this process.
 fn send(signal: i32) {
-    // SAFETY: no condition.
+    // SAFETY: no preconditions.
     let me = unsafe { libc::getpid() };
-    // SAFETY: no condition.
+    // SAFETY: no preconditions.
     unsafe { libc::kill(me, signal) };
 }
 
-/// Each signal counts, however soon it comes.
+/// Counts every signal, however soon it follows another.
 fn signals() -> Signals {
     Signals::new().repeat(Duration::ZERO)
 }
@@ -43,7 +43,7 @@ fn park() -> ! {
     }
 }
 
-/// Waits, in a handler that the process cannot end without, until a signal has been noticed.
+/// Waits until a signal has been noticed, in a handler without which the process cannot end.
 fn await_request() {
     while requested().is_none() {
         thread::yield_now();
@@ -55,7 +55,7 @@ fn says_outcome() {
     process_stack().on_success(|| say("succeeded"));
 }
 
-/// Installs, registers, sends the signal, and dies by it in the end.
+/// Installs, registers, sends the signal, and finally dies by it.
 fn dies_by(signal: i32) -> Ended {
     let caught = signals().install().map_err(|error| error.to_string())?;
     assert_eq!(caught, [SIGINT, SIGTERM, SIGHUP]);
@@ -66,7 +66,7 @@ fn dies_by(signal: i32) -> Ended {
     park()
 }
 
-/// Registers a handler that says this, sends the next signal, and never returns.
+/// Registers a handler that says this line, sends the next signal, and never returns.
 fn sticks(line: &'static str, next: i32) {
     register(move || {
         say(line);
@@ -75,7 +75,7 @@ fn sticks(line: &'static str, next: i32) {
     });
 }
 
-/// Registers a handler that asks for the end, then for one more step, and never returns.
+/// Registers a handler that sends a signal, and after that another one, and never returns.
 fn sticks_until_given_up() {
     register(|| {
         say("sticks");
@@ -86,8 +86,8 @@ fn sticks_until_given_up() {
     });
 }
 
-/// In a child that `forked` makes, a signal is sent that is caught in the parent.
-fn child_dies_of_a_signal(forked: fn(fn() -> Ended) -> Result<i32, Ended>) -> Ended {
+/// A child created by `forked` sends itself a signal that the parent catches.
+fn child_dies_of_a_signal(forked: impl Fn(fn() -> Ended) -> Result<i32, Ended>) -> Ended {
     signals().install().unwrap();
     says("A");
     let child = forked(|| {
@@ -103,7 +103,7 @@ fn child_dies_of_a_signal(forked: fn(fn() -> Ended) -> Result<i32, Ended>) -> En
     })
 }
 
-/// Registers a handler that a signal comes into, which a thread of the crate answers meanwhile.
+/// Registers a handler that sends a signal and waits until a thread of the library has noticed it.
 fn is_interrupted(signal: i32) {
     register(move || {
         say("interrupted");
@@ -143,14 +143,14 @@ fn action_of(signal: i32) -> (usize, i32) {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: null changes nothing, and the variable is live.
     unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) };
-    // SAFETY: zeros are valid, too.
+    // SAFETY: all zeros is a valid value.
     let action = unsafe { action.assume_init() };
     (action.sa_sigaction, action.sa_flags)
 }
 
 fn set_action(signal: i32, to: usize) {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: zeros are valid.
+    // SAFETY: all zeros is a valid value.
     let action = unsafe { action.assume_init_mut() };
     action.sa_sigaction = to;
     // SAFETY: `to` is a function that only stores to an atomic, or one of C's constants.
@@ -168,7 +168,7 @@ fn mask() -> Vec<i32> {
     (1..=64).filter(|&signal| unsafe { libc::sigismember(&raw const set, signal) } == 1).collect()
 }
 
-/// Installs with grace, sends a signal, waits until it asks, and does `then`.
+/// Installs with a grace period, sends a signal, waits for the request, and calls `then`.
 fn on_request(then: impl FnOnce() + Send + 'static) {
     let (asked, when) = mpsc::channel();
     signals().grace(LONG).on_request(move |signal| asked.send(signal).unwrap()).install().unwrap();
@@ -213,7 +213,7 @@ pub(crate) fn cases() -> Vec<Case> {
             send(SIGUSR1);
             park()
         }),
-        // Who decides the status.
+        // What decides the status.
         case("exit_of_a_handler_decides_over_a_signal", Code(7), &["B", "A", "another library's"], || {
             crate::child::another_librarys_handler();
             signals().install().unwrap();
@@ -276,7 +276,7 @@ pub(crate) fn cases() -> Vec<Case> {
             let main = thread::current().id();
             let told = move |signal| {
                 say(&format!("asked {signal} {}", thread::current().id() != main));
-                send(SIGHUP); // the second step: the handlers run before the grace is over
+                send(SIGHUP); // the second step: the handlers run although the grace period is not over
             };
             signals().grace(LONG).on_request(told).install().unwrap();
             says("A");
@@ -345,7 +345,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 for signal in [SIGTERM, SIGHUP, SIGINT] {
                     send(signal);
                 }
-                // Were they counted, this handler would be given up, and nothing be said.
+                // If they counted, this handler would be given up and say nothing.
                 thread::sleep(Duration::from_millis(200));
                 say("A");
             });
@@ -381,7 +381,7 @@ pub(crate) fn cases() -> Vec<Case> {
             send(SIGINT);
             park()
         }),
-        // While something drains already.
+        // While something is already draining.
         case("a_signal_during_exit_runs_nothing_twice", Code(4), &["B", "interrupted", "failed", "A"], || {
             signals().install().unwrap();
             says("A");
@@ -391,7 +391,7 @@ pub(crate) fn cases() -> Vec<Case> {
             exit(4)
         }),
         case("a_signal_does_not_stop_an_exit_under_way", Code(4), &["interrupted", "A"], || {
-            // The thread that the signal is answered on is past the last drain before this one is.
+            // The thread that answers the signal finishes the last drain before this one does.
             SLOW.with(|_| ());
             signals().install().unwrap();
             says("A");
@@ -450,13 +450,13 @@ pub(crate) fn cases() -> Vec<Case> {
             plugin.finalize().unwrap();
             park()
         }),
-        // Who takes over, once the handler on main is given up, is not the signal's thread with a step still to count.
+        // The relief of the handler on the main thread must not count the same step again, against what it runs itself.
         case("one_step_gives_up_one_handler", Signal(SIGTERM), &["sticks", "slow", "slow", "A"], || {
             signals().install().unwrap();
             says("A");
             for _ in 0..2 {
                 register(|| {
-                    thread::sleep(Duration::from_millis(100)); // the time in which it could be given up
+                    thread::sleep(Duration::from_millis(100)); // time in which it could be given up
                     say("slow");
                 });
             }
@@ -516,7 +516,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 }))
             },
         ),
-        // Beside others.
+        // Beside other users of signals.
         case("a_signal_flushes_what_print_holds_back", Signal(SIGINT), &["A", "held back"], || {
             signals().install().unwrap();
             says("A");
@@ -539,11 +539,11 @@ pub(crate) fn cases() -> Vec<Case> {
             park()
         }),
         case("no_mask_and_no_other_action_is_changed", Code(0), &["[10] true true", "here [10]"], || {
-            // SAFETY: zeros are valid.
+            // SAFETY: all zeros is a valid value.
             let mut blocked: libc::sigset_t = unsafe { std::mem::zeroed() };
             // SAFETY: the set is live.
             unsafe { libc::sigaddset(&raw mut blocked, SIGUSR1) };
-            // SAFETY: likewise.
+            // SAFETY: the set is live.
             unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, ptr::null_mut()) };
             let others = || (1..=31).filter(|signal| ![SIGINT, SIGTERM, SIGHUP].contains(signal)).map(action_of);
             let before: Vec<_> = others().collect();
@@ -563,7 +563,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 let kind = signals().only(&[SIGUSR1, signal]).install().unwrap_err().kind();
                 say(&format!("{kind:?}"));
             }
-            // Nothing was changed by that.
+            // That changed nothing.
             assert_eq!(action_of(SIGUSR1).0, libc::SIG_DFL);
             assert_eq!(signals().install().unwrap(), [SIGINT, SIGTERM, SIGHUP]);
             OK
@@ -597,7 +597,7 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-/// A program that has an iterator of signal-hook's as well.
+/// A program that also uses signal-hook's own iterator.
 fn beside_another_iterator(name: &'static str, before: bool) -> Case {
     fn iterator() -> mpsc::Receiver<i32> {
         let (came, when) = mpsc::channel();
@@ -617,11 +617,11 @@ fn beside_another_iterator(name: &'static str, before: bool) -> Case {
     case(name, Signal(SIGTERM), &["theirs Ok(15)"], child)
 }
 
-/// The cases, programs that are started in a special way, and the random ones.
+/// The cases, programs that are started in a special way, and random runs.
 pub(crate) fn trials() -> Vec<Trial> {
     let mut cases = cases();
     if cfg!(exitstack_no_wipe) {
-        cases.retain(|case| !case.name.starts_with("a_raw_clone")); // the hooks of `pthread_atfork` do not see it
+        cases.retain(|case| !case.name.starts_with("a_raw_clone")); // `pthread_atfork` hooks do not notice it
     }
     let mut trials: Vec<Trial> = cases.into_iter().map(|case| trial(case.name, move || case.check())).collect();
     trials.extend([
@@ -636,19 +636,19 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials
 }
 
-/// `.ci/run` asks for these alone, as the others need no feature.
+/// `.ci/run` selects these by their prefix, since the others need no feature.
 fn trial(name: &str, run: impl FnOnce() -> Result<(), Failed> + Send + 'static) -> Trial {
     Trial::test(format!("signals::{name}"), run)
 }
 
-/// This program, as the child of that case, which kills itself if it hangs.
+/// This program as the child of that case. It must kill itself if it hangs.
 fn command(case: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("a test has a path"));
     command.env("EXITSTACK_CASE", case).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
     command
 }
 
-/// As with `nohup`, and in the background of a shell that does not control jobs.
+/// As with `nohup`, or in the background of a shell without job control.
 fn ignored() -> Result<(), Failed> {
     let mut command = command("signals_ignored");
     let ignore = || {
@@ -656,7 +656,7 @@ fn ignored() -> Result<(), Failed> {
         set_action(SIGINT, libc::SIG_IGN);
         Ok(())
     };
-    // SAFETY: what runs in the child makes system calls alone.
+    // SAFETY: the closure, which runs in the child, makes only system calls.
     let output = unsafe { command.pre_exec(ignore) }.output()?;
     let out = String::from_utf8_lossy(&output.stdout);
     if (status_of(&output), &*out) == (Signal(SIGTERM), "[15]\nignored\nSome(15)\n") {
@@ -666,7 +666,7 @@ fn ignored() -> Result<(), Failed> {
 }
 
 pub(crate) fn child_with_ignored() -> Ended {
-    // SAFETY: no condition.
+    // SAFETY: no preconditions.
     unsafe { libc::alarm(60 * minutes()) };
     say(&format!("{:?}", signals().install().unwrap()));
     assert_eq!([action_of(SIGINT).0, action_of(SIGHUP).0], [libc::SIG_IGN; 2]);
@@ -700,17 +700,17 @@ fn process_1() -> Result<(), Failed> {
     Ok(())
 }
 
-/// bash goes on with a loop whose command has caught the signal and exited, but not if the command died by it.
+/// bash continues a loop if its command caught the signal and exited, but not if the command died by the signal.
 fn shells_loop() -> Result<(), Failed> {
     let mut bash = Command::new("bash");
     bash.args(["-c", "for i in 1 2 3; do \"$0\"; done; echo after"]).arg(std::env::current_exe()?);
     bash.env("EXITSTACK_CASE", "signals_to_the_group").env("RUST_BACKTRACE", "0").process_group(0);
-    // A shell does not catch what was ignored when it began, as where these tests run in the background of another one.
+    // A shell cannot catch a signal that was ignored when it started, for example if these tests run in the background.
     let reset = || {
         set_action(SIGINT, libc::SIG_DFL);
         Ok(())
     };
-    // SAFETY: what runs in the child makes system calls alone.
+    // SAFETY: the closure, which runs in the child, makes only system calls.
     let output = unsafe { bash.pre_exec(reset) }.output()?;
     if (status_of(&output), &*output.stdout) == (Signal(SIGINT), b"A\n") {
         return Ok(());
@@ -719,11 +719,11 @@ fn shells_loop() -> Result<(), Failed> {
 }
 
 pub(crate) fn child_of_a_shell() -> Ended {
-    // SAFETY: no condition.
+    // SAFETY: no preconditions.
     unsafe { libc::alarm(60 * minutes()) };
     signals().install().unwrap();
     says("A");
-    // SAFETY: no condition; the shell is in the group, as with Ctrl-C.
+    // SAFETY: no preconditions. The shell is in the process group, as with Ctrl-C.
     unsafe { libc::kill(0, SIGINT) };
     park()
 }
@@ -732,30 +732,30 @@ fn locked_stdout() -> Result<(), Failed> {
     let began = Instant::now();
     let output = run_child("a_locked_stdout_delays_the_end_but_little", &[]);
     let took = began.elapsed();
-    // The lower bound says that it was waited for at all.
+    // The lower bound shows that the end did wait for the lock.
     if status_of(&output) == Signal(SIGINT) && (100..10_000).contains(&took.as_millis()) {
         return Ok(());
     }
     Err(format!("after {took:?}: {output:?}").into())
 }
 
-/// What `main` does while signals come.
+/// What `main` does while signals arrive.
 const WAYS: [&str; 8] = ["return", "std", "c", "exit", "run", "close", "fork", "park"];
 
-/// How many handlers there are.
+/// The number of handlers.
 const HANDLERS: usize = 50;
 
-/// Which of them does not return, in some of the runs.
+/// The handler that does not return in some of the runs.
 const STUCK: usize = HANDLERS / 2;
 
-/// Sends one, two or three signals at some moment. Each handler must run at most once, in order, and all of them unless the
-/// third signal killed the process; and the status must be one that was asked for.
+/// Sends one, two or three signals at random moments. Each handler must run at most once and in order, and all of them
+/// unless the third signal killed the process. The status must be one that was requested.
 fn race_with(way: &'static str) -> Result<(), Failed> {
     let mut random = Random::stream(15, way.bytes().map(u64::from).sum());
     let (mut by_status, mut by_signal, mut gave_up, mut killed) = (0, 0, 0, 0);
     let runs = runs_or(13);
     for run in 0..runs {
-        // All of them differ: of two that are the same, the second may come when the first is still pending.
+        // All different: of two equal signals, the second may arrive while the first is still pending.
         let mut sent = [SIGINT, SIGTERM, SIGHUP];
         sent.rotate_left(run % 3);
         let count = 1 + run / 3 % 3;
@@ -777,7 +777,7 @@ fn race_with(way: &'static str) -> Result<(), Failed> {
                 Err(_) => return bad("something else was said"),
             }
         }
-        // What was given up may say so late.
+        // A handler that was given up may say its line late.
         if seen.windows(2).filter(|pair| pair[0] < pair[1]).count() >= count {
             return bad("out of order");
         }
@@ -786,7 +786,7 @@ fn race_with(way: &'static str) -> Result<(), Failed> {
             "c" => Some(5),
             "exit" => Some(6),
             "return" | "run" => Some(0),
-            _ => None, // it ends by a signal alone
+            _ => None, // it can only end by a signal
         };
         let is_killed = seen.len() < HANDLERS;
         match status {
@@ -836,7 +836,7 @@ pub(crate) fn child_that_races() -> Ended {
         sender.wait();
         spin(before);
         send(first);
-        // A signal that comes earlier would give up another handler, and the stuck one would wait for the third.
+        // A signal that arrives earlier would give up another handler, and the stuck one would wait for the third.
         while sticks && !IS_STUCK.load(Ordering::SeqCst) {
             thread::yield_now();
         }

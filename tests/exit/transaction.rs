@@ -1,4 +1,4 @@
-//! Outcomes where a process ends: transactions that are rolled back by it, and the process stack's own.
+//! Outcomes when a process ends: transactions that this rolls back, and the outcome of the process stack itself.
 
 use std::error::Error;
 use std::process::{ExitCode, Termination};
@@ -20,13 +20,13 @@ use crate::{Case, Ended, OK, case, run_child, runs_or, status_of};
 
 type Done<T = ()> = Result<T, Box<dyn Error>>;
 
-/// Registers what is to be said of a step, whichever way its transaction ends.
+/// Registers handlers that say whether a step was committed or undone.
 fn step(stack: &SharedExitStack, name: &'static str) {
     stack.on_success(move || say(&format!("commit {name}")));
     stack.on_failure(move || say(&format!("undo {name}")));
 }
 
-/// A transaction of one step, with handlers of the process below it and above it.
+/// Runs a transaction of two steps between two handlers of the process stack.
 fn one_deep(leave: impl FnOnce() -> Done) -> Done {
     says("below");
     Interpreter::scope("install", |install| {
@@ -37,7 +37,7 @@ fn one_deep(leave: impl FnOnce() -> Done) -> Done {
     })
 }
 
-/// A transaction that may not return.
+/// Runs a transaction that may not return.
 fn transaction(name: &'static str, body: impl FnOnce(&Interpreter) -> Done) -> Ended {
     ended(Interpreter::scope(name, body))
 }
@@ -51,7 +51,7 @@ const COMMITTED: [&str; 4] = ["commit 2", "commit 1", "above", "below"];
 const UNDONE_FIRST: [&str; 4] = ["undo 2", "undo 1", "above", "below"];
 const UNDONE_IN_PLACE: [&str; 4] = ["above", "undo 2", "undo 1", "below"];
 
-/// A transaction in another one, which has handlers below it and above it; and so has the process around both.
+/// Runs a transaction inside another one, with handlers of the outer one and of the process stack around it.
 fn two_deep(leave: impl FnOnce() -> Done) -> Done {
     says("below");
     Interpreter::scope("outer", |outer| {
@@ -66,10 +66,10 @@ fn two_deep(leave: impl FnOnce() -> Done) -> Done {
     })
 }
 
-/// From the newest to the oldest, whatever it is nested in.
+/// Newest first, whatever each is nested in.
 const UNDONE_TWO_DEEP: [&str; 6] = ["above", "undo outer 2", "undo inner 2", "undo inner 1", "undo outer 1", "below"];
 
-/// Lets another thread leave, and never comes back.
+/// Makes another thread leave, and never returns.
 fn on_a_thread(leave: impl FnOnce() + Send + 'static) -> Done {
     let _ = thread::spawn(leave).join();
     unreachable!("the thread left the process")
@@ -87,7 +87,7 @@ fn say_result(result: &Result<(), CloseError>) {
     });
 }
 
-/// A transaction that refuses to begin.
+/// A transaction that is refused.
 fn refused_scope() {
     let begun = Interpreter::scope("late", |_| -> Result<(), CloseError> {
         say("the body runs");
@@ -98,7 +98,7 @@ fn refused_scope() {
     say(&format!("{:?} {:?}", error.errors()[0].path(), error.errors()[0].name()));
 }
 
-/// A transaction in whose body a child process is forked, that ends with `child`; the parent's ends well.
+/// Forks in the body of a transaction. The child ends with `child`; in the parent, the transaction succeeds.
 fn forks_in_the_body(child: impl FnOnce() -> Done<Ended>) -> Ended {
     let ended: Done<Ended> = Interpreter::scope("install", |install| {
         step(install.stack(), "the parent's");
@@ -120,19 +120,19 @@ fn forks_in_the_body(child: impl FnOnce() -> Done<Ended>) -> Ended {
     ended.unwrap_or_else(|error| Err(error.to_string()))
 }
 
-/// Says which outcome a stack has.
+/// Registers handlers that say the outcome of a stack.
 fn says_outcome(stack: &SharedExitStack) {
     stack.on_success(|| say("success"));
     stack.on_failure(|| say("failure"));
 }
 
-/// The outcome of the process, if it ends in this way.
+/// Checks the outcome of a process that ends this way.
 fn outcome(name: &'static str, status: i32, outcome: Outcome, child: fn() -> Ended) -> Case {
     let said = if outcome == Outcome::Success { "success" } else { "failure" };
     case(name, Code(status), &[said], child)
 }
 
-/// The same where the body of `run` ends in this way.
+/// The same if the body of `run` ends this way.
 #[expect(clippy::unnecessary_wraps, reason = "it is what a child returns")]
 fn run_ends<T: Termination>(body: impl FnOnce() -> T) -> Ended {
     Ok(run(|| {
@@ -141,7 +141,7 @@ fn run_ends<T: Termination>(body: impl FnOnce() -> T) -> Ended {
     }))
 }
 
-/// A value of which only its author knows what it means.
+/// A value whose meaning only its author knows.
 struct Unknown;
 
 impl Termination for Unknown {
@@ -163,7 +163,7 @@ thread_local! {
     static LATE: std::cell::Cell<Option<Late>> = const { std::cell::Cell::new(None) };
 }
 
-/// The same lines, with one more in front.
+/// The same lines with one more at the front.
 fn first<'l>(line: &'l str, lines: &[&'l str]) -> Vec<&'l str> {
     [&[line], lines].concat()
 }
@@ -233,7 +233,7 @@ fn rolled_back() -> Vec<Case> {
                 two_deep(|| std::process::exit(3)).unwrap();
             }))
         }),
-        // The body of a scope in a handler is left by unwinding, as the handler is.
+        // A scope's body inside a handler is left by unwinding, as the handler is.
         case("exit_in_a_scope_of_a_handler_rolls_back", Code(3), &["undo in the handler", "A"], || {
             says("A");
             register(|| {
@@ -272,7 +272,7 @@ fn rolled_back() -> Vec<Case> {
                 std::process::exit(3)
             })
         }),
-        // What comes too late is refused, and what was made in the meantime is told.
+        // What comes too late is refused, and the body learns that its earlier work was rolled back.
         case(
             "a_body_rolled_back_is_told_when_it_is_done",
             Code(3),
@@ -280,7 +280,7 @@ fn rolled_back() -> Vec<Case> {
             || {
                 static OVER: Barrier = Barrier::new(2);
                 let (ended, has_ended) = channel();
-                // Below the transaction: when it runs, that is rolled back.
+                // Older than the transaction: when this runs, the transaction has been rolled back.
                 register(move || {
                     OVER.wait();
                     say_result(&has_ended.recv().unwrap());
@@ -300,7 +300,7 @@ fn rolled_back() -> Vec<Case> {
                 std::process::exit(3)
             },
         ),
-        // The rollback waits for the body to be done, and the body's end waits for the rollback.
+        // The rollback waits until the body is done, and the end of the scope waits for the rollback.
         case(
             "a_body_done_while_it_is_rolled_back_waits",
             Code(3),
@@ -316,7 +316,7 @@ fn rolled_back() -> Vec<Case> {
                         step(install.stack(), "1");
                         install.stack().on_failure(move || {
                             rolls_back.send(()).unwrap();
-                            body.recv().unwrap().until_it_sleeps(); // in the end of its scope
+                            body.recv().unwrap().until_it_sleeps(); // at the end of its scope
                         });
                         step(install.stack(), "2");
                         BEGUN.wait();
@@ -394,7 +394,7 @@ fn ended_by_the_body() -> Vec<Case> {
             .unwrap();
             OK
         }),
-        // The free functions reach the transaction while its body runs, and nothing of it afterwards.
+        // The free functions reach the transaction while its body runs, but not afterwards.
         case("register_in_a_body_goes_to_the_transaction", Code(0), &["in the body", "outside"], || {
             says("outside");
             Interpreter::scope("install", |_| -> Done {
@@ -408,7 +408,7 @@ fn ended_by_the_body() -> Vec<Case> {
     ]
 }
 
-/// What a handler of a transaction's end does to it.
+/// What handlers do at the end of their transaction.
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn committing() -> Vec<Case> {
     vec![
@@ -445,7 +445,7 @@ fn committing() -> Vec<Case> {
             .unwrap();
             OK
         }),
-        // What is around it is not done yet, so that is rolled back.
+        // The outer transaction is not done yet, so it is rolled back.
         case("a_commit_that_calls_c_exit_in_a_body", Code(3), &["commit 2", "commit 1", "undo outer", "A"], || {
             says("A");
             transaction("outer", |outer| {
@@ -494,7 +494,7 @@ fn committing() -> Vec<Case> {
                 thread::park();
             }
         }),
-        // It is a drain like any other: what its handlers ask for reaches `main`.
+        // A commit is a drain like any other: what its handlers request reaches `main`.
         case("an_exit_request_of_a_commit_is_returned", Code(0), &["Some(5)"], || {
             let ended: Result<(), CloseError> = Interpreter::scope("install", |install| {
                 install.stack().register(|| Err(Exit(5)));
@@ -517,7 +517,7 @@ fn committing() -> Vec<Case> {
     ]
 }
 
-/// A child process is forked in a body.
+/// A child is forked in a body.
 fn forked() -> Vec<Case> {
     let parents = "commit the parent's";
     let (own, undone) = ("commit the child's", "undo the child's");
@@ -574,7 +574,7 @@ fn forked() -> Vec<Case> {
             });
             ended.unwrap()
         }),
-        // A child that a commit forks has nothing of it: neither the rest of it nor a rollback.
+        // A child forked during a commit gets nothing of it: neither the rest of the commit nor a rollback.
         case("a_child_forked_by_a_commit_has_none_of_it", Code(0), &["child 0", "commit 1"], || {
             let done: Done = Interpreter::scope("install", |install| {
                 step(install.stack(), "1");
@@ -605,7 +605,7 @@ fn forked() -> Vec<Case> {
     ]
 }
 
-/// Interpreters that the end of the process does not touch.
+/// Interpreters that the end of the process does not affect.
 fn detached() -> Vec<Case> {
     /// A tree that outlives `main`.
     fn runtime() -> &'static Interpreter {
@@ -698,9 +698,9 @@ fn detached() -> Vec<Case> {
     ]
 }
 
-/// Where nothing would be sure to roll back, a body is not called.
+/// If nothing could guarantee a rollback, the body is not called.
 fn refused() -> Vec<Case> {
-    /// Another library's handler, which runs when the process stack is closed.
+    /// Another library's handler, which runs after the process stack has closed.
     extern "C" fn later() {
         refused_scope();
     }
@@ -782,13 +782,13 @@ fn refused() -> Vec<Case> {
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn outcomes() -> Vec<Case> {
     use Outcome::{Failure, Success};
-    /// Registers first, then leaves.
+    /// Registers the handlers, then leaves.
     fn then(leave: impl FnOnce() -> Ended) -> Ended {
         says_outcome(process_stack());
         leave()
     }
     let mut cases = vec![
-        // Unknown is not bad.
+        // An unknown end counts as good.
         outcome("outcome_of_main_that_returns", 0, Success, || then(|| OK)),
         outcome("outcome_of_main_that_returns_a_status", 3, Success, || then(|| Ok(ExitCode::from(3)))),
         outcome("outcome_of_main_that_returns_an_err", 1, Success, || then(|| Err("bad".into()))),
@@ -797,7 +797,7 @@ fn outcomes() -> Vec<Case> {
         outcome("outcome_of_std_exit_3", 3, Success, || then(|| std::process::exit(3))),
         outcome("outcome_of_c_exit_0", 0, Success, || then(|| c_exit(0))),
         outcome("outcome_of_c_exit_3", 3, Success, || then(|| c_exit(3))),
-        // Known.
+        // The end is known.
         outcome("outcome_of_exit_0", 0, Success, || then(|| exit(0))),
         outcome("outcome_of_exit_3", 3, Failure, || then(|| exit(3))),
         outcome("outcome_of_exit_minus_1", 255, Failure, || then(|| exit(-1))),
@@ -819,7 +819,7 @@ fn outcomes() -> Vec<Case> {
         outcome("outcome_of_exit_0_in_run", 0, Success, || run_ends(|| -> () { exit(0) })),
         outcome("outcome_of_exit_3_in_run", 3, Failure, || run_ends(|| -> () { exit(3) })),
         outcome("outcome_of_std_exit_3_in_run", 3, Success, || run_ends(|| -> () { std::process::exit(3) })),
-        // The outcome is the work's: what a handler asks for, or how it fails, does not change it.
+        // The outcome is that of the work: a handler's request or failure does not change it.
         outcome("outcome_after_a_handler_that_asks_for_3", 3, Success, || {
             then(|| {
                 register(|| Err(Exit(3)));
@@ -854,7 +854,7 @@ fn outcomes() -> Vec<Case> {
                 register(|| c_exit(3));
             })
         }),
-        // A drain by hand.
+        // Drained by hand.
         outcome("outcome_of_a_close_of_the_process_stack", 3, Success, || {
             then(|| {
                 process_stack().close().unwrap();
@@ -867,7 +867,7 @@ fn outcomes() -> Vec<Case> {
                 exit(0)
             })
         }),
-        // An interpreter that nobody finalized has failed, however well the process ends.
+        // An interpreter that was never finalized has failed, however well the process ends.
         outcome("outcome_of_an_interpreter_at_exit_0", 0, Failure, || {
             static PLUGIN: OnceLock<Interpreter> = OnceLock::new();
             says_outcome(PLUGIN.get_or_init(|| Interpreter::new("plugin")).stack());
@@ -896,7 +896,7 @@ fn outcomes() -> Vec<Case> {
             after(forked, say_child)
         }),
     ];
-    // They come between the two drains of `exit`, to the second one.
+    // Thread-locals are dropped between the two drains of `exit`, so they register for the second.
     if DROPS_THREAD_LOCALS {
         cases.extend([
             outcome("outcome_for_a_thread_local_at_exit_0", 0, Success, || {
@@ -914,7 +914,7 @@ fn outcomes() -> Vec<Case> {
     cases
 }
 
-/// Whether the process is on its way out, as its handlers see it.
+/// Whether the process is exiting, as its handlers see it.
 fn exiting() -> Vec<Case> {
     fn tells(what: &'static str) {
         register(move || say(&format!("{what}: {}", is_exiting())));
@@ -994,10 +994,10 @@ fn exiting() -> Vec<Case> {
     ]
 }
 
-/// How many steps a transaction has that is raced.
+/// The number of steps in a raced transaction.
 const STEPS: usize = 5;
 
-/// Another thread leaves while a body is done: either all is committed or all is undone, each once, in order.
+/// Another thread leaves while a body ends: either all steps are committed or all are undone, each once and in order.
 pub(crate) fn trials() -> Vec<Trial> {
     let race = |way: &'static str| {
         Trial::test(format!("a_commit_raced_by_{way}_is_whole"), move || {
@@ -1008,12 +1008,12 @@ pub(crate) fn trials() -> Vec<Trial> {
                 let output = run_child("transaction", &[way.to_owned(), lead.to_string()]);
                 let was_committed = ended_whole(&output).map_err(|why| format!("{why}: {output:?}"))?;
                 *if was_committed { &mut committed } else { &mut undone } += 1;
-                // The thread that was faster is held up: more, while it stays the faster one, and less, once it is not.
+                // Slow down whichever thread won: more while it keeps winning, less once it loses.
                 stride = if before == Some(was_committed) { stride * 2 } else { (stride / 2).max(50) };
                 lead += if was_committed { -stride } else { stride };
                 before = Some(was_committed);
             }
-            // A few runs may all end in the same way.
+            // With only a few runs, all may end the same way.
             if runs >= 50 && (committed == 0 || undone == 0) {
                 return Err(format!("{committed} committed and {undone} undone: no race").into());
             }
@@ -1023,10 +1023,10 @@ pub(crate) fn trials() -> Vec<Trial> {
     ["std", "c", "exit"].into_iter().map(race).collect()
 }
 
-/// Whether all steps were committed; an error if not all, or not only these, or not in order.
+/// Returns whether all steps were committed, or an error unless exactly the expected lines appear in order.
 fn ended_whole(output: &std::process::Output) -> Result<bool, String> {
     let out = String::from_utf8_lossy(&output.stdout);
-    // The body's thread may not get to tell, as the process ends under it.
+    // The body's thread may not get to say its result before the process ends.
     let (told, ran): (Vec<&str>, Vec<&str>) = out.lines().partition(|line| line.starts_with("returned"));
     let all = |what: &str| {
         let steps = (0..STEPS).rev().map(|step| format!("{what} {step}"));
@@ -1047,7 +1047,7 @@ fn ended_whole(output: &std::process::Output) -> Result<bool, String> {
     Ok(committed)
 }
 
-/// One thread is done with a body, and another one leaves; one of them is ahead of the other by this many turns.
+/// One thread finishes a body while another leaves. One of them gets a head start of this many turns.
 pub(crate) fn child() -> Ended {
     static START: Barrier = Barrier::new(2);
     fn turn(times: i64) {

@@ -1,4 +1,4 @@
-//! The ways out of one process.
+//! The ways out of a process.
 
 use std::cell::{Cell, RefCell};
 use std::io::Write;
@@ -17,7 +17,7 @@ use crate::Status::{Code, Signal};
 use crate::child::{DROPS_THREAD_LOCALS, another_librarys_handler, c_exit, say, says};
 use crate::{Case, Ended, OK, case};
 
-/// Locals that would be dropped if the frames were left in any ordinary way.
+/// Calls `then` below frames with locals that would be dropped if the frames were left in any ordinary way.
 fn under_frames(depth: usize, then: &dyn Fn()) {
     let _local = scopeguard::guard((), |()| say("a local was dropped"));
     match depth {
@@ -41,7 +41,7 @@ impl Drop for Rude {
     }
 }
 
-/// A body's value that `main` could not report.
+/// A value that panics when `main` reports it.
 struct Unreportable;
 
 impl Termination for Unreportable {
@@ -55,9 +55,9 @@ fn says_status(code: ExitCode) {
     say(&format!("status {}", status.unwrap()));
 }
 
-/// From now on standard error goes where standard output does.
+/// Redirects standard error to standard output.
 fn errors_join_output() {
-    // SAFETY: duplicates descriptors, which are open.
+    // SAFETY: duplicates open descriptors.
     assert_eq!(unsafe { libc::dup2(libc::STDOUT_FILENO, libc::STDERR_FILENO) }, libc::STDERR_FILENO);
 }
 
@@ -92,14 +92,14 @@ fn a_thread_local_registers(name: &'static str, out: &[&str], leave: fn() -> End
     case(name, Code(status), out, leave)
 }
 
-/// If the thread is in std's `exit` already, that aborts: after the handlers.
+/// If the thread is already in std's `exit`, this aborts, but only after the handlers.
 fn a_thread_local_leaves(name: &'static str, leave: fn() -> Ended) -> Case {
     case(name, Code(if DROPS_THREAD_LOCALS { 4 } else { 0 }), &["A"], leave).or(Signal(libc::SIGABRT))
 }
 
-/// How much processor time this thread has used.
+/// The processor time that this thread has used.
 fn time_used() -> Duration {
-    // SAFETY: a `timespec` is two numbers.
+    // SAFETY: a `timespec` is two numbers, which may be zero.
     let mut time: libc::timespec = unsafe { std::mem::zeroed() };
     // SAFETY: `time` is live.
     assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) }, 0);
@@ -109,7 +109,7 @@ fn time_used() -> Duration {
     )
 }
 
-/// Registers a handler that says how many registrations the process stack takes from it.
+/// Registers a handler that says how many registrations the process stack accepts from it.
 fn counts_late_ones() {
     register(|| {
         let taken = (0..70_000).filter(|_| process_stack().try_register(|| ()).is_ok()).count();
@@ -117,7 +117,7 @@ fn counts_late_ones() {
     });
 }
 
-/// An interpreter nested in another one, each with a handler, and the inner one with a second handler that leaves.
+/// An interpreter nested in another, each with a handler. A second handler of the inner one leaves.
 fn plugin_whose_db_leaves(leave: fn() -> !) -> [Interpreter; 2] {
     let plugin = Interpreter::new("plugin");
     plugin.stack().register(|| say("plugin"));
@@ -133,7 +133,7 @@ fn plugin_whose_db_leaves(leave: fn() -> !) -> [Interpreter; 2] {
 #[expect(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        // Roads that drain.
+        // Ways out that drain.
         case("main_returns_ok", Code(0), &["B", "A"], || {
             says("A");
             says("B");
@@ -168,7 +168,7 @@ pub(crate) fn cases() -> Vec<Case> {
             on_a_thread(|| std::process::exit(5));
             OK
         }),
-        // It is called under ten frames.
+        // It is called below ten frames.
         case("std_exit_runs_handlers_and_drops_no_local", Code(6), &["A"], || {
             says("A");
             under_frames(10, &|| std::process::exit(6));
@@ -197,7 +197,7 @@ pub(crate) fn cases() -> Vec<Case> {
             on_a_thread(|| exit(10));
             OK
         }),
-        // The drain goes on with the handlers below.
+        // The drain continues with the handlers below.
         case("exit_inside_a_handler_drops_its_locals", Code(3), &["B", "a local", "A", "another library's"], || {
             another_librarys_handler();
             says("A");
@@ -248,7 +248,7 @@ pub(crate) fn cases() -> Vec<Case> {
             say("after");
             Ok(code)
         }),
-        // A handler closed it; handlers are taken again.
+        // A handler closed the stack, which accepts handlers again afterwards.
         case("a_stack_closed_in_run_is_open_after_it", Code(0), &["A", "after", "B"], || {
             let code = run(|| {
                 says("A");
@@ -302,7 +302,7 @@ pub(crate) fn cases() -> Vec<Case> {
             say(if all { "all" } else { "some" });
             Ok(code)
         }),
-        // The error is the body's; the handler decides the status.
+        // The body's error is printed; a handler decides the status.
         case("run_prints_the_error_under_a_handlers_status", Code(4), &[], || {
             Ok(run(|| {
                 register(|| Err(Exit(4)));
@@ -355,7 +355,7 @@ pub(crate) fn cases() -> Vec<Case> {
             plugin.stack().register(|| Err("disk full"));
             Ok(run(|| ()))
         }),
-        // Another thread keeps the lock for ever.
+        // Another thread holds the lock forever.
         case("run_ends_though_standard_output_is_locked", Code(1), &["A"], || {
             let (locked, is_locked) = mpsc::channel();
             thread::spawn(move || {
@@ -384,12 +384,12 @@ pub(crate) fn cases() -> Vec<Case> {
             writes.set_nonblocking(true).unwrap();
             while writes.write(&[b'.'; 1000]).is_ok() {}
             writes.set_nonblocking(false).unwrap();
-            // SAFETY: duplicates descriptors, which are open.
+            // SAFETY: duplicates open descriptors.
             assert_eq!(unsafe { libc::dup2(writes.as_raw_fd(), libc::STDOUT_FILENO) }, libc::STDOUT_FILENO);
             Ok(run(|| {
                 register(|| print!("more than there is room for"));
                 thread::spawn(move || {
-                    thread::sleep(Duration::from_millis(600)); // is slow; the verdict does not depend on it
+                    thread::sleep(Duration::from_millis(600)); // only slow; the result does not depend on it
                     READS.store(true, Ordering::SeqCst);
                     std::io::copy(&mut reads, &mut std::io::sink())
                 });
@@ -426,7 +426,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 panic!("in the body")
             }))
         }),
-        // The drain around it runs the rest.
+        // The outer drain runs the rest.
         case(
             "run_inside_a_handler_leaves_the_rest_alone",
             Code(0),
@@ -445,7 +445,7 @@ pub(crate) fn cases() -> Vec<Case> {
             register(|| says_status(run(|| ExitCode::from(7))));
             OK
         }),
-        // After that, the process has a third one, of a handler that the hook runs.
+        // Later the process gets a third status, from a handler that the exit hook runs.
         case("run_twice_returns_two_statuses", Code(5), &["A", "status 3", "B", "status 4", "C"], || {
             let run_with = |name, code: u8| {
                 says(name);
@@ -459,7 +459,7 @@ pub(crate) fn cases() -> Vec<Case> {
             register(|| Err(Exit(5)));
             OK
         }),
-        // `Exit` as a value of `main`.
+        // `Exit` as the value of `main`.
         case("exit_as_mains_value_is_the_status", Code(3), &["A"], || {
             says("A");
             Ok(Exit(3).report())
@@ -487,7 +487,7 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         case("a_report_is_one_write", Code(0), &["one"], || {
             let (reads, writes) = UnixDatagram::pair().unwrap();
-            // SAFETY: duplicates descriptors, which are open.
+            // SAFETY: duplicates open descriptors.
             assert_eq!(unsafe { libc::dup2(writes.as_raw_fd(), libc::STDERR_FILENO) }, libc::STDERR_FILENO);
             ExitStack::new().register(|| Err("bad"));
             let mut report = [0; 1000];
@@ -547,7 +547,7 @@ pub(crate) fn cases() -> Vec<Case> {
             say("after");
             Ok(code)
         }),
-        // The hook drains what comes later.
+        // The exit hook runs what comes later.
         case("run_drains_while_thread_locals_live", Code(0), &["alive", "A", "after", "late"], || {
             struct Log(Vec<u8>);
             impl Drop for Log {
@@ -566,25 +566,25 @@ pub(crate) fn cases() -> Vec<Case> {
             says("late");
             Ok(code)
         }),
-        // Roads that do not.
+        // Ways out that do not drain.
         case("abort_runs_nothing", Signal(libc::SIGABRT), &[], || {
             says("A");
             std::process::abort()
         }),
         case("underscore_exit_runs_nothing", Code(6), &[], || {
             says("A");
-            // SAFETY: the way out that is tested.
+            // SAFETY: this way out is what is tested.
             unsafe { libc::_exit(6) }
         }),
         case("sigterm_runs_nothing", Signal(libc::SIGTERM), &[], || {
             says("A");
-            // SAFETY: the way out that is tested.
+            // SAFETY: this way out is what is tested.
             unsafe { libc::raise(libc::SIGTERM) };
             OK
         }),
         case("sigkill_runs_nothing", Signal(libc::SIGKILL), &[], || {
             says("A");
-            // SAFETY: the way out that is tested.
+            // SAFETY: this way out is what is tested.
             unsafe { libc::raise(libc::SIGKILL) };
             OK
         }),
@@ -598,7 +598,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 fn quick_exit(status: std::ffi::c_int) -> !;
             }
             says("A");
-            // SAFETY: the way out that is tested.
+            // SAFETY: this way out is what is tested.
             unsafe { quick_exit(6) }
         }),
         case("std_exit_inside_a_handler_aborts", Signal(libc::SIGABRT), &[], || {
@@ -621,7 +621,7 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             OK
         }),
-        // It registers while the process stack drains.
+        // The thread registers while the process stack drains.
         case("what_another_thread_registers_runs_next", Code(0), &["C", "B", "A"], || {
             says("A");
             let (ask, asked) = mpsc::channel();
@@ -658,7 +658,7 @@ pub(crate) fn cases() -> Vec<Case> {
         })
         .err("process: exit handler registered at")
         .err("was refused: the stack no longer accepts handlers"),
-        // It would do so for ever, and is ended.
+        // It would otherwise go on forever.
         case("a_handler_that_registers_itself_starves_none", Code(0), &["A"], || {
             fn again() {
                 register(again);
@@ -680,7 +680,7 @@ pub(crate) fn cases() -> Vec<Case> {
         .err("process > plugin: 1 more exit handler was refused"),
         case("what_the_process_stack_refuses_is_counted", Code(0), &["A"], || {
             says("A");
-            register(|| (0..65_539).for_each(|_| _ = register(|| ()))); // three too many, one is reported by itself
+            register(|| (0..65_539).for_each(|_| _ = register(|| ()))); // three too many, the first reported separately
             OK
         })
         .err("process: 2 more exit handlers were refused"),
@@ -705,10 +705,10 @@ pub(crate) fn cases() -> Vec<Case> {
                     }
                 });
             }
-            thread::sleep(std::time::Duration::from_millis(20)); // lets the storm rise; nothing depends on it
+            thread::sleep(std::time::Duration::from_millis(20)); // lets the storm build up; nothing depends on it
             c_exit(0)
         }),
-        // C exit from inside. Here the drain goes on where it was.
+        // C's exit from inside a drain. Here the drain continues where it was.
         case("c_exit_inside_a_handler_resumes_the_drain", Code(3), &["C", "B", "A", "another library's"], || {
             another_librarys_handler();
             says("A");
@@ -754,7 +754,7 @@ pub(crate) fn cases() -> Vec<Case> {
         })
         .err("process > plugin > db: exit handler")
         .err("gathered before the exit"),
-        // The close had gathered it, and does not return.
+        // The close had collected the failure, and never returns.
         case("c_exit_inside_a_close_reports_what_failed", Code(3), &["B", "A"], || {
             says("A");
             says("B");
@@ -843,10 +843,10 @@ pub(crate) fn cases() -> Vec<Case> {
         })
         .err("failed: failed")
         .err("panicked: panicked"),
-        // There is one of Rust's and one of C's.
+        // One of the buffers is Rust's, the other C's.
         case("buffers_are_flushed_under_a_decided_status", Code(8), &["C's buffer", "Rust's buffer"], || {
             register(|| Err(Exit(8)));
-            // SAFETY: a literal with its zero.
+            // SAFETY: a NUL-terminated literal without directives.
             unsafe { libc::printf(c"C's buffer\n".as_ptr()) };
             // SAFETY: null means every stream.
             unsafe { libc::fflush(std::ptr::null_mut()) };
@@ -856,11 +856,12 @@ pub(crate) fn cases() -> Vec<Case> {
         case("cs_buffer_is_flushed_under_a_decided_status", Code(8), &["A", "C's buffer"], || {
             says("A");
             register(|| Err(Exit(8)));
-            // SAFETY: a literal with its zero. Without a newline: the first one that musl meets it does not keep back.
+            // SAFETY: a NUL-terminated literal without directives. It has no newline, at which musl might flush the
+            // buffer.
             unsafe { libc::printf(c"C's buffer".as_ptr()) };
             c_exit(1)
         }),
-        // Thread-locals that come late.
+        // Late thread-locals.
         a_thread_local_registers("what_a_thread_local_registers_runs_on_return", &["a thread-local's", "A"], || {
             REGISTERS.set(Some(Registers));
             says("A");
@@ -881,7 +882,7 @@ pub(crate) fn cases() -> Vec<Case> {
             says("A");
             exit(0)
         }),
-        // A thread that is not the main one calls `exit`.
+        // A thread other than the main one calls `exit`.
         a_thread_local_registers("what_a_threads_thread_local_registers_runs", &["A", "a thread-local's"], || {
             says("A");
             on_a_thread(|| {
@@ -917,7 +918,7 @@ pub(crate) fn cases() -> Vec<Case> {
             says("A");
             exit(0)
         }),
-        // A thread that is not the main one is in std's `exit`.
+        // A thread other than the main one is in std's `exit`.
         a_thread_local_leaves("exit_works_in_a_threads_thread_locals_drop", || {
             says("A");
             on_a_thread(|| {
@@ -926,7 +927,7 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             OK
         }),
-        // Many of a kind. Here there are ten thousand.
+        // Large numbers. Here there are ten thousand.
         case("exits_inside_a_close_do_not_pile_up", Code(3), &["A", "10000"], || {
             static RAN: AtomicUsize = AtomicUsize::new(0);
             register(|| say(&RAN.load(Ordering::Relaxed).to_string()));
@@ -954,7 +955,7 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = plugin.finalize();
             OK
         }),
-        // Many interpreters refuse a few each.
+        // Many interpreters refuse a few handlers each.
         case("many_refusals_are_counted_in_linear_time", Code(0), &["linear"], || {
             fn refuse_twice(interpreters: usize) -> Duration {
                 let all: Vec<_> = (0..interpreters).map(|_| Interpreter::new("plugin")).collect();
@@ -971,7 +972,7 @@ pub(crate) fn cases() -> Vec<Case> {
             exitstack::report::set_hook(Box::new(|_| ()));
             let least = |interpreters| refuse_twice(interpreters).min(refuse_twice(interpreters));
             let [few, many] = [10_000, 40_000].map(least);
-            // Four times as many: four times as long, or sixteen times.
+            // Four times as many take four times as long, not sixteen times.
             if many < 9 * few {
                 say("linear");
             } else {
@@ -979,7 +980,7 @@ pub(crate) fn cases() -> Vec<Case> {
             }
             OK
         }),
-        // Locks that others hold: here another thread, for ever, those of standard output and error.
+        // Locks held by others. Here another thread holds those of standard output and standard error forever.
         case("the_process_ends_though_its_output_is_locked", Code(0), &["B", "A"], || {
             says("A");
             register(|| Err("failed"));
@@ -999,7 +1000,7 @@ pub(crate) fn cases() -> Vec<Case> {
         })
         .err("failed: failed")
         .err("panicked: panicked"),
-        // The thread-local is gone when a handler asks for it.
+        // The thread-local is gone when a handler accesses it.
         case("a_panic_over_a_lost_thread_local_is_contained", Code(0), &["A"], || {
             struct Log;
             impl Drop for Log {
