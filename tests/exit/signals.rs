@@ -450,7 +450,7 @@ pub(crate) fn cases() -> Vec<Case> {
             plugin.finalize().unwrap();
             park()
         }),
-        // The relief of the handler on the main thread must not count the same step again, against what it runs itself.
+        // The step that gives up the handler on the main thread must not also give up what runs after it.
         case("one_step_gives_up_one_handler", Signal(SIGTERM), &["sticks", "slow", "slow", "A"], || {
             signals().install().unwrap();
             says("A");

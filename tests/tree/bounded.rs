@@ -216,8 +216,8 @@ fn several_are_given_up_one_after_the_other() {
     until(|| closed.is_over());
 }
 
-/// The first handler gets all the time except the reserve; the next may use at most a third of the reserve, the last at
-/// most half of what is then left.
+/// The first handler gets all the time except the reserve, which those that still wait then share evenly: with "quick"
+/// ones in between, the second gets a quarter of it, and the third half of what is then left.
 #[test]
 fn a_reserve_is_shared_evenly() {
     let plugin = Interpreter::new("bounded-reserve");

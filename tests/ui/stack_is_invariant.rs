@@ -1,5 +1,4 @@
-//! A stack cannot be treated as one with a shorter lifetime and then be given a handler that borrows for only that
-//! long.
+//! A stack cannot pass for one of a shorter lifetime and then get a handler that borrows for only that long.
 
 use exitstack::ExitStack;
 
