@@ -14,7 +14,7 @@ use crate::support::{Yields, failures, finished, idle, reported, texts};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// Registers handlers for every outcome, one of which fails.
+/// Registers handlers for every outcome; one of them fails.
 fn fill(stack: &AsyncScope<'_>, log: &Log) {
     stack.register(log.handler("any"));
     stack.on_failure(log.handler("failure"));

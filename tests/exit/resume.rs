@@ -29,7 +29,7 @@ fn leaves_below(leave: fn()) -> Ended {
     OK
 }
 
-/// Two unrelated interpreters: a handler of the first finalizes the second, a handler of which leaves.
+/// Two unrelated interpreters: a handler of one finalizes the other, which has a handler that leaves.
 fn leaves_in_another(order: [&'static str; 2]) -> Ended {
     let [first, second] = order.map(Interpreter::new);
     let (x, y) = if order[0] == "x" { (first, second) } else { (second, first) };
@@ -290,7 +290,7 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         // The close is waiting for that thread.
         case("a_close_returns_if_the_other_thread_leaves", Code(3), &["closed", "old"], || {
-            // A handler of the process stack closes a plain value, a handler of which leaves on another thread.
+            // A handler of the process stack closes a plain value, which has a handler that leaves on another thread.
             static VALUE: SharedExitStack = SharedExitStack::new();
             says_on(process_stack(), "old");
             let (runs, wait_runs) = channel();

@@ -5,8 +5,7 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
-/// The file that replaces standard error. Use only one at a time, and let nothing else write to standard error
-/// meanwhile.
+/// The file that replaces standard error. Use only one at a time, and let nothing else write to standard error then.
 pub struct Capture {
     file: File,
 }

@@ -660,7 +660,7 @@ fn an_error_that_panics_elsewhere_ends_no_drain() {
     });
 }
 
-/// Two threads each drain an interpreter, a handler of which finalizes the other interpreter's parent. No waiting call
+/// Two threads each drain an interpreter with a handler that finalizes the other interpreter's parent. No waiting call
 /// can be made to return early, so one thread runs the rest of the other's drain.
 #[test]
 fn drains_that_come_to_each_other_end() {

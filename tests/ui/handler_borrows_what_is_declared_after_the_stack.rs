@@ -1,4 +1,4 @@
-//! What is declared after the stack is dropped before it.
+//! Anything declared after the stack is dropped before it.
 
 use exitstack::ExitStack;
 
