@@ -314,7 +314,7 @@ one ends
     });
 }
 
-/// Two runtimes at the same time: each runs its own handlers, when it ends.
+/// Two runtimes at the same time, each of which runs its own handlers when it ends.
 #[test]
 fn runtime() {
     prints(
@@ -329,8 +329,8 @@ one: the runtime ends
     );
 }
 
-/// The rows of CPython's `_test_atexit.py`, and what scripts may do while the list is in use. A script says what comes of
-/// it: `#: ` begins a line of its output, `#! ` an error that is shown, to which Koto adds a trace.
+/// The rows of CPython's `_test_atexit.py`, and what scripts may do while the list is in use. A script contains its
+/// expected output: `#: ` begins a line of output, and `#! ` an error message, to which Koto adds a trace.
 #[test]
 fn each_script_prints_what_it_says() {
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/runtime");

@@ -576,7 +576,7 @@ fn come_back() -> Vec<Case> {
             late(|| ());
             OK
         }),
-        // Nothing but this thread leads to it.
+        // Only this thread can reach the detached interpreter.
         case("a_late_thread_drops_a_detached_tree", GAVE_UP, &["p1", "d1", "below"], || {
             limit(limits());
             late(|| {
