@@ -161,6 +161,15 @@ fn a_child_registers_and(leave: fn() -> Ended) -> Ended {
     after(forked, say_child)
 }
 
+/// An interpreter with a handler, positioned between two handlers of the process stack.
+fn plugin_between_handlers() -> Interpreter {
+    says("A");
+    let plugin = Interpreter::new("plugin");
+    plugin.stack().register(|| say("p1"));
+    says("B");
+    plugin
+}
+
 #[expect(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -530,10 +539,7 @@ pub(crate) fn cases() -> Vec<Case> {
             Code(0),
             &["Y", "X", "B", "p2", "p1", "A", "child 4"],
             || {
-                says("A");
-                let plugin = Interpreter::new("plugin");
-                plugin.stack().register(|| say("p1"));
-                says("B");
+                let plugin = plugin_between_handlers();
                 let forked = fork(|| {
                     says("X");
                     plugin.stack().register(|| say("p2"));
@@ -544,11 +550,8 @@ pub(crate) fn cases() -> Vec<Case> {
                 after(forked, say_child_and_leave)
             },
         ),
-        case("a_child_adopts_below_its_own_interpreter", Code(0), &["o", "B", "p", "A", "child 4"], || {
-            says("A");
-            let plugin = Interpreter::new("plugin");
-            plugin.stack().register(|| say("p"));
-            says("B");
+        case("a_child_adopts_below_its_own_interpreter", Code(0), &["o", "B", "p1", "A", "child 4"], || {
+            let _alive = plugin_between_handlers();
             let forked = fork(|| {
                 let own = Interpreter::new("own");
                 own.stack().register(|| say("o"));
@@ -562,10 +565,7 @@ pub(crate) fn cases() -> Vec<Case> {
             Code(0),
             &["Y", "p2", "X", "child 4", "B", "p1", "A"],
             || {
-                says("A");
-                let plugin = Interpreter::new("plugin");
-                plugin.stack().register(|| say("p1"));
-                says("B");
+                let plugin = plugin_between_handlers();
                 let forked = fork(|| {
                     says("X");
                     plugin.stack().register(|| say("p2"));
@@ -578,10 +578,7 @@ pub(crate) fn cases() -> Vec<Case> {
             },
         ),
         case("adopting_twice_keeps_a_childs_interpreter", Code(0), &["Y", "B", "q", "p1", "A", "child 4"], || {
-            says("A");
-            let plugin = Interpreter::new("plugin");
-            plugin.stack().register(|| say("p1"));
-            says("B");
+            let plugin = plugin_between_handlers();
             let forked = fork(|| {
                 let made = plugin.subinterpreter("made");
                 made.stack().register(|| say("q"));
