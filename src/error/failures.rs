@@ -66,6 +66,10 @@ impl Failures {
         Self(Some(Box::new(Collected { errors: Chain::new(), exit: Some(request) })))
     }
 
+    pub(crate) fn exit_request(&self) -> Option<ExitRequest> {
+        self.0.as_ref().and_then(|collected| collected.exit)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.0.as_ref().map_or(0, |collected| collected.errors.len())
     }

@@ -55,13 +55,16 @@ pub(super) fn give(request: ExitRequest) {
 
 /// Returns the exit status that was requested last, by a handler or with `exit`.
 pub(super) fn decided() -> Option<i32> {
+    let last = process_stack().decided();
     let end = END.lock();
-    end.request.max(end.given).map(|request| request.code)
+    end.request.max(end.given).max(last).map(|request| request.code)
 }
 
 /// Returns the exit status that a handler requested last.
 pub(super) fn decided_by_handlers() -> Option<i32> {
-    END.lock().request.map(|request| request.code)
+    // The thread that has run the last drain may only be about to say what was decided in it.
+    let last = process_stack().decided();
+    END.lock().request.max(last).map(|request| request.code)
 }
 
 /// Returns the signal that requested the end.

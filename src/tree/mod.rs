@@ -90,7 +90,7 @@ use self::wait_graph::Waiters;
 pub(crate) use self::wait_graph::{Lean, ThreadKey, leave};
 pub(crate) use self::watch::{Tell, Watch, here, turn_on};
 use crate::chain::Chain;
-use crate::error::Outcome;
+use crate::error::{ExitRequest, Outcome};
 use crate::handler::SharedEntry;
 use crate::list::{HandlerId, HandlerList, Storage};
 use crate::raw;
@@ -158,6 +158,9 @@ pub(crate) struct State {
     /// An interpreter's position in its parent, once it has one.
     position: Option<HandlerId>,
     refused: Option<Refusals>,
+    /// The exit status that was asked for in the drain that has closed it. Known as soon as the drain is over, and so to
+    /// whichever thread looks.
+    decided: Option<ExitRequest>,
 }
 
 /// Registrations that were refused.
@@ -204,6 +207,7 @@ impl State {
             armed,
             position: None,
             refused: None,
+            decided: None,
         }
     }
 
@@ -272,6 +276,11 @@ impl SharedExitStack {
 
     fn note_closed(&self) {
         self.closed_in.store(raw::epoch(), Ordering::Release);
+    }
+
+    /// The exit status that was asked for in the drain that has closed it, if that is over.
+    pub(crate) fn decided(&self) -> Option<ExitRequest> {
+        self.lock().decided
     }
 
     /// Returns whether the stack has no pending handler, no drain, and nothing nested in it.

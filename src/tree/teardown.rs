@@ -87,6 +87,9 @@ impl SharedExitStack {
             self.note_closed();
         }
         let ended = state.drain.take_if(|drain| drain.teardown == teardown);
+        if let (Lifecycle::Closed, Some(drain)) = (&state.lifecycle, &ended) {
+            state.decided = drain.failures.exit_request().max(drain.merged.exit_request());
+        }
         let settled = state.is_settled();
         if let Some(drain) = ended {
             drop(state);

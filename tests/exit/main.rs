@@ -158,6 +158,8 @@ fn main() -> Ended {
             #[cfg(feature = "signals")]
             "signals_ignored" => return signals::child_with_ignored(),
             #[cfg(feature = "signals")]
+            "signals_decided_late" => return signals::child_that_decides_late(),
+            #[cfg(feature = "signals")]
             "signals_to_the_group" => return signals::child_of_a_shell(),
             _ => {}
         }

@@ -629,6 +629,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("process_1_ends_with_a_status", process_1),
         trial("ctrl_c_stops_a_shells_loop", shells_loop),
         trial("a_locked_stdout_costs_a_tenth_of_a_second", locked_stdout),
+        trial("an_exit_under_way_may_still_decide", decided_late),
     ]);
     for way in WAYS {
         trials.push(trial(&format!("signals_race_with_{way}"), move || race_with(way)));
@@ -737,6 +738,33 @@ fn locked_stdout() -> Result<(), Failed> {
         return Ok(());
     }
     Err(format!("after {took:?}: {output:?}").into())
+}
+
+/// A signal comes when `main` exits, and the thread that answers it finds the stack closed: what the handlers have decided counts,
+/// also where the thread that ran them is only about to say so.
+fn decided_late() -> Result<(), Failed> {
+    let mut random = Random::stream(15, 1);
+    for run in 0..10 * runs_or(20) {
+        let spins = random.below(60_000).to_string();
+        let output = run_child("signals_decided_late", std::slice::from_ref(&spins));
+        if (status_of(&output), &*output.stdout) != (Code(7), b"A\n") {
+            return Err(format!("run {run}, {spins} spins: {output:?}").into());
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn child_that_decides_late() -> Ended {
+    let spins = std::env::args().nth(1).and_then(|spins| spins.parse().ok()).ok_or("a number")?;
+    signals().install().unwrap();
+    says("A");
+    register(move || {
+        send(SIGINT);
+        spin(spins);
+        await_request();
+        Err(Exit(7))
+    });
+    OK
 }
 
 /// What `main` does while signals arrive.
