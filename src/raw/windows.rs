@@ -1,6 +1,6 @@
-//! The C boundary on Windows: the C runtime's `atexit` and `_exit`, and `WriteFile` of the system.
+//! The C boundary on Windows: the C runtime's `atexit`, and `WriteFile` and `TerminateProcess` of the system.
 //!
-//! The six functions are declared here, with the prototypes of their documentation, rather than taken from a crate.
+//! The functions are declared here, with the prototypes of their documentation, rather than taken from a crate.
 //! They belong to libraries with which Rust's std is linked in any case, and are called with arguments that are valid
 //! by their types: functions of this program or library, slices, and variables to be filled. What a DLL registers with
 //! its `atexit` is bound to the DLL and runs when that is unloaded.
@@ -10,6 +10,10 @@
 //! has been terminated wherever it was, with the locks that it held, and the loader lock is held: a handler that takes
 //! a lock, starts a thread or loads a library could block forever. No handler can be expected to avoid all that, so
 //! none is run.
+//!
+//! For the same reason the process is not ended with `_exit` or `ExitProcess` where a handler was given up: they wait for
+//! the C runtime's lock and for the loader lock, and that handler may hold either forever. `TerminateProcess` waits for
+//! nothing.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
@@ -17,12 +21,13 @@ use std::ptr;
 type Handle = *mut c_void;
 
 unsafe extern "C" {
-    fn _exit(status: c_int) -> !;
     fn atexit(hook: extern "C" fn()) -> c_int;
 }
 
 #[link(name = "kernel32")]
 unsafe extern "system" {
+    fn GetCurrentProcess() -> Handle;
+    fn TerminateProcess(process: Handle, status: u32) -> i32;
     fn GetStdHandle(which: u32) -> Handle;
     fn WriteFile(file: Handle, bytes: *const u8, length: u32, written: *mut u32, overlapped: *mut c_void) -> i32;
     fn GetModuleHandleW(name: *const u16) -> Handle;
@@ -75,8 +80,11 @@ pub(crate) fn in_main_program() -> bool {
 
 /// Ends the process at once, without calling anything that was registered.
 pub(crate) fn end_now(status: i32) -> ! {
-    // SAFETY: `_exit` may be called at any time.
-    unsafe { _exit(status) }
+    // SAFETY: the call only returns a constant.
+    let me = unsafe { GetCurrentProcess() };
+    // SAFETY: that constant stands for this process, with every right to it.
+    unsafe { TerminateProcess(me, u32::from_ne_bytes(status.to_ne_bytes())) };
+    super::park() // the documentation does not say that the call never returns
 }
 
 /// Returns the name of this thread, if the system knows one: it does not.

@@ -1,5 +1,7 @@
 //! One way out of a process, by the name of its case. What each must come to, on each system, stands in `expected`.
 
+#[cfg(any(unix, windows))]
+mod bounded;
 #[cfg(target_os = "wasi")]
 mod no_threads;
 
@@ -158,6 +160,8 @@ fn main() -> Result<ExitCode, String> {
         "eight_threads_exit" => eight_threads_leave(|| exitstack::exit(0)),
         "eight_threads_std_exit" => eight_threads_leave(|| std::process::exit(0)),
         "eight_threads_c_exit" => eight_threads_leave(|| c_exit(0)),
+        #[cfg(any(unix, windows))]
+        case if bounded::leave(case) => {}
         _ => return Err(format!("no such case: {case}")),
     }
     Ok(ExitCode::SUCCESS)
