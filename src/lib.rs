@@ -114,16 +114,16 @@
 //!
 //! All of it is in `src/raw`; a lint holds every other module to safe Rust. `closure.rs` stores small handlers in the
 //! stack without an allocation, `appendable.rs` lends out what is entered, `fork.rs` tells a child from its parent,
-//! `signals.rs` asks C what a signal does, and one file for each kind of system is the boundary to C (`atexit`, `exit`, a
-//! raw write to standard error). Each file opens with the argument why it is sound; `docs/checks.md` in the repository
+//! `signals.rs` asks C what a signal does, `console.rs` is called by Windows in place of one, and one file for each kind of
+//! system is the boundary to C (`atexit`, `exit`, a raw write to standard error). Each file opens with the argument why it is sound; `docs/checks.md` in the repository
 //! says how that is checked.
 //!
 //! # Features and Rust version
 //!
 //! - `async`: [`AsyncExitStack`] and [`scope_async`], for handlers that are awaited, on any runtime and without a further
 //!   dependency.
-//! - `signals`: the module `signals`, on Unix, with the crate signal-hook. For programs: SIGINT, SIGTERM and SIGHUP run the
-//!   handlers, and the process dies by the signal.
+//! - `signals`: the module `signals`, on Unix, with the crate signal-hook, and on Windows. For programs: SIGINT, SIGTERM and
+//!   SIGHUP, or the events of the console, run the handlers, and the process dies by the signal.
 //! - `loom` is for the crate's own tests.
 //!
 //! None is enabled by default. The minimum supported Rust version is 1.85.
@@ -167,7 +167,7 @@ pub mod report;
 mod scoped;
 mod shared;
 pub mod shutdown;
-#[cfg(all(unix, feature = "signals"))]
+#[cfg(all(any(unix, windows), feature = "signals"))]
 pub mod signals;
 mod stack;
 mod sync;

@@ -44,6 +44,29 @@
 //!
 //! `tokio::signal` and everything else that is built on signal-hook receives the signals too. **`ctrlc::set_handler` replaces
 //! this silently if it is called later**, as does any other call of `sigaction`.
+//!
+//! # On Windows
+//!
+//! Windows has no signals. Its console tells a program of events, and each of them is given the number of a signal:
+//!
+//! | event | number |
+//! | --- | --- |
+//! | Ctrl-C | 2, SIGINT |
+//! | Ctrl-Break | 21, SIGBREAK of C on Windows |
+//! | the console is closed | 1, SIGHUP on Unix |
+//! | logoff, shutdown of the system | 15, SIGTERM |
+//!
+//! - **About 5 seconds after the last two, Windows ends the process**, whatever still runs: [`grace`](Signals::grace) and
+//!   [limits](crate::shutdown) together must be less. No further event may arrive in that time, so only limits give up a handler
+//!   that does not return. What is printed to a closed console is lost.
+//! - To die by a signal is to end with the status 0xC000013A, as a process does by default after these events. Nothing that DLLs
+//!   or other libraries have registered for an exit is called. Where an [`Exit`](crate::Exit) decides the status, the process
+//!   ends with `std::process::exit`.
+//! - A process that ignores Ctrl-C, such as one started with `CREATE_NEW_PROCESS_GROUP`, goes on ignoring it. Windows has no
+//!   way to ask, so [`install`](Signals::install) returns the number of Ctrl-C even then. Ctrl-Break cannot be ignored.
+//! - Only services are told of a logoff or shutdown, and only if they have not loaded `user32.dll`.
+//! - **If several libraries catch events, only the last to be installed receives them**, be it this one, `ctrlc` or
+//!   `tokio::signal`. `AllocConsole`, `AttachConsole` and `FreeConsole` undo this silently: install afterwards.
 
 use std::fmt;
 use std::io;
@@ -51,9 +74,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
-
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals as Incoming;
 
 use crate::process::by_signal as process;
 use crate::{raw, shutdown};
@@ -80,10 +100,14 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Creates a description of SIGINT, SIGTERM and SIGHUP, without grace.
+    /// Creates a description of SIGINT, SIGTERM and SIGHUP, and on Windows of Ctrl-Break, without grace.
     pub fn new() -> Self {
-        let caught = vec![SIGINT, SIGTERM, SIGHUP];
-        Self { caught, grace: Duration::ZERO, repeat: Duration::from_millis(500), on_request: None }
+        Self {
+            caught: raw::ENDING.to_vec(),
+            grace: Duration::ZERO,
+            repeat: Duration::from_millis(500),
+            on_request: None,
+        }
     }
 
     /// Sets which signals are caught.
@@ -119,7 +143,8 @@ impl Signals {
     /// # Errors
     ///
     /// Returns an error if this was called before in this process, if one of the signals cannot be caught (SIGKILL and SIGSEGV
-    /// are among them; nothing has changed then), or if no thread can be started.
+    /// are among them, and on Windows each that is not in the [table](self#on-windows); nothing has changed then), or if no
+    /// thread can be started.
     pub fn install(self) -> io::Result<Vec<i32>> {
         static INSTALLED_IN: AtomicUsize = AtomicUsize::new(0);
 
@@ -135,11 +160,7 @@ impl Signals {
         }
         shutdown::ensure_keeper()?;
         process::arm();
-        // Before the action changes in any other way: what comes from here on is answered, if a little later.
-        let incoming = Incoming::new(&caught)?;
-        for &signal in &caught {
-            raw::only_here(signal)?;
-        }
+        let incoming = raw::catch(&caught)?;
         let draining = Arc::new(Draining::default());
         let worker = Arc::clone(&draining);
         let (grace, repeat) = (self.grace, self.repeat);
@@ -228,7 +249,7 @@ impl Draining {
 }
 
 /// Takes the process one step further at each signal, to begin with to the `first`.
-fn answer(mut incoming: Incoming, first: Step, repeat: Duration, draining: &Draining) {
+fn answer(mut incoming: raw::Incoming, first: Step, repeat: Duration, draining: &Draining) {
     let mut last: Option<Instant> = None;
     for signal in incoming.forever() {
         let now = Instant::now();

@@ -24,7 +24,7 @@
 //!
 //! **The grace and the limits together must be shorter than the time until SIGKILL**, or the last handlers of the drain
 //! do not run: whatever stops the service sends that after a while, by default after 10 seconds (`docker stop`), 30
-//! (Kubernetes) or 90 (systemd). Process 1 of a container has to install signals in any case: the kernel ignores a
+//! (Kubernetes) or 90 (systemd). Windows waits for about 5 seconds when the console is closed or the system shuts down. Process 1 of a container has to install signals in any case: the kernel ignores a
 //! signal to it whose action is the default one.
 //!
 //! Async tasks are asked, not killed: `on_request` sets a `watch` channel or a `CancellationToken`, `main` waits for
@@ -33,7 +33,8 @@
 //! # Beside other crates
 //!
 //! - `tokio::signal` and signal-hook share the signals with this crate: each of them is notified. A program that waits
-//!   for `tokio::signal::ctrl_c` and then returns from `main` needs `grace`, or the handlers run at once.
+//!   for `tokio::signal::ctrl_c` and then returns from `main` needs `grace`, or the handlers run at once. On Windows,
+//!   only the last of them to be installed receives an event.
 //! - **`ctrlc::set_handler` after `install` replaces it silently**, for all signals that ctrlc catches. Use only one of
 //!   them.
 //! - `Command` starts a child with the default actions. A forked child has them too, until it installs its own.

@@ -126,14 +126,14 @@ fn await_signals_drain() {
 
 /// Ends the process as this signal does by default.
 fn die_by(signal: i32) {
-    #[cfg(all(unix, feature = "signals"))]
+    #[cfg(all(any(unix, windows), feature = "signals"))]
     raw::die_by(signal);
-    #[cfg(not(all(unix, feature = "signals")))]
+    #[cfg(not(all(any(unix, windows), feature = "signals")))]
     let _ = signal; // there is none
 }
 
 /// Drains the process stack on a thread of this crate, because of a signal, and ends the process by that signal.
-#[cfg(all(unix, feature = "signals"))]
+#[cfg(all(any(unix, windows), feature = "signals"))]
 pub(crate) fn end_by_signal() -> ! {
     IS_SIGNALS.set(true);
     SIGNAL_DRAINS_IN.store(raw::epoch(), Ordering::Release);

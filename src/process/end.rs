@@ -73,7 +73,7 @@ pub(crate) fn signal() -> Option<i32> {
 }
 
 /// Notes that a signal requested the end. The first one counts.
-#[cfg(all(unix, feature = "signals"))]
+#[cfg(all(any(unix, windows), feature = "signals"))]
 pub(crate) fn note_signal(signal: i32) {
     END.lock().signal.get_or_insert(signal);
 }

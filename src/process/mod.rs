@@ -223,7 +223,7 @@ pub fn is_exiting() -> bool {
 }
 
 /// What `signals` needs from the process.
-#[cfg(all(unix, feature = "signals"))]
+#[cfg(all(any(unix, windows), feature = "signals"))]
 pub(crate) mod by_signal {
     pub(crate) use super::at_exit::end_by_signal;
     pub(crate) use super::end::{note_signal, signal};

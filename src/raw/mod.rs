@@ -17,6 +17,7 @@
 //! | `fork` | `fork.rs` | Unix | a child has a copy of its parent's memory |
 //! | | `no_fork.rs` | elsewhere | no process has a copy of another's memory |
 //! | `signals` | `signals.rs` | Unix, with the feature `signals` | signals, as far as signal-hook leaves them to its callers |
+//! | | `console.rs` | Windows, with that feature | the events of the console, in place of signals |
 //! | `unload` | `unload.rs` | glibc | a library can be unloaded while other threads are inside it |
 //! | | `no_unload.rs` | elsewhere | it cannot, or there is no known way to wait for them |
 
@@ -41,7 +42,8 @@ mod status;
 #[cfg(unix)]
 mod stderr;
 
-#[cfg(all(unix, feature = "signals"))]
+#[cfg(all(any(unix, windows), feature = "signals"))]
+#[cfg_attr(windows, path = "console.rs")]
 mod signals;
 
 #[cfg_attr(unix, path = "unix.rs")]
@@ -57,8 +59,8 @@ pub(crate) use closure::{Bound, BoxError, Closure, Packed};
 pub(crate) use fork::{epoch, peek};
 #[cfg(feature = "async")]
 pub(crate) use lending::Lending;
-#[cfg(all(unix, feature = "signals"))]
-pub(crate) use signals::{die_by, is_ignored, only_here};
+#[cfg(all(any(unix, windows), feature = "signals"))]
+pub(crate) use signals::{ENDING, Incoming, catch, die_by, is_ignored};
 pub(crate) use status::{end_with, exit_inside_exit};
 pub(crate) use system::{EXIT_CALLS_HOOKS, at_exit, end_now, thread_name, write_stderr};
 pub(crate) use unload::{at_unload, begin_list_anew, call_handlers, is_unloading, park, unloads_here};

@@ -18,10 +18,14 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use signal_hook::consts::FORBIDDEN;
+use signal_hook::consts::{FORBIDDEN, SIGHUP, SIGINT, SIGTERM};
+pub(crate) use signal_hook::iterator::Signals as Incoming;
 use signal_hook::low_level::{emulate_default_handler, register};
 
 use super::fork;
+
+/// The signals that ask a process to end.
+pub(crate) const ENDING: [c_int; 3] = [SIGINT, SIGTERM, SIGHUP];
 
 /// For each signal, the epoch of the last process of this line of forks that has caught it.
 static CAUGHT_IN: [AtomicUsize; 129] = [const { AtomicUsize::new(0) }; 129];
@@ -41,8 +45,18 @@ pub(crate) fn is_ignored(signal: c_int) -> io::Result<bool> {
     Ok(unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN)
 }
 
+/// Catches these signals from now on.
+pub(crate) fn catch(signals: &[c_int]) -> io::Result<Incoming> {
+    // Before the action changes in any other way: what comes from here on is answered, if a little later.
+    let incoming = Incoming::new(signals)?;
+    for &signal in signals {
+        only_here(signal)?;
+    }
+    Ok(incoming)
+}
+
 /// Makes a signal that this process catches do in its children what it does by default, until they catch it themselves.
-pub(crate) fn only_here(signal: c_int) -> io::Result<()> {
+fn only_here(signal: c_int) -> io::Result<()> {
     let Some(caught_in) = usize::try_from(signal).ok().and_then(|signal| CAUGHT_IN.get(signal)) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };

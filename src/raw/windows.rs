@@ -35,6 +35,8 @@ unsafe extern "system" {
 }
 
 const STD_ERROR_HANDLE: u32 = 0_u32.wrapping_sub(12);
+#[cfg(feature = "signals")]
+const GET_MODULE_HANDLE_EX_FLAG_PIN: u32 = 1;
 const GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT: u32 = 2;
 const GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS: u32 = 4;
 
@@ -76,6 +78,16 @@ pub(crate) fn in_main_program() -> bool {
     // SAFETY: null stands for the program's own module.
     let program = unsafe { GetModuleHandleW(ptr::null()) };
     found == 0 || mine == program
+}
+
+/// Keeps the DLL that this code is part of loaded until the process ends; returns false if the system refuses.
+#[cfg(feature = "signals")]
+pub(super) fn keep_loaded() -> bool {
+    extern "C" fn here() {}
+    let mut mine = ptr::null_mut();
+    let flags = GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_PIN;
+    // SAFETY: with these flags the call takes any address, and fills the variable that it is given.
+    unsafe { GetModuleHandleExW(flags, here as *const c_void, &raw mut mine) != 0 }
 }
 
 /// Ends the process at once, without calling anything that was registered.

@@ -29,7 +29,7 @@ global! {
 }
 
 /// Gives up the handler that blocks a drain at the end of the process, or the next one that does.
-#[cfg(all(unix, feature = "signals"))]
+#[cfg(all(any(unix, windows), feature = "signals"))]
 pub(crate) fn hurry() {
     *HURRIED.lock() += 1;
 }

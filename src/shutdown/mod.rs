@@ -55,7 +55,7 @@ use std::time::{Duration, Instant};
 pub use self::bounded::Modelled;
 pub(crate) use self::bounded::{finalize_within, watch_end};
 pub use self::event::{Closed, Event, Reason};
-#[cfg(all(unix, feature = "signals"))]
+#[cfg(all(any(unix, windows), feature = "signals"))]
 pub(crate) use self::keeper::hurry;
 pub use self::limits::{Expiry, Limits};
 use self::observer::Observer;
@@ -136,7 +136,7 @@ pub fn set_observer(observer: Box<dyn Fn(&Event<'_>) + Send + Sync>) {
 }
 
 /// Makes sure that there is a thread that can give up a handler, even without limits.
-#[cfg(all(unix, feature = "signals"))]
+#[cfg(all(any(unix, windows), feature = "signals"))]
 pub(crate) fn ensure_keeper() -> io::Result<()> {
     set_limits(setup().limits)
 }

@@ -4,6 +4,8 @@
 mod bounded;
 #[cfg(target_os = "wasi")]
 mod no_threads;
+#[cfg(any(unix, windows))]
+mod signals;
 
 use std::ffi::c_int;
 use std::process::ExitCode;
@@ -161,7 +163,7 @@ fn main() -> Result<ExitCode, String> {
         "eight_threads_std_exit" => eight_threads_leave(|| std::process::exit(0)),
         "eight_threads_c_exit" => eight_threads_leave(|| c_exit(0)),
         #[cfg(any(unix, windows))]
-        case if bounded::leave(case) => {}
+        case if signals::leave(case) || bounded::leave(case) => {}
         _ => return Err(format!("no such case: {case}")),
     }
     Ok(ExitCode::SUCCESS)
