@@ -101,6 +101,14 @@ pub struct Signals {
 
 impl Signals {
     /// Creates a description of SIGINT, SIGTERM and SIGHUP, and on Windows of Ctrl-Break, without grace.
+    ///
+    /// ```
+    /// use exitstack::signals::Signals;
+    ///
+    /// let caught = Signals::new().install()?;
+    /// println!("{caught:?}"); // on Unix, [2, 15, 1]; fewer under `nohup`
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn new() -> Self {
         Self {
             caught: raw::ENDING.to_vec(),
@@ -111,6 +119,15 @@ impl Signals {
     }
 
     /// Sets which signals are caught.
+    ///
+    /// ```
+    /// use exitstack::signals::Signals;
+    ///
+    /// const SIGTERM: i32 = 15;
+    ///
+    /// Signals::new().only(&[SIGTERM]).install()?; // Ctrl-C still kills
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn only(mut self, signals: &[i32]) -> Self {
         self.caught = signals.to_vec();
         self
@@ -119,12 +136,33 @@ impl Signals {
     /// Sets how long `main` may go on after the first signal before the handlers run.
     ///
     /// If it returns or exits by then, the handlers run there as ever, and the process dies by the signal afterwards.
+    ///
+    /// ```no_run
+    /// use exitstack::signals::{Signals, requested};
+    /// use std::time::Duration;
+    ///
+    /// fn main() -> std::io::Result<()> {
+    ///     Signals::new().grace(Duration::from_secs(5)).install()?;
+    ///     while requested().is_none() {
+    ///         std::thread::sleep(Duration::from_millis(10)); // a piece of the work
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
     }
 
     /// Sets within how much time several signals count once. The default is 500 ms.
+    ///
+    /// ```
+    /// use exitstack::signals::Signals;
+    /// use std::time::Duration;
+    ///
+    /// Signals::new().repeat(Duration::from_secs(1)).install()?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn repeat(mut self, repeat: Duration) -> Self {
         self.repeat = repeat;
         self
@@ -133,6 +171,20 @@ impl Signals {
     /// Sets what is called at the first signal, before the grace begins, on a thread of this crate.
     ///
     /// It is no signal handler, and may do what any function may. What it panics with is dropped.
+    ///
+    /// ```no_run
+    /// use exitstack::signals::Signals;
+    /// use std::sync::mpsc;
+    /// use std::time::Duration;
+    ///
+    /// fn main() -> std::io::Result<()> {
+    ///     let (sender, requests) = mpsc::channel();
+    ///     let ask = move |signal| drop(sender.send(signal));
+    ///     Signals::new().grace(Duration::from_secs(5)).on_request(ask).install()?;
+    ///     let _signal = requests.recv(); // a second one does not come here
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn on_request(mut self, request: impl FnMut(i32) + Send + 'static) -> Self {
         self.on_request = Some(Box::new(request));
         self
@@ -145,6 +197,14 @@ impl Signals {
     /// Returns an error if this was called before in this process, if one of the signals cannot be caught (SIGKILL and SIGSEGV
     /// are among them, and on Windows each that is not in the [table](self#on-windows); nothing has changed then), or if no
     /// thread can be started.
+    ///
+    /// ```
+    /// use exitstack::signals::Signals;
+    ///
+    /// Signals::new().install()?;
+    /// assert!(Signals::new().install().is_err());
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn install(self) -> io::Result<Vec<i32>> {
         static INSTALLED_IN: AtomicUsize = AtomicUsize::new(0);
 

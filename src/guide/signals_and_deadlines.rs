@@ -24,7 +24,8 @@
 //!
 //! **The grace and the limits together must be shorter than the time until SIGKILL**, or the last handlers of the drain
 //! do not run: whatever stops the service sends that after a while, by default after 10 seconds (`docker stop`), 30
-//! (Kubernetes) or 90 (systemd). Windows waits for about 5 seconds when the console is closed or the system shuts down. Process 1 of a container has to install signals in any case: the kernel ignores a
+//! (Kubernetes) or 90 (systemd). Windows waits for about 5 seconds when the console is closed or the system shuts down.
+//! Process 1 of a container has to install signals in any case: the kernel ignores a
 //! signal to it whose action is the default one.
 //!
 //! Async tasks are asked, not killed: `on_request` sets a `watch` channel or a `CancellationToken`, `main` waits for
