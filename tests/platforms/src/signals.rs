@@ -8,7 +8,7 @@ use std::time::Duration;
 use exitstack::signals::{Signals, requested};
 use exitstack::{Exit, process_stack, register};
 
-use self::system::{ignore_ctrl_c, send};
+use self::system::{deliver, send};
 use crate::says;
 
 const HUP: i32 = 1;
@@ -56,7 +56,7 @@ fn sticks(line: &'static str, next: i32) {
 
 /// Is the handler that a signal comes into, which a thread of the library answers meanwhile.
 fn is_interrupted() {
-    send(INT);
+    deliver(INT);
     while requested().is_none() {
         thread::yield_now();
     }
@@ -84,7 +84,7 @@ pub(crate) fn leave(case: &str) -> bool {
             signals().install().unwrap();
             register(|| Err(Exit(7)));
             says("B");
-            send(INT);
+            deliver(INT);
             park()
         }
         "exit_after_closed" => {
@@ -131,10 +131,11 @@ pub(crate) fn leave(case: &str) -> bool {
             park()
         }
         "ctrl_c_is_ignored" => {
-            ignore_ctrl_c();
+            system::ignore_ctrl_c(true);
             install(signals());
             register(|| println!("{:?}", requested()));
-            system::send_ignored(INT);
+            deliver(INT);
+            system::ignore_ctrl_c(false); // it would have been noticed
             send(TERM);
             park()
         }
@@ -169,13 +170,15 @@ mod system {
         assert_eq!(unsafe { raise(signal) }, 0);
     }
 
-    pub(super) fn send_ignored(signal: i32) {
+    pub(super) fn deliver(signal: i32) {
         send(signal);
     }
 
-    pub(super) fn ignore_ctrl_c() {
-        // SAFETY: no handler is set.
-        unsafe { signal(INT, SIG_IGN) };
+    pub(super) fn ignore_ctrl_c(ignores: bool) {
+        if ignores {
+            // SAFETY: no handler is set.
+            unsafe { signal(INT, SIG_IGN) };
+        }
     }
 
     pub(super) fn how(ended: ExitStatus) -> String {
@@ -269,16 +272,16 @@ mod system {
         });
     }
 
-    /// Returns when it would have been noticed. Wine, unlike Windows, also ignores every other event then.
-    pub(super) fn send_ignored(signal: i32) {
+    /// Lets an event come on this thread, and returns when the routines have returned. There is no thread of the event then that
+    /// ends while the process exits, by which Wine sometimes hangs.
+    pub(super) fn deliver(signal: i32) {
         call_routines(event_of(signal));
-        // SAFETY: null stands for Ctrl-C, which is ignored no more.
-        assert_ne!(unsafe { SetConsoleCtrlHandler(ptr::null_mut(), 0) }, 0);
     }
 
-    pub(super) fn ignore_ctrl_c() {
-        // SAFETY: null stands for Ctrl-C, which is ignored from now on.
-        assert_ne!(unsafe { SetConsoleCtrlHandler(ptr::null_mut(), 1) }, 0);
+    /// Wine, unlike Windows, ignores every other event too.
+    pub(super) fn ignore_ctrl_c(ignores: bool) {
+        // SAFETY: null stands for Ctrl-C.
+        assert_ne!(unsafe { SetConsoleCtrlHandler(ptr::null_mut(), ignores.into()) }, 0);
     }
 
     pub(super) fn how(ended: ExitStatus) -> String {
