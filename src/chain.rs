@@ -3,7 +3,9 @@
 //! The global allocator is foreign code: it may register a handler. So nothing is allocated or freed under a lock, and
 //! whatever is collected under one is collected in a [`Chain`].
 
-use std::mem::ManuallyDrop;
+use alloc::boxed::Box;
+use core::iter;
+use core::mem::{self, ManuallyDrop};
 
 /// A list of values, the last one added first.
 #[derive(Debug)]
@@ -60,7 +62,7 @@ impl<T> Chain<T> {
     /// Moves all links of `other` to this chain.
     pub(crate) fn append(&mut self, mut other: Self) {
         if self.is_empty() {
-            std::mem::swap(self, &mut other);
+            mem::swap(self, &mut other);
         }
         while let Some(link) = other.pop() {
             self.push(link);
@@ -89,12 +91,12 @@ impl<T> Chain<T> {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
-        std::iter::successors(self.first.as_ref(), |link| link.0.1.as_ref()).map(|link| &link.0.0)
+        iter::successors(self.first.as_ref(), |link| link.0.1.as_ref()).map(|link| &link.0.0)
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         let mut at = self.first.as_mut();
-        std::iter::from_fn(move || {
+        iter::from_fn(move || {
             let (value, next) = &mut *at.take()?.0;
             at = next.as_mut();
             Some(value)
@@ -142,6 +144,8 @@ impl<T> Drop for Chain<T> {
 
 #[cfg(all(test, not(all(loom, feature = "loom"))))]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
 
     fn chain(values: &[i32]) -> Chain<i32> {

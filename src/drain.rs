@@ -1,12 +1,16 @@
 //! How handlers run: the one drain loop.
 
-use std::any::Any;
-use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use alloc::boxed::Box;
+use alloc::string::String;
+use core::error::Error;
+use core::mem;
+use core::panic::Location;
+
+use scopeguard::guard;
 
 use crate::error::{CloseError, Exit, ExitRequest, Failures, HandlerError, HandlerErrorKind, Name, Outcome, Site};
 use crate::handler::Entry;
-use crate::panics::{discard, panic_message};
+use crate::panics::{Payload, arm, catch, discard, panic_message, uncaught};
 use crate::raw::BoxError;
 
 /// What a drain takes its handlers from.
@@ -20,6 +24,10 @@ pub(crate) trait Source<B: ?Sized> {
 
     /// Keeps, or reports, the outcome of a handler that did not simply return.
     fn note(&mut self, outcome: HandlerOutcome);
+
+    /// Reports what was kept, and from now on everything: a panic that cannot be caught goes on through the drain, so that
+    /// nothing can be returned.
+    fn unwinds(&mut self) {}
 }
 
 /// Work whose cleanup runs.
@@ -59,7 +67,7 @@ impl HandlerOutcome {
         Self { site, failure, exit_code }
     }
 
-    fn panicked(site: Site, payload: Box<dyn Any + Send>) -> Self {
+    fn panicked(site: Site, payload: Payload) -> Self {
         // `exitstack::exit` leaves a handler by unwinding with an `Exit`.
         let exit_code = payload.downcast_ref().map(|exit: &Exit| exit.0);
         let failure = exit_code.is_none().then(|| HandlerErrorKind::Panicked(panic_message(&*payload)));
@@ -91,29 +99,35 @@ impl HandlerOutcome {
 pub(crate) struct NotRun;
 
 /// Returns the error as an `E`, whether it is one or a box of one.
-fn downcast<E: std::error::Error + 'static>(error: &BoxError) -> Option<&E> {
+fn downcast<E: Error + 'static>(error: &BoxError) -> Option<&E> {
     error.downcast_ref::<E>().or_else(|| error.downcast_ref::<Box<E>>().map(|boxed| &**boxed))
 }
 
-/// Runs every handler that `source` lends. The outcome of one that fails or panics is noted, and the next one runs; nothing
-/// unwinds out of here.
+/// Runs every handler that `source` lends. The outcome of one that fails or panics is noted, and the next one runs.
+///
+/// Nothing unwinds out of here, unless a panic cannot be caught: then it goes on after the last handler.
 #[inline]
-pub(crate) fn drain<B: ?Sized>(source: &mut impl Source<B>) {
+pub(crate) fn drain<B: ?Sized, S: Source<B>>(source: &mut S) {
     loop {
         // For the report, if the handler panics.
         let (mut name, mut location) = (None, None);
-        // Entered again only after a panic: handlers that return do not pay for a landing pad each.
-        let drained = catch_unwind(AssertUnwindSafe(|| {
+        // Entered again only after a panic: handlers that return do not pay for a landing pad each. Nor for a call: as a
+        // function of its own, the loop would keep all this in memory.
+        let drained = catch(|| {
+            let state = (&mut *source, &mut name, &mut location);
+            let mut armed = arm(state, |(source, name, location)| drain_unwinding(source, name.take(), *location));
+            let (source, name, location) = armed.state();
             while let Some((entry, work)) = source.next() {
-                location = Some(entry.location);
+                **location = Some(entry.location);
                 let plain = entry.closure.is_plain();
-                let result = if plain { entry.closure.run(ANY) } else { run_dressed(entry, work.outcome(), &mut name) };
+                let result = if plain { entry.closure.run(ANY) } else { run_dressed(entry, work.outcome(), name) };
                 if let Err(error) = result {
                     let site = Site { name: name.take(), location: entry.location };
                     source.note(HandlerOutcome::failed(site, error));
                 }
             }
-        }));
+            armed.disarm();
+        });
         match (drained, location) {
             (Ok(()), _) => return,
             (Err(payload), Some(location)) => source.note(HandlerOutcome::panicked(Site { name, location }, payload)),
@@ -121,6 +135,18 @@ pub(crate) fn drain<B: ?Sized>(source: &mut impl Source<B>) {
             (Err(payload), None) => return discard(payload),
         }
     }
+}
+
+/// Runs the rest of the handlers while a panic unwinds that cannot be caught.
+fn drain_unwinding<B: ?Sized>(
+    source: &mut impl Source<B>,
+    name: Option<Name>,
+    location: Option<&'static Location<'static>>,
+) {
+    let Some(location) = location else { return };
+    let mut source = guard(source, |source| drain(source)); // also if a report panics
+    source.unwinds();
+    source.note(HandlerOutcome::panicked(Site { name, location }, uncaught()));
 }
 
 /// The outcome that is passed to a handler which does not look at it.

@@ -1,22 +1,31 @@
 //! Outcomes and errors: how the work ended, and what failed in its cleanup.
 
-use std::borrow::Cow;
-use std::error::Error;
-use std::fmt::{self, Display, Write};
-use std::ops::Deref;
-use std::panic::Location;
-use std::process::{ExitCode, Termination};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use alloc::borrow::Cow;
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::error::Error;
+use core::fmt::{self, Display, Write};
+use core::ops::Deref;
+use core::panic::Location;
+use core::slice;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::time::Duration;
 
 use smallvec::SmallVec;
 
 mod failures;
+#[cfg(feature = "std")]
+mod refused;
 mod scope;
+#[cfg(feature = "std")]
+mod status;
 mod text;
 
-pub(crate) use failures::{ExitRequest, Failures, merged, request_of};
+#[cfg(feature = "std")]
+pub(crate) use failures::request_of;
+pub(crate) use failures::{ExitRequest, Failures, merged};
+#[cfg(feature = "std")]
+pub use refused::Refused;
 pub use scope::{ScopeError, ScopeFailure};
 pub(crate) use text::{Causes, OneLine};
 
@@ -67,28 +76,7 @@ pub enum Outcome {
 /// assert_eq!(asked.exit_code(), Some(3));
 /// assert!(asked.errors().is_empty());
 /// ```
-///
-/// # As the return value of `main`
-///
-/// **`Err(Exit(3))` from `main` is an error, not a request**: std treats every `Err` alike, prints `Error: Exit(3)` and
-/// exits with status 1. Return the `Exit` itself instead: if `main`, or the body of [`run`](crate::run), returns
-/// `Exit(3)` or `Ok(Exit(3))`, the process exits with status 3. An `ExitCode` holds only the low byte of it.
-///
-/// ```
-/// use exitstack::Exit;
-///
-/// fn work() -> Result<(), Exit> {
-///     if std::env::args().len() > 1 {
-///         eprintln!("no arguments, please");
-///         return Err(Exit(2));
-///     }
-///     Ok(())
-/// }
-///
-/// fn main() -> Exit {
-///     work().err().unwrap_or(Exit(0))
-/// }
-/// ```
+#[cfg_attr(feature = "std", doc = include_str!("error/status.md"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("exit with status {0}")]
 pub struct Exit(
@@ -96,21 +84,14 @@ pub struct Exit(
     pub i32,
 );
 
-impl Termination for Exit {
-    /// Returns the low byte: what a parent process sees on Unix, and all that an [`ExitCode`] can hold.
-    fn report(self) -> ExitCode {
-        let [low, ..] = self.0.to_le_bytes();
-        ExitCode::from(low)
-    }
-}
-
 /// The kind of a [`HandlerError`]: what happened to the handler.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum HandlerErrorKind {
     /// The handler returned this error.
     Failed(Arc<dyn Error + Send + Sync>),
-    /// The handler, or the drop of something it captured, panicked with this message.
+    /// The handler, or the drop of something it captured, panicked with this message. Without std, where the message cannot be
+    /// known, it says that the panic goes on.
     Panicked(String),
     /// The stack no longer accepted handlers, so this one was dropped without being run.
     Refused,
@@ -381,7 +362,7 @@ impl CloseError {
     }
 
     /// Returns an iterator over the failures, in the order in which they happened.
-    pub fn iter(&self) -> std::slice::Iter<'_, HandlerError> {
+    pub fn iter(&self) -> slice::Iter<'_, HandlerError> {
         self.0.errors.iter()
     }
 
@@ -408,7 +389,7 @@ impl CloseError {
 
 impl<'e> IntoIterator for &'e CloseError {
     type Item = &'e HandlerError;
-    type IntoIter = std::slice::Iter<'e, HandlerError>;
+    type IntoIter = slice::Iter<'e, HandlerError>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
@@ -441,50 +422,5 @@ impl fmt::Debug for CloseError {
 impl Error for CloseError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         if let [only] = self.errors() { only.source() } else { None }
-    }
-}
-
-/// The error of [`try_register`](crate::SharedExitStack::try_register), which hands back the handler that was refused.
-///
-/// A stack refuses handlers if its interpreter is finalized, or if it is the process stack after its last drain.
-///
-/// ```
-/// use exitstack::Interpreter;
-///
-/// let plugin = Interpreter::new("plugin");
-/// plugin.finalize()?;
-/// let refused = plugin.stack().try_register(|| println!("too late")).unwrap_err();
-/// assert!(refused.to_string().contains("refused"));
-/// let handler = refused.into_handler();
-/// handler(); // run it now instead
-/// # Ok::<(), exitstack::CloseError>(())
-/// ```
-#[derive(Clone, thiserror::Error)]
-#[error("exit handler registered at {location} was refused: the stack no longer accepts handlers")]
-pub struct Refused<H> {
-    handler: H,
-    location: &'static Location<'static>,
-}
-
-impl<H> Refused<H> {
-    pub(crate) fn new(handler: H, location: &'static Location<'static>) -> Self {
-        Self { handler, location }
-    }
-
-    /// Returns the handler, unchanged.
-    #[doc(alias = "into_inner")]
-    pub fn into_handler(self) -> H {
-        self.handler
-    }
-
-    /// Returns where the handler would have been registered.
-    pub fn location(&self) -> &'static Location<'static> {
-        self.location
-    }
-}
-
-impl<H> fmt::Debug for Refused<H> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Refused").field("location", &self.location).finish_non_exhaustive()
     }
 }

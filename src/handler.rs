@@ -1,12 +1,13 @@
 //! Handlers: functions and closures, optionally with a name and a key.
 
-use std::any::{Any, TypeId};
-use std::borrow::Cow;
-use std::error::Error;
-use std::fmt;
-use std::panic::Location;
-use std::sync::Arc;
-use std::time::Duration;
+use alloc::borrow::Cow;
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::any::{Any, TypeId};
+use core::error::Error;
+use core::fmt;
+use core::panic::Location;
+use core::time::Duration;
 
 use crate::error::{Label, Outcome, Site};
 use crate::list::HandlerId;
@@ -35,7 +36,7 @@ pub(crate) use async_handler::sealed::AsyncTask;
 /// let mut stack = ExitStack::new();
 /// stack.register(goodbye);
 /// stack.register(|| std::fs::remove_file("/nonexistent/scratch")); // returns a Result; the error is kept
-/// stack.register(|| panic!("kept too"));
+/// stack.register(|| Err("kept too"));
 /// assert_eq!(stack.close().unwrap_err().errors().len(), 2);
 /// ```
 #[diagnostic::on_unimplemented(
@@ -218,8 +219,10 @@ impl<F, K> Handler<F, K> {
     /// use exitstack::Handler;
     /// use std::time::Duration;
     ///
+    /// # #[cfg(feature = "std")] {
     /// let interpreter = exitstack::Interpreter::new("session");
     /// interpreter.stack().register(Handler::new(|| println!("log out")).within(Duration::from_secs(1)));
+    /// # }
     /// ```
     #[must_use]
     pub fn within(self, limit: Duration) -> Self {

@@ -1,6 +1,7 @@
 //! Cleanup that runs last-in, first-out, however the code exits.
 //!
-//! ```
+#![cfg_attr(feature = "std", doc = "```")]
+#![cfg_attr(not(feature = "std"), doc = "```ignore")]
 //! use exitstack::ExitStack;
 //!
 //! fn main() -> Result<(), exitstack::CloseError> {
@@ -110,6 +111,20 @@
 //!
 #![doc = include_str!("../docs/platforms.md")]
 //!
+//! # Without std
+//!
+//! With `default-features = false`, the crate needs `alloc` alone, and atomics that can compare and swap a word. It then
+//! consists of [`ExitStack`], [`scope`], [`try_scope`], [`Handler`], [`HandlerList`], the errors, and the [report
+//! hook](report). What they promise holds, with two exceptions:
+//!
+//! - **A panic in a handler is not caught.** The other handlers run while it unwinds; then it propagates out of `close()`,
+//!   of [`run_now`](ExitStack::run_now), or of the drop. A `close()` that ends so returns no failures: all of them go to the
+//!   report hook. **A second panic aborts the program**, once the other handlers have run: another handler's, the report
+//!   hook's, or that of a stack which is dropped because of a panic. Where panics abort, as on most targets without an
+//!   operating system, the first one does.
+//! - **Without a report hook, the failures of a dropped stack are lost**, as there is no standard error. `close()` returns
+//!   them as usual.
+//!
 //! # Unsafe code
 //!
 //! All of it is in `src/raw`; a lint holds every other module to safe Rust. `closure.rs` stores small handlers in the
@@ -120,13 +135,14 @@
 //!
 //! # Features and Rust version
 //!
+//! - `std`, which is enabled by default: all but what is there [without std](#without-std).
 //! - `async`: [`AsyncExitStack`] and [`scope_async`], for handlers that are awaited, on any runtime and without a further
 //!   dependency.
 //! - `signals`: the module `signals`, on Unix, with the crate signal-hook, and on Windows. For programs: SIGINT, SIGTERM and
 //!   SIGHUP, or the events of the console, run the handlers, and the process dies by the signal.
 //! - `loom` is for the crate's own tests.
 //!
-//! None is enabled by default. The minimum supported Rust version is 1.85.
+//! The others are not enabled by default; all of them enable `std`. The minimum supported Rust version is 1.85.
 //!
 //! # Neighbours
 //!
@@ -149,41 +165,60 @@
     not(feature = "async"),
     doc = "[`scope_async`]: https://docs.rs/exitstack/latest/exitstack/fn.scope_async.html"
 )]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(not(feature = "std"), no_std)]
+// What is used, and linked to, only by what needs std.
+#![cfg_attr(not(feature = "std"), allow(dead_code, unused_imports, rustdoc::broken_intra_doc_links))]
 
-#[cfg(feature = "async")]
-mod async_stack;
+extern crate alloc;
+
 mod chain;
 mod drain;
 mod error;
-pub mod guide;
 mod handler;
-mod interpreter;
 mod list;
 mod panics;
-mod process;
 #[allow(unsafe_code)]
 mod raw;
 pub mod report;
 mod scoped;
+mod stack;
+
+#[cfg(feature = "async")]
+mod async_stack;
+#[cfg(feature = "std")]
+pub mod guide;
+#[cfg(feature = "std")]
+mod interpreter;
+#[cfg(feature = "std")]
+mod process;
+#[cfg(feature = "std")]
 mod shared;
+#[cfg(feature = "std")]
 pub mod shutdown;
 #[cfg(all(any(unix, windows), feature = "signals"))]
 pub mod signals;
-mod stack;
+#[cfg(feature = "std")]
 mod sync;
+#[cfg(feature = "std")]
 mod tree;
 
 #[cfg(feature = "async")]
 pub use async_stack::{AsyncExitStack, AsyncScope, scope_async};
-pub use error::{CloseError, Exit, HandlerError, HandlerErrorKind, Outcome, Refused, ScopeError, ScopeFailure};
+#[cfg(feature = "std")]
+pub use error::Refused;
+pub use error::{CloseError, Exit, HandlerError, HandlerErrorKind, Outcome, ScopeError, ScopeFailure};
 #[cfg(feature = "async")]
 pub use handler::IntoAsyncHandler;
 pub use handler::{Handler, HandlerResult, IntoHandler, NoKey, PendingHandler};
+#[cfg(feature = "std")]
 pub use interpreter::{Instrumented, Interpreter, register, unregister, unregister_fn, unregister_key};
 pub use list::{HandlerId, HandlerList, Iter};
+#[cfg(feature = "std")]
 pub use process::{adopt_after_fork, exit, is_exiting, process_stack, run};
 pub use scoped::{scope, try_scope};
 pub use stack::ExitStack;
+#[cfg(feature = "std")]
 pub use tree::SharedExitStack;
 
 /// What C's `exit` does on a thread, for the models in `tests/loom.rs`.
@@ -192,5 +227,5 @@ pub use tree::SharedExitStack;
 pub use process::drain_for_good;
 
 #[doc = include_str!("../README.md")]
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "std"))]
 struct ReadmeDoctests;

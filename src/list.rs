@@ -21,15 +21,16 @@
 //! creates a [`Storage`] first, [exchanges](HandlerList::exchange) the list's own for it under the lock, and drops that
 //! afterwards. The public methods do all of this at once, for a list that only one thread uses.
 
-use std::fmt;
-use std::mem::{self, ManuallyDrop};
+use alloc::vec::Vec;
+use core::fmt;
+use core::mem::{self, ManuallyDrop};
 
 use smallvec::SmallVec;
 
 mod ids;
 mod iter;
 mod storage;
-#[cfg(all(test, not(all(loom, feature = "loom"))))]
+#[cfg(all(test, feature = "std", not(all(loom, feature = "loom"))))]
 mod tests;
 
 pub use ids::HandlerId;

@@ -1,8 +1,27 @@
-//! Panics of foreign code: what they say, and drops that may panic.
+//! Panics of foreign code: what they say, and work that is finished although one has happened.
+//!
+//! Only std can catch a panic. What that changes is in `panics/with_std.rs` and `panics/without_std.rs`, which define the
+//! same items.
 
-use std::any::Any;
-use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use alloc::borrow::ToOwned;
+use alloc::boxed::Box;
+use alloc::string::String;
+use core::any::Any;
+use core::mem;
+
+#[cfg_attr(feature = "std", path = "panics/with_std.rs")]
+#[cfg_attr(not(feature = "std"), path = "panics/without_std.rs")]
+mod catching;
+
+pub(crate) use catching::{arm, catch};
+
+/// What a panic carries.
+pub(crate) type Payload = Box<dyn Any + Send>;
+
+/// Returns a payload for the report of a panic that was not caught.
+pub(crate) fn uncaught() -> Payload {
+    Box::new("(the panic goes on)")
+}
 
 /// Returns the message of a panic's payload.
 pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
@@ -13,23 +32,29 @@ pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
 /// Drops a value whose drop may panic: a panic's payload, or an error that may be the last of its kind here. What the drop
 /// panics with is leaked, as std does with it.
 pub(crate) fn discard<T>(value: T) {
-    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
+    if let Err(second) = catch(|| drop(value)) {
         mem::forget(second);
     }
 }
 
 /// Drops every value, even if the drop of one panics; the first such panic is resumed afterwards.
 pub(crate) fn drop_all<T>(values: impl IntoIterator<Item = T>) {
+    drop_each(&mut values.into_iter());
+}
+
+fn drop_each<'v, T>(values: &mut (dyn Iterator<Item = T> + 'v)) {
     let mut first = None;
-    for value in values {
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-            match first {
-                None => first = Some(payload),
-                Some(_) => discard(payload),
-            }
+    while let Err(payload) = catch(|| {
+        let mut rest = arm(&mut *values, drop_each);
+        rest.state().for_each(drop);
+        rest.disarm();
+    }) {
+        match first {
+            None => first = Some(payload),
+            Some(_) => discard(payload),
         }
     }
     if let Some(payload) = first {
-        resume_unwind(payload);
+        catching::resume(payload);
     }
 }

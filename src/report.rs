@@ -13,41 +13,24 @@
 //! a report waits for its reader for up to two seconds. Once a report has waited in vain, none waits again until
 //! something has been read. A blocking standard error is written to as by any program.
 //!
+//! **Without std there is no default report**: there is no standard error, so what is reported while no hook is set is lost.
+//!
 //! Each failure is reported once, even if the hook exits the process, panics or replaces itself. CPython has
 //! `sys.unraisablehook` for this; as there, a hook that fails stops nothing.
 
-use std::error::Error;
-use std::fmt::{self, Write as _};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use alloc::boxed::Box;
+use alloc::sync::Arc;
 
-use crate::error::{Causes, Exit, HandlerError, OneLine};
-use crate::panics::discard;
-use crate::raw;
-use crate::sync::{MutexGuard, PerProcess, global};
+use crate::error::{Exit, HandlerError};
+use crate::panics::{catch, discard};
+
+#[cfg_attr(feature = "std", path = "report/with_std.rs")]
+#[cfg_attr(not(feature = "std"), path = "report/without_std.rs")]
+mod installed;
+
+use installed::{current, replace, show};
 
 type Hook = Box<dyn Fn(&HandlerError) + Send + Sync>;
-
-#[derive(Default)]
-pub(crate) struct Installed {
-    hook: Option<Arc<Hook>>,
-    /// Whether this process has looked up the hook of its parent process, which a forked child inherits.
-    inherited: bool,
-}
-
-global! {
-    static HOOK: PerProcess<Installed> = PerProcess::new(Installed { hook: None, inherited: true });
-}
-
-fn installed() -> MutexGuard<'static, Installed> {
-    let mut installed = HOOK.lock();
-    if !installed.inherited {
-        installed.inherited = true;
-        // A hook that was locked at the fork was being replaced, so the default takes its place.
-        installed.hook = HOOK.earlier().last().flatten().and_then(|parents| parents.hook.clone());
-    }
-    installed
-}
 
 /// Sets the hook that receives every failure that cannot be returned to a caller, replacing any earlier hook.
 ///
@@ -56,6 +39,9 @@ fn installed() -> MutexGuard<'static, Installed> {
 /// lock, so a hook that writes then should use raw writes. If the hook panics, that failure gets the default report
 /// instead and the drain continues. If it exits the process, the failures that are not reported yet are reported on the
 /// way out.
+///
+/// Without std, a hook that panics aborts the program, once the other handlers have run. A hook that was replaced is never
+/// dropped there, and each call costs the next report a step: a program sets its hook once.
 ///
 /// ```
 /// use std::sync::{Arc, Mutex};
@@ -76,7 +62,7 @@ pub fn set_hook(hook: Box<dyn Fn(&HandlerError) + Send + Sync>) {
 
 /// Removes the current hook and returns it, restoring the default report.
 ///
-/// If no hook is set, the default report is returned.
+/// If no hook is set, the default report is returned; without std, a hook that does nothing.
 ///
 /// ```
 /// let earlier = exitstack::report::take_hook();
@@ -93,50 +79,20 @@ pub fn take_hook() -> Box<dyn Fn(&HandlerError) + Send + Sync> {
     }
 }
 
-/// Replaces the hook and returns the earlier one, which the caller drops where no lock is held.
-fn replace(hook: Option<Arc<Hook>>) -> Option<Arc<Hook>> {
-    std::mem::replace(&mut installed().hook, hook)
-}
-
-/// Reports a failure that has not been reported yet, through the hook or as one line on standard error.
+/// Reports a failure that has not been reported yet, through the hook or by default.
 #[cold]
 pub(crate) fn report(error: &HandlerError) {
     if !error.tell() {
         return;
     }
-    let hook = installed().hook.clone();
-    let Some(hook) = hook else { return show(error) };
-    let told = catch_unwind(AssertUnwindSafe(|| hook(error)));
+    let Some(hook) = current() else { return show(error) };
+    let told = catch(|| hook(error));
     discard(hook); // this may be the last reference, and the drop of a capture may panic
     if let Err(payload) = told {
         let exits = payload.is::<Exit>(); // the hook called `exit`, which has recorded the status
         discard(payload);
         if !exits {
             show(error);
-        }
-    }
-}
-
-/// Writes the default report.
-fn show(error: &HandlerError) {
-    let mut line = String::new();
-    let chain = Causes { error, show: shielded };
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| write!(line, "{chain}"))) {
-        discard(payload);
-        line.push_str(" (the rest panicked)");
-    }
-    line.push('\n');
-    raw::write_stderr(line.as_bytes());
-}
-
-/// Writes an error's own text, or as much of it as there is if its `Display` fails or panics.
-fn shielded(error: &dyn Error, line: &mut OneLine<'_>) -> fmt::Result {
-    match catch_unwind(AssertUnwindSafe(|| write!(line, "{error}"))) {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => line.write_str("(the message could not be written)"),
-        Err(payload) => {
-            discard(payload);
-            line.write_str("(the message panicked)")
         }
     }
 }

@@ -1,8 +1,11 @@
 //! Stacks that are local variables: [`ExitStack`].
 
-use std::fmt;
-use std::mem;
-use std::panic::Location;
+use alloc::vec::Vec;
+use core::fmt;
+use core::mem;
+use core::panic::Location;
+
+use scopeguard::guard;
 
 use crate::drain::{HandlerOutcome, Source, drain, run_one};
 use crate::error::{CloseError, Failures, Outcome};
@@ -395,9 +398,9 @@ impl<'a> ExitStack<'a> {
     /// Drains the stack. Failures are added to `failures`, or reported if that is `None`.
     #[inline(never)]
     fn drain(&mut self, outcome: Outcome, failures: Option<&mut Failures>) {
-        let list = self.list.get_mut();
+        // Emptied also if a panic that cannot be caught goes on.
+        let mut list = guard(self.list.get_mut(), HandlerList::forget_all);
         drain(&mut Local { entries: list.newest_first(), failures, outcome });
-        list.forget_all();
     }
 
     #[inline]
@@ -448,6 +451,12 @@ impl<'a> Source<dyn Bound + 'a> for Local<'_, 'a> {
     #[inline]
     fn note(&mut self, outcome: HandlerOutcome) {
         keep_or_report(outcome, self.failures.as_deref_mut());
+    }
+
+    fn unwinds(&mut self) {
+        if let Some(Err(so_far)) = self.failures.take().map(|failures| mem::take(failures).into_result()) {
+            so_far.iter().for_each(report);
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! What a drain gathers until it is over.
 
-use std::mem;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::mem;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use smallvec::SmallVec;
 

@@ -1,7 +1,8 @@
 //! The errors of `try_scope`: the work's, its cleanup's, or both.
 
-use std::error::Error;
-use std::fmt::{self, Display, Write};
+use alloc::boxed::Box;
+use core::error::Error;
+use core::fmt::{self, Display, Write};
 
 use super::{Causes, CloseError};
 use crate::raw::BoxError;

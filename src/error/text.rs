@@ -1,7 +1,7 @@
 //! How errors are shown: on one line, with their causes.
 
-use std::error::Error;
-use std::fmt::{self, Display, Write};
+use core::error::Error;
+use core::fmt::{self, Display, Write};
 
 /// The maximum number of causes that are shown: an error may be its own source.
 const CAUSES: usize = 128;

@@ -1,16 +1,16 @@
-//! The ids of registrations, and where they come from.
-//!
-//! One counter serves all threads, in *shares*: a thread takes one share at a time and gives *blocks* of it to the lists
-//! that it appends to. So neither threads nor lists use the counter often. A list that never leaves its thread
-//! needs no blocks: it takes one id at a time, which saves it the first call for a block.
+//! The ids of registrations. Where they come from is in `list/ids/with_std.rs` and `list/ids/without_std.rs`, which define
+//! the same methods.
 
-use std::cell::Cell;
-use std::fmt;
-use std::mem::ManuallyDrop;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use core::fmt;
 
-use super::{HandlerList, none};
-use crate::sync::per_thread;
+use super::HandlerList;
+
+#[cfg_attr(feature = "std", path = "ids/with_std.rs")]
+#[cfg_attr(not(feature = "std"), path = "ids/without_std.rs")]
+mod source;
+
+#[cfg(all(test, feature = "std", not(all(loom, feature = "loom"))))]
+pub(super) use source::{BLOCK, SHARE};
 
 /// The id of a registration in a list: unique in the process, never reused, and unknown to every other list.
 ///
@@ -38,27 +38,6 @@ impl HandlerId {
     }
 }
 
-/// The number of ids in a block.
-pub(super) const BLOCK: u64 = 32;
-
-/// The number of ids in a share, at least one block. Where the counter is smaller, each share is larger.
-pub(super) const SHARE: u64 = if usize::BITS < 64 { 1 << 32 } else { 1 << 16 };
-
-/// The number of shares taken. It is not an `AtomicU64`, which not every 32-bit system has.
-static SHARES: AtomicUsize = AtomicUsize::new(0);
-
-per_thread! {
-    /// The next id of this thread's share; a multiple of [`SHARE`] if none is left. It only grows.
-    static NEXT: Cell<u64> = Cell::new(0);
-}
-
-/// Takes a share and returns its first id, which is greater than all ids of earlier shares.
-fn new_share() -> u64 {
-    let one_more = |taken: usize| ((taken as u64) < u64::MAX / SHARE).then_some(taken + 1);
-    let taken = SHARES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
-    taken.expect("no handler ids are left") as u64 * SHARE
-}
-
 impl<T> HandlerList<T> {
     /// Returns the id that a value pushed now would have; no other value gets it.
     #[inline]
@@ -69,60 +48,5 @@ impl<T> HandlerList<T> {
         let id = HandlerId(self.next);
         self.next += 1;
         id
-    }
-
-    /// Takes a block of this thread's share, or of a new one if the share is used up or this list has greater ids.
-    #[cold]
-    #[inline(never)]
-    fn more_ids(&mut self) {
-        let block = NEXT.with(|own| {
-            let next = own.get();
-            // With `SHARE` for a share of which nothing is left.
-            let used = if next % SHARE == 0 { SHARE } else { next % SHARE };
-            (next >= self.end && used + BLOCK <= SHARE).then(|| own.replace(next + BLOCK))
-        });
-        match block {
-            Some(first) => (self.next, self.end) = (first, first + BLOCK),
-            None => self.more_ids_of_a_new_share(),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn more_ids_of_a_new_share(&mut self) {
-        // A list with greater ids comes from another thread. It takes half of the share, so that threads that append to
-        // it in turns rarely need a new one; the other half lets this thread keep up with the next list that comes from
-        // there.
-        let block = if NEXT.with(Cell::get) < self.end { SHARE / 2 } else { BLOCK };
-        self.next = new_share();
-        self.end = self.next + block;
-        NEXT.with(|own| own.set(self.end));
-    }
-
-    /// Returns the next id of this thread's share, for a list that never leaves the thread.
-    #[inline]
-    pub(super) fn next_id_here() -> HandlerId {
-        NEXT.with(|own| {
-            let next = own.get();
-            if next % SHARE == 0 {
-                return Self::first_of_a_new_share();
-            }
-            own.set(next + 1);
-            HandlerId(next)
-        })
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn first_of_a_new_share() -> HandlerId {
-        let first = new_share() + 1; // a multiple of `SHARE` would say that nothing is left
-        NEXT.with(|own| own.set(first + 1));
-        HandlerId(first)
-    }
-
-    /// Creates an empty list in a forked child. Its ids are greater than all ids given before the fork.
-    pub(crate) fn after_fork() -> Self {
-        let floor = SHARES.load(Ordering::Relaxed) as u64 * SHARE;
-        Self { slots: ManuallyDrop::new(none()), removed: 0, next: floor, end: floor }
     }
 }

@@ -1,12 +1,13 @@
 //! The iterators over a list.
 
-use std::fmt;
+use core::fmt;
+use core::slice;
 
 use super::{HandlerId, HandlerList, Slot};
 
 /// The iterator returned by [`HandlerList::newest_first`].
 pub(crate) struct NewestFirst<'l, T> {
-    pub(super) slots: std::slice::IterMut<'l, Slot<T>>,
+    pub(super) slots: slice::IterMut<'l, Slot<T>>,
 }
 
 impl<'l, T> Iterator for NewestFirst<'l, T> {
@@ -25,7 +26,7 @@ impl<'l, T> Iterator for NewestFirst<'l, T> {
 
 /// An iterator over the ids and values of a list, oldest first, returned by [`HandlerList::iter`].
 pub struct Iter<'l, T> {
-    pub(super) slots: std::slice::Iter<'l, Slot<T>>,
+    pub(super) slots: slice::Iter<'l, Slot<T>>,
     pub(super) left: usize,
 }
 

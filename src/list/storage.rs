@@ -1,7 +1,8 @@
 //! The memory of a list: how it grows, shrinks and is exchanged.
 
-use std::collections::TryReserveError;
-use std::mem;
+use alloc::collections::TryReserveError;
+use alloc::vec::Vec;
+use core::mem;
 
 use smallvec::SmallVec;
 

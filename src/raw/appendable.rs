@@ -23,10 +23,11 @@
 //! [`reserve`]: Appendable::reserve
 //! [`read`]: Appendable::read
 
-use std::any::TypeId;
-use std::cell::RefCell;
-use std::panic::Location;
-use std::ptr::NonNull;
+use alloc::boxed::Box;
+use core::any::TypeId;
+use core::cell::RefCell;
+use core::panic::Location;
+use core::ptr::NonNull;
 
 use super::{Bound, BoxError, Closure, Task};
 use crate::error::Outcome;

@@ -18,11 +18,12 @@
 //! are kept in the type parameter: `Closure<dyn Bound + 'a>`, `Closure<dyn Bound + Send + 'a>`. The compiler derives
 //! the auto traits from it, and the only constructors require of the task what it says.
 
-use std::any::{Any, TypeId};
-use std::error::Error;
-use std::marker::PhantomData;
-use std::mem::{self, MaybeUninit, align_of, needs_drop, size_of};
-use std::panic::Location;
+use alloc::boxed::Box;
+use core::any::{Any, TypeId};
+use core::error::Error;
+use core::marker::PhantomData;
+use core::mem::{self, MaybeUninit, align_of, needs_drop, size_of};
+use core::panic::Location;
 
 use crate::error::{Label, Name, Outcome};
 

@@ -26,26 +26,30 @@ mod closure;
 #[cfg(feature = "async")]
 mod lending;
 
+#[cfg(feature = "std")]
 #[cfg_attr(unix, path = "fork.rs")]
 #[cfg_attr(not(unix), path = "no_fork.rs")]
 mod fork;
 
+#[cfg(feature = "std")]
 #[cfg_attr(all(target_os = "linux", target_env = "gnu"), path = "unload.rs")]
 #[cfg_attr(not(all(target_os = "linux", target_env = "gnu")), path = "no_unload.rs")]
 mod unload;
 
+#[cfg(feature = "std")]
 #[cfg_attr(all(unix, target_env = "musl"), path = "exit_once.rs")]
 #[cfg_attr(any(all(unix, not(target_env = "musl")), target_os = "wasi", windows), path = "exit_again.rs")]
 #[cfg_attr(not(any(unix, target_os = "wasi", windows)), path = "exit_never.rs")]
 mod status;
 
-#[cfg(unix)]
+#[cfg(all(unix, feature = "std"))]
 mod stderr;
 
 #[cfg(all(any(unix, windows), feature = "signals"))]
 #[cfg_attr(windows, path = "console.rs")]
 mod signals;
 
+#[cfg(feature = "std")]
 #[cfg_attr(unix, path = "unix.rs")]
 #[cfg_attr(target_os = "wasi", path = "wasi.rs")]
 #[cfg_attr(windows, path = "windows.rs")]
@@ -56,11 +60,15 @@ pub(crate) use appendable::Appendable;
 #[expect(unreachable_pub, reason = "sealed: it is the supertrait of a public trait")]
 pub use closure::Task;
 pub(crate) use closure::{Bound, BoxError, Closure, Packed};
+#[cfg(feature = "std")]
 pub(crate) use fork::{epoch, peek};
 #[cfg(feature = "async")]
 pub(crate) use lending::Lending;
 #[cfg(all(any(unix, windows), feature = "signals"))]
 pub(crate) use signals::{ENDING, Incoming, catch, die_by, is_ignored};
+#[cfg(feature = "std")]
 pub(crate) use status::{end_with, exit_inside_exit};
+#[cfg(feature = "std")]
 pub(crate) use system::{EXIT_CALLS_HOOKS, at_exit, end_now, thread_name, write_stderr};
+#[cfg(feature = "std")]
 pub(crate) use unload::{at_unload, begin_list_anew, call_handlers, is_unloading, park, unloads_here};
