@@ -15,11 +15,11 @@ use crate::raw::BoxError;
 
 /// What a drain takes its handlers from.
 pub(crate) trait Source<B: ?Sized> {
-    /// Whose cleanup the handlers are.
+    /// The work that the handlers clean up after.
     type Work: Work + ?Sized;
 
-    /// Lends the next handler, out of everyone else's reach: whatever it does, it runs at most once. Runs no foreign code;
-    /// the previous entry is empty by now.
+    /// Lends the next handler, which nothing else can reach any more, so it runs at most once whatever it does. Calls
+    /// no foreign code: the previous entry is empty by now.
     fn next(&mut self) -> Option<(&mut Entry<B>, &Self::Work)>;
 
     /// Keeps, or reports, the outcome of a handler that did not simply return.
@@ -30,9 +30,9 @@ pub(crate) trait Source<B: ?Sized> {
     fn unwinds(&mut self) {}
 }
 
-/// Work whose cleanup runs.
+/// Work that is being cleaned up after.
 pub(crate) trait Work {
-    /// Returns how it ended. Asked only for a handler that may look at the outcome.
+    /// Returns how it ended. Called only for a handler that may look at the outcome.
     fn outcome(&self) -> Outcome;
 }
 
@@ -111,8 +111,8 @@ pub(crate) fn drain<B: ?Sized, S: Source<B>>(source: &mut S) {
     loop {
         // For the report, if the handler panics.
         let (mut name, mut location) = (None, None);
-        // Entered again only after a panic: handlers that return do not pay for a landing pad each. Nor for a call: as a
-        // function of its own, the loop would keep all this in memory.
+        // Entered again only after a panic, so that handlers that return do not pay for a landing pad each. Nor for a
+        // call: as a function of its own, the loop would keep all this in memory.
         let drained = catch(|| {
             let state = (&mut *source, &mut name, &mut location);
             let mut armed = arm(state, |(source, name, location)| drain_unwinding(source, name.take(), *location));
@@ -166,8 +166,8 @@ fn run_dressed<B: ?Sized>(entry: &mut Entry<B>, outcome: Outcome, name: &mut Opt
     Ok(())
 }
 
-/// Runs one handler out of turn, for the outcome that it is for: failure, if it is for both, as nobody has said that the work
-/// was done.
+/// Runs one handler out of turn, for the outcome it is registered for. If that is both, the outcome is failure, because
+/// nothing says that the work was done.
 pub(crate) fn run_one<B: ?Sized>(entry: Entry<B>, path: impl Fn() -> Option<String>) -> Result<(), CloseError> {
     struct One<B: ?Sized, P> {
         entry: Entry<B>,

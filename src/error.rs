@@ -85,6 +85,17 @@ pub struct Exit(
 );
 
 /// The kind of a [`HandlerError`]: what happened to the handler.
+///
+/// ```
+/// use exitstack::{ExitStack, HandlerErrorKind};
+///
+/// let mut stack = ExitStack::new();
+/// stack.register(|| Err("disk full"));
+/// match stack.close().unwrap_err().errors()[0].kind() {
+///     HandlerErrorKind::Failed(cause) => assert_eq!(cause.to_string(), "disk full"),
+///     other => panic!("{other:?}"),
+/// }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum HandlerErrorKind {
@@ -97,13 +108,13 @@ pub enum HandlerErrorKind {
     Refused,
     /// The handler was still running after this time, and the drain went on without it: see [`shutdown`](crate::shutdown).
     TimedOut(Duration),
-    /// The handler was not run: there was no time left, and it was not dropped either (see [`shutdown`](crate::shutdown)); or
-    /// it is async, and its stack was dropped without `close().await`.
+    /// The handler was not run. Either no time was left for it, and it was not dropped either (see
+    /// [`shutdown`](crate::shutdown)), or it is async, and its stack was dropped without `close().await`.
     NotRun,
     /// The handler is async, and its future was dropped before it finished: by `cancel_in_flight`, or because the stack was
     /// dropped.
     Cancelled,
-    /// What drained was a transaction, before its work was done: it was rolled back, although its body returned `Ok`.
+    /// A transaction was rolled back although its body returned `Ok`: it had been drained before its work was done.
     ///
     /// Only [`Interpreter::scope`](crate::Interpreter::scope) returns this. The name is the transaction's, and the location is
     /// where it was begun.
@@ -122,8 +133,8 @@ pub enum HandlerErrorKind {
 /// process > plugin-a > db: exit handler `flush` registered at src/db.rs:10:5 failed: disk full
 /// ```
 ///
-/// A panic has no source; its message is part of the text, `... panicked: message`. Control characters are escaped in
-/// the alternate form, and in names and paths always.
+/// A panic has no source; its message is part of the text, `... panicked: message`. Control characters are always
+/// escaped in names and paths, and in the alternate form everywhere.
 ///
 /// ```
 /// use exitstack::{ExitStack, Handler};
@@ -179,14 +190,14 @@ impl Deref for Name {
     }
 }
 
-/// What a handler was given for others to know: a name, and how long it may run.
+/// The label of a handler: its name, and how long it may run.
 #[derive(Clone, Debug, Default)]
 pub struct Label {
     pub(crate) name: Option<Name>,
     pub(crate) limit: Option<Duration>,
 }
 
-/// The name of a handler and where it was registered: what is known of it while it runs and afterwards.
+/// The name of a handler and where it was registered: what is known about it while it runs and afterwards.
 #[derive(Clone, Debug)]
 pub(crate) struct Site {
     pub(crate) name: Option<Name>,
@@ -213,16 +224,43 @@ impl HandlerError {
     }
 
     /// Returns the handler's name, if it was given one with [`Handler::named`](crate::Handler::named).
+    ///
+    /// ```
+    /// use exitstack::{ExitStack, Handler};
+    ///
+    /// let mut stack = ExitStack::new();
+    /// stack.register(Handler::new(|| Err("disk full")).named("save"));
+    /// let error = stack.close().unwrap_err();
+    /// assert_eq!(error.errors()[0].name(), Some("save"));
+    /// ```
     pub fn name(&self) -> Option<&str> {
         self.0.site.name.as_deref()
     }
 
     /// Returns where the handler was registered.
+    ///
+    /// ```
+    /// use exitstack::{ExitStack, Handler};
+    ///
+    /// let mut stack = ExitStack::new();
+    /// stack.register(Handler::new(|| Err("disk full")).named("save"));
+    /// let error = stack.close().unwrap_err();
+    /// assert_eq!(error.errors()[0].location().file(), file!());
+    /// ```
     pub fn location(&self) -> &'static Location<'static> {
         self.0.site.location
     }
 
     /// Returns what happened to the handler.
+    ///
+    /// ```
+    /// use exitstack::{ExitStack, Handler, HandlerErrorKind};
+    ///
+    /// let mut stack = ExitStack::new();
+    /// stack.register(Handler::new(|| Err("disk full")).named("save"));
+    /// let error = stack.close().unwrap_err();
+    /// assert!(matches!(error.errors()[0].kind(), HandlerErrorKind::Failed(_)));
+    /// ```
     pub fn kind(&self) -> &HandlerErrorKind {
         &self.0.kind
     }
@@ -230,6 +268,16 @@ impl HandlerError {
     /// Returns the path of the interpreter that the handler was registered in, such as `process > plugin-a > db`.
     ///
     /// It is `process` for the process stack, and `None` for a stack that is a value.
+    ///
+    #[cfg_attr(feature = "std", doc = "```")]
+    #[cfg_attr(not(feature = "std"), doc = "```ignore")]
+    /// use exitstack::Interpreter;
+    ///
+    /// let plugin = Interpreter::new("plugin-a");
+    /// plugin.stack().register(|| Err("disk full"));
+    /// let error = plugin.finalize().unwrap_err();
+    /// assert_eq!(error.errors()[0].path(), Some("process > plugin-a"));
+    /// ```
     pub fn path(&self) -> Option<&str> {
         self.0.path.as_deref()
     }
@@ -265,7 +313,7 @@ impl Display for HandlerError {
             HandlerErrorKind::Panicked(message) => write!(f, "panicked: {message}"),
             HandlerErrorKind::Refused => write!(f, "was refused: the stack no longer accepts handlers"),
             HandlerErrorKind::TimedOut(after) => write!(f, "was given up: it was still running after {after:.1?}"),
-            // Only what is in a tree is bounded, and no async stack is.
+            // Only stacks in a tree have limits, and no async stack is in one.
             HandlerErrorKind::NotRun if path.is_some() => write!(f, "was not run: there was no time left"),
             HandlerErrorKind::NotRun => write!(f, "was not run: the stack was dropped without `close().await`"),
             HandlerErrorKind::Cancelled => write!(f, "was cancelled before it finished"),
@@ -357,11 +405,34 @@ impl CloseError {
     /// Returns the failures, in the order in which they happened.
     ///
     /// There are none if handlers only requested an exit status.
+    ///
+    /// ```
+    /// use exitstack::ExitStack;
+    ///
+    /// let mut stack = ExitStack::new();
+    /// stack.register(|| Err("second"));
+    /// stack.register(|| Err("first"));
+    /// let error = stack.close().unwrap_err();
+    /// assert!(error.errors()[0].to_string().starts_with("exit handler registered at "));
+    /// assert_eq!(error.errors().len(), 2);
+    /// ```
     pub fn errors(&self) -> &[HandlerError] {
         &self.0.errors
     }
 
     /// Returns an iterator over the failures, in the order in which they happened.
+    ///
+    /// ```
+    /// use exitstack::ExitStack;
+    ///
+    /// let mut stack = ExitStack::new();
+    /// stack.register(|| Err("second"));
+    /// stack.register(|| Err("first"));
+    /// let error = stack.close().unwrap_err();
+    /// for failure in error.iter() {
+    ///     eprintln!("{failure:#}");
+    /// }
+    /// ```
     pub fn iter(&self) -> slice::Iter<'_, HandlerError> {
         self.0.errors.iter()
     }
@@ -382,6 +453,14 @@ impl CloseError {
     }
 
     /// Returns the exit status that a handler requested with [`Exit`], the last one if there were several.
+    ///
+    /// ```
+    /// use exitstack::{Exit, ExitStack};
+    ///
+    /// let mut stack = ExitStack::new();
+    /// stack.register(|| Err(Exit(74)));
+    /// assert_eq!(stack.close().unwrap_err().exit_code(), Some(74));
+    /// ```
     pub fn exit_code(&self) -> Option<i32> {
         self.0.exit.map(|request| request.code)
     }

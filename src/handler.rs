@@ -76,7 +76,8 @@ pub(crate) mod sealed {
         fn into_result(self) -> Result<(), BoxError>;
     }
 
-    /// The error of a handler. A trait of its own, so that the compiler has words for an error that it cannot be.
+    /// The error of a handler. A trait of its own, so that the compiler can say what to do about an error type that
+    /// does not fit.
     #[diagnostic::on_unimplemented(
         message = "an exit handler cannot fail with `{Self}`",
         label = "this error does not convert into `Box<dyn Error + Send + Sync>`",
@@ -139,14 +140,24 @@ impl<F: FnOnce() -> R, R: HandlerResult> Task for F {
 }
 
 /// The key type of a [`Handler`] without a key.
+///
+/// ```
+/// use exitstack::{Handler, NoKey};
+///
+/// fn nameless<F>(handler: F) -> Handler<F, NoKey> {
+///     Handler::new(handler)
+/// }
+/// let stack = exitstack::ExitStack::new();
+/// stack.register(nameless(|| println!("done")));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoKey {}
 
 /// A handler with a name, a key, or both.
 ///
 /// The *name* is for people: errors and [`pending`](crate::ExitStack::pending) show it. The *key* is for
-/// [`unregister_key`](crate::ExitStack::unregister_key), which removes every handler with an equal key. It does for
-/// handlers that capture something, and so have no other identity, what `atexit.unregister(f)` does for functions.
+/// [`unregister_key`](crate::ExitStack::unregister_key), which removes every handler with an equal key. For handlers
+/// that capture something, and so have no other identity, this does what `atexit.unregister(f)` does for functions.
 ///
 /// A handler with a name or a key is larger and therefore usually boxed. A key costs one more allocation, an `Arc`.
 ///
@@ -211,9 +222,9 @@ impl<F, K> Handler<F, K> {
 
     /// Sets how long the handler may run where drains are bounded, replacing any earlier limit.
     ///
-    /// It counts in a drain that is bounded by [`set_limits`](crate::shutdown::set_limits) or by
-    /// [`finalize_within`](crate::Interpreter::finalize_within), together with the limits given there: the first of them that
-    /// expires. Elsewhere it has no effect.
+    /// The limit applies in a drain that is bounded by [`set_limits`](crate::shutdown::set_limits) or by
+    /// [`finalize_within`](crate::Interpreter::finalize_within). Of this limit and those set there, the first to expire
+    /// counts. Elsewhere it has no effect.
     ///
     /// ```
     /// use exitstack::Handler;
@@ -383,16 +394,40 @@ pub struct PendingHandler {
 
 impl PendingHandler {
     /// Returns the handler's id, as `register` returned it.
+    ///
+    /// ```
+    /// use exitstack::{ExitStack, Handler};
+    ///
+    /// let stack = ExitStack::new();
+    /// let id = stack.register(Handler::new(|| ()).named("flush"));
+    /// assert_eq!(stack.pending()[0].id(), id);
+    /// ```
     pub fn id(&self) -> HandlerId {
         self.id
     }
 
     /// Returns the handler's name, if it has one.
+    ///
+    /// ```
+    /// use exitstack::{ExitStack, Handler};
+    ///
+    /// let stack = ExitStack::new();
+    /// stack.register(Handler::new(|| ()).named("flush"));
+    /// assert_eq!(stack.pending()[0].name(), Some("flush"));
+    /// ```
     pub fn name(&self) -> Option<&str> {
         self.site.name.as_deref()
     }
 
     /// Returns where the handler was registered.
+    ///
+    /// ```
+    /// use exitstack::{ExitStack, Handler};
+    ///
+    /// let stack = ExitStack::new();
+    /// stack.register(Handler::new(|| ()).named("flush"));
+    /// assert_eq!(stack.pending()[0].location().file(), file!());
+    /// ```
     pub fn location(&self) -> &'static Location<'static> {
         self.site.location
     }

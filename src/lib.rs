@@ -45,26 +45,25 @@
 //!
 //! - **A function**: [`ExitStack`] is a value, and its handlers may borrow. [`enter`](ExitStack::enter) lends out a
 //!   resource that the stack disposes of. Steps can be undone unless the work succeeds, which means that
-//!   [`close()`](ExitStack::close) is reached or that the body of a [`scope`] returns `Ok`. [`try_scope`] takes any error
-//!   type, and returns both errors if the work and its cleanup fail. With the feature `async`, [`AsyncExitStack`] and
-//!   [`scope_async`] are the same for async functions, whose handlers may be async too.
+//!   [`close()`](ExitStack::close) is reached or that the body of a [`scope`] returns `Ok`. [`try_scope`] takes any
+//!   error type, and returns both errors if the work and its cleanup fail. With the feature `async`, [`AsyncExitStack`]
+//!   and [`scope_async`] do the same for async functions, and their handlers may be async too.
 //! - **Several threads**: [`SharedExitStack`] is the same behind `&self`, for handlers that are `Send + 'static`. It
 //!   can be a `static`.
 //! - **An interpreter, a plugin, a subsystem, a test**: [`Interpreter`] is a named shared stack, nested in its parent
-//!   and torn down at its place there. [`register`] uses the one that is current on the thread.
+//!   and torn down at its position there. [`register`] uses the interpreter that is current on the thread.
 //! - **A transaction**: [`Interpreter::scope`] is a `scope` whose rollback also runs if the process exits before the body
 //!   has returned.
 //! - **The process**: [`process_stack`] is the root, which [`register`] uses where no interpreter is current. [`exit`]
 //!   drains it and then ends the process. [`run`], as the body of `main`, drains it while thread-locals are alive, and
 //!   then reports what the body returned.
 //!
-//! [`HandlerList`] is the list beneath all of them, public for language runtimes that keep handler objects of their
-//! own.
+//! [`HandlerList`] is the list under all of them, public for language runtimes that keep handler objects of their own.
 //!
 //! # When a handler fails or panics
 //!
 //! The other handlers still run. `close()` returns every failure in a [`CloseError`], in the order they happened, each
-//! with the handler's name, the place where it was registered, and the interpreter's path. The causes are its
+//! with the handler's name, the place where it was registered, and the interpreter's path. The cause of each is its
 //! [`source`](std::error::Error::source); `{:#}` shows everything on one line. A drop, and the end of the process,
 //! cannot return failures: each goes to the [report hook](report) as it happens, by default as one line on standard
 //! error. Dropping a stack never panics. A failure does not change the exit status; a handler that should decide it
@@ -78,27 +77,28 @@
 //! - **With `panic = "abort"`, a panic ends the process on the spot**, in a handler or elsewhere, and no handler runs
 //!   after it. An `Err` and [`Exit`] work as usual. [`exit`] inside a handler cannot unwind then: the handlers below
 //!   run within that call, each such call on top of the one before, and the handler's locals are not dropped.
-//! - **Nothing runs on SIGKILL, `_exit`** and the other exit paths that the table answers with no.
-//! - **Nothing here is async-signal-safe.** A signal handler must not register, close or exit. A program that is to clean
-//!   up on SIGINT, SIGTERM or SIGHUP enables the feature `signals` and installs `signals::Signals`: see
+//! - **Nothing runs on SIGKILL, `_exit`** and the other exit paths for which the table says no.
+//! - **Nothing here is async-signal-safe.** A signal handler must not register, close or exit. To clean up on SIGINT,
+//!   SIGTERM or SIGHUP, a program enables the feature `signals` and installs `signals::Signals`: see
 //!   [`guide::signals_and_deadlines`].
-//! - **Thread-locals with destructors are gone** when the process exits through C's `atexit`, that is on every exit
-//!   path but [`run`] and [`exit`]. A handler that needs one (to log through `tracing`, say) panics, which is caught
-//!   and reported like any other panic.
+//! - **Thread-locals with destructors are gone** when handlers run from C's `atexit`, which is on every exit path
+//!   except [`run`] and [`exit`]. A handler that needs one (to log through `tracing`, say) panics, which is caught and
+//!   reported like any other panic.
 //! - **Other threads keep running** while the process drains: what a handler shares with them needs a lock. A handler
 //!   that never returns, or that waits for a thread which is itself in `exit`, keeps the process from ending, unless
 //!   [`shutdown`] sets limits.
-//! - Other libraries' `atexit` handlers run at their place in C's list: before ours if they were registered after our
-//!   first one, otherwise after ours. [`run`] and [`exit`] drain first, so there they all run after ours.
-//! - Our handlers are safe however many threads are in `std::process::exit` and [`exit`] at once, and with 16 that
-//!   enter C's `exit` in the same instant (later ones add hooks of their own; 64 were tried). What becomes of other
-//!   libraries' handlers then, and of C's list if it holds more than 32 entries (31 are ours), is up to C: glibc before
-//!   2.41 may crash.
+//! - Other libraries' `atexit` handlers run at their position in C's list: before ours if they were registered after
+//!   our first one, otherwise after ours. [`run`] and [`exit`] drain first, so on these paths all of them run after
+//!   ours.
+//! - Our handlers are safe with any number of threads in `std::process::exit` and [`exit`] at once, and with 16 that
+//!   enter C's `exit` in the same instant (later ones add hooks of their own; 64 were tried). Whether other libraries'
+//!   handlers are, and C's list if it holds more than 32 entries (31 are ours), is up to C: glibc before 2.41 may
+//!   crash.
 //! - A foreign exception (from C++, say) or a `pthread_exit` that unwinds out of a handler aborts the process.
 //! - What a handler prints without a newline is lost if the process exits through C's `exit`, which does not know
-//!   Rust's buffer. On every other exit path standard output is no longer buffered by then.
-//! - The default report takes no lock. A program's own report hook or panic hook may, and then block forever on a
-//!   thread that never releases it.
+//!   Rust's buffer. On every other exit path, standard output is unbuffered by then.
+//! - The default report takes no lock. A program's own report hook or panic hook may take one, and block forever if
+//!   another thread never releases it.
 //! - A report that cannot be written stops nothing: see [`report`]. A panic's message is written by the panic hook,
 //!   which is less careful: in a program that resets SIGPIPE to its default action, a handler that panics while nobody
 //!   reads standard error ends the process.
@@ -129,9 +129,9 @@
 //!
 //! All of it is in `src/raw`; a lint holds every other module to safe Rust. `closure.rs` stores small handlers in the
 //! stack without an allocation, `appendable.rs` lends out what is entered, `fork.rs` tells a child from its parent,
-//! `signals.rs` asks C what a signal does, `console.rs` is called by Windows in place of one, and one file for each kind of
-//! system is the boundary to C (`atexit`, `exit`, a raw write to standard error). Each file opens with the argument why it is sound; `docs/checks.md` in the repository
-//! says how that is checked.
+//! `signals.rs` asks C what a signal does, `console.rs` is called by Windows in place of one, and one file for each
+//! kind of system is the boundary to C (`atexit`, `exit`, a raw write to standard error). Each file opens with the
+//! argument for its soundness; `docs/checks.md` in the repository says how that is checked.
 //!
 //! # Features and Rust version
 //!
@@ -146,8 +146,8 @@
 //!
 //! # Neighbours
 //!
-//! - [scopeguard](https://docs.rs/scopeguard) and std's `DropGuard` are one guard around one value, known when the code
-//!   is written, and the better choice for that.
+//! - [scopeguard](https://docs.rs/scopeguard) and std's `DropGuard` put one guard around one value that is known when
+//!   the code is written. For that, they are the better choice.
 //! - Python's [`atexit`](https://docs.python.org/3/library/atexit.html) and
 //!   [`contextlib.ExitStack`](https://docs.python.org/3/library/contextlib.html#contextlib.ExitStack) are the models.
 //!   Where this crate differs on purpose, the item says so.

@@ -115,7 +115,7 @@ impl<T> HandlerList<T> {
         id
     }
 
-    /// [`push_with`](Self::push_with), for a list that has never been on another thread, nor will be.
+    /// Does what [`push_with`](Self::push_with) does, for a list that is never used by another thread.
     #[inline]
     pub(crate) fn push_here(&mut self, make: impl FnOnce() -> T) -> HandlerId {
         let id = Self::next_id_here();
@@ -285,12 +285,27 @@ impl<T> HandlerList<T> {
     }
 
     /// Returns the number of values in the list.
+    ///
+    /// ```
+    /// let mut list = exitstack::HandlerList::new();
+    /// let a = list.push("a");
+    /// list.push("b");
+    /// list.remove(a);
+    /// assert_eq!(list.len(), 1);
+    /// ```
     #[inline]
     pub fn len(&self) -> usize {
         self.slots.len() - self.removed
     }
 
     /// Returns whether the list is empty.
+    ///
+    /// ```
+    /// let mut list = exitstack::HandlerList::new();
+    /// assert!(list.is_empty());
+    /// list.push("a");
+    /// assert!(!list.is_empty());
+    /// ```
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()

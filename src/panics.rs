@@ -29,8 +29,8 @@ pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
     text.unwrap_or("(non-string panic payload)").to_owned()
 }
 
-/// Drops a value whose drop may panic: a panic's payload, or an error that may be the last of its kind here. What the drop
-/// panics with is leaked, as std does with it.
+/// Drops a value whose drop may panic: a panic's payload, or an error of which this may be the last reference. The
+/// payload of a second panic is leaked, as std does.
 pub(crate) fn discard<T>(value: T) {
     if let Err(second) = catch(|| drop(value)) {
         mem::forget(second);

@@ -11,12 +11,12 @@
 //! report is lost and the drain continues, even with SIGPIPE and SIGXFSZ at their default action. (macOS and NetBSD
 //! send these signals to the process, so another thread may receive them.) If standard error is non-blocking and full,
 //! a report waits for its reader for up to two seconds. Once a report has waited in vain, none waits again until
-//! something has been read. A blocking standard error is written to as by any program.
+//! something has been read. If standard error is blocking, a report is written as by any program.
 //!
 //! **Without std there is no default report**: there is no standard error, so what is reported while no hook is set is lost.
 //!
 //! Each failure is reported once, even if the hook exits the process, panics or replaces itself. CPython has
-//! `sys.unraisablehook` for this; as there, a hook that fails stops nothing.
+//! `sys.unraisablehook` for this. A hook that fails stops nothing, there as here.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -37,8 +37,8 @@ type Hook = Box<dyn Fn(&HandlerError) + Send + Sync>;
 /// The hook is called on the thread that drains, while this library holds no lock: it may register, unregister and
 /// close. When the process exits, thread-locals with destructors may already be gone and other threads may hold any
 /// lock, so a hook that writes then should use raw writes. If the hook panics, that failure gets the default report
-/// instead and the drain continues. If it exits the process, the failures that are not reported yet are reported on the
-/// way out.
+/// instead and the drain continues. If the hook exits the process, the failures that are not yet reported are reported
+/// on the way out.
 ///
 /// Without std, a hook that panics aborts the program, once the other handlers have run. A hook that was replaced is never
 /// dropped there, and each call costs the next report a step: a program sets its hook once.

@@ -132,9 +132,9 @@ impl<'a> ExitStack<'a> {
     /// Takes a value and lends it out until the stack drains, when the value is passed to `exit` together with the outcome
     /// of the work.
     ///
-    /// This is [`enter`](Self::enter) for a resource that is either committed or rolled back, as Python's `__exit__` is told
-    /// whether the block has raised. **Without [`close()`](Self::close) the outcome is failure**, as described at
-    /// [`on_success`](Self::on_success); it is also failure in [`run_now`](Self::run_now).
+    /// This is [`enter`](Self::enter) for a resource that is either committed or rolled back, just as Python's
+    /// `__exit__` learns whether the block has raised an exception. **Without [`close()`](Self::close) the outcome is
+    /// failure**, as described at [`on_success`](Self::on_success); it is also failure in [`run_now`](Self::run_now).
     ///
     /// ```
     /// use exitstack::{CloseError, ExitStack, Outcome};
@@ -214,8 +214,7 @@ impl<'a> ExitStack<'a> {
     ///
     /// # Panics
     ///
-    /// Panics if an `==` panics. Nothing is removed then, whereas CPython has by then removed the equal ones it came
-    /// across.
+    /// Panics if an `==` panics. Nothing is removed then, whereas CPython has removed the equal ones found so far.
     ///
     /// Panics if the drop of a capture panics: every handler found is removed and dropped first, then the first panic
     /// is resumed.

@@ -1,4 +1,4 @@
-//! What a drain gathers until it is over.
+//! The failures and exit requests of a drain, until it is over.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -134,7 +134,7 @@ pub(crate) fn merged(first: Result<(), CloseError>, then: Result<(), CloseError>
     }
 }
 
-/// The exit status that a result asks for.
+/// Returns the exit status that a result requests.
 pub(crate) fn request_of(result: Result<(), CloseError>) -> Option<ExitRequest> {
     let error = result.err()?;
     let request = error.exit_request();

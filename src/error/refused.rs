@@ -31,12 +31,28 @@ impl<H> Refused<H> {
     }
 
     /// Returns the handler, unchanged.
+    ///
+    /// ```
+    /// let plugin = exitstack::Interpreter::new("plugin");
+    /// plugin.finalize()?;
+    /// let refused = plugin.stack().try_register(|| println!("too late")).unwrap_err();
+    /// (refused.into_handler())();
+    /// # Ok::<(), exitstack::CloseError>(())
+    /// ```
     #[doc(alias = "into_inner")]
     pub fn into_handler(self) -> H {
         self.handler
     }
 
     /// Returns where the handler would have been registered.
+    ///
+    /// ```
+    /// let plugin = exitstack::Interpreter::new("plugin");
+    /// plugin.finalize()?;
+    /// let refused = plugin.stack().try_register(|| println!("too late")).unwrap_err();
+    /// assert_eq!(refused.location().file(), file!());
+    /// # Ok::<(), exitstack::CloseError>(())
+    /// ```
     pub fn location(&self) -> &'static Location<'static> {
         self.location
     }

@@ -13,8 +13,8 @@ use crate::raw::BoxError;
 /// [`source`](Error::source) are those of the error inside. `Both` shows both errors on one line, each with its whole chain of
 /// causes, and has no source.
 ///
-/// It is an [`Error`] if `E` is one. If `E` only converts into a boxed error, as `String`, `anyhow::Error` and
-/// `Box<dyn Error + Send + Sync>` do, [`erased`](Self::erased) makes an error of it.
+/// It is an [`Error`] if `E` is one. If `E` only converts into a boxed error, as `String`, `anyhow::Error` and `Box<dyn
+/// Error + Send + Sync>` do, [`erased`](Self::erased) turns it into an error.
 ///
 /// ```
 /// use exitstack::{ScopeError, try_scope};
@@ -75,7 +75,8 @@ impl<E> ScopeError<E> {
         }
     }
 
-    /// Makes an error of a single type, which `?` converts into `anyhow::Error` and `Box<dyn Error + Send + Sync>`.
+    /// Converts it into an error of a single type, which `?` converts into `anyhow::Error` and `Box<dyn Error + Send +
+    /// Sync>`.
     ///
     /// ```
     /// use std::error::Error;
@@ -127,7 +128,7 @@ impl<E: Error + 'static> Error for ScopeError<E> {
 
 /// A [`ScopeError`] whose `E` is forgotten, returned by [`ScopeError::erased`].
 ///
-/// It is shown as the `ScopeError` is.
+/// It is displayed like the `ScopeError`.
 ///
 /// ```
 /// let failure = exitstack::try_scope(|_| Err::<(), _>("no such user")).unwrap_err().erased();
@@ -139,6 +140,11 @@ pub struct ScopeFailure(ScopeError<Erased>);
 
 impl ScopeFailure {
     /// Returns the error of the body, if it returned one.
+    ///
+    /// ```
+    /// let failure = exitstack::try_scope(|_| Err::<(), _>("no such user")).unwrap_err().erased();
+    /// assert_eq!(failure.work().unwrap().to_string(), "no such user");
+    /// ```
     pub fn work(&self) -> Option<&(dyn Error + Send + Sync + 'static)> {
         match &self.0 {
             ScopeError::Work(Erased(work)) | ScopeError::Both(Erased(work), _) => Some(&**work),
@@ -147,6 +153,14 @@ impl ScopeFailure {
     }
 
     /// Returns the error of the cleanup, if it failed.
+    ///
+    /// ```
+    /// let failed = exitstack::try_scope(|stack| {
+    ///     stack.register(|| Err("disk full"));
+    ///     Ok::<_, &str>(())
+    /// });
+    /// assert_eq!(failed.unwrap_err().erased().cleanup().unwrap().errors().len(), 1);
+    /// ```
     pub fn cleanup(&self) -> Option<&CloseError> {
         self.0.cleanup()
     }
@@ -164,7 +178,7 @@ impl Error for ScopeFailure {
     }
 }
 
-/// A boxed error as an error: the box is none itself.
+/// A boxed error, as an error: a `Box<dyn Error>` does not implement `Error` itself.
 struct Erased(BoxError);
 
 impl Display for Erased {

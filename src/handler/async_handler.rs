@@ -14,8 +14,8 @@ use crate::error::Label;
 /// `Result<(), E>` or `!`, like any [handler](HandlerResult). Both the function and the future must be `Send`, so that the
 /// stack can be closed in a spawned task; so must the key of a `Handler`, which must be `Sync` as well.
 ///
-/// An `async fn` without arguments is such a function, and `async move || { … }` is such a closure. An `async` block is not: it
-/// is a future already. Put `||` in front of it.
+/// An `async fn` without arguments is such a function, and `async move || { … }` is such a closure. An `async` block is
+/// not, because it is already a future: put `||` in front of it.
 ///
 /// This trait is sealed: it cannot be implemented outside this crate, and its supertrait is not part of the public interface.
 ///
@@ -47,7 +47,7 @@ pub trait IntoAsyncHandler: sealed::AsyncTask {}
 pub(crate) mod sealed {
     use super::{Any, HandlerResult, Label, Location, TypeId};
 
-    /// What [`Task`](crate::raw::Task) is for handlers that are not async.
+    /// The counterpart of [`Task`](crate::raw::Task) for async handlers.
     pub trait AsyncTask: Send + Sized {
         /// Whether it may have a name or a key; if not, it is never asked for one.
         const LABELLED: bool = false;

@@ -10,6 +10,15 @@ use super::Interpreter;
 
 pin_project! {
     /// A future that runs in an interpreter, returned by [`Interpreter::instrument`].
+    ///
+    /// ```
+    /// use exitstack::{Instrumented, Interpreter};
+    ///
+    /// let plugin = Interpreter::new("plugin-a");
+    /// let future: Instrumented<_> = plugin.instrument(async { exitstack::register(|| println!("done")) });
+    /// pollster::block_on(future);
+    /// assert_eq!(plugin.stack().pending().len(), 1);
+    /// ```
     #[must_use = "futures do nothing unless polled"]
     pub struct Instrumented<F> {
         interpreter: Interpreter,

@@ -25,6 +25,14 @@ impl<'l, T> Iterator for NewestFirst<'l, T> {
 }
 
 /// An iterator over the ids and values of a list, oldest first, returned by [`HandlerList::iter`].
+///
+/// ```
+/// let mut list = exitstack::HandlerList::new();
+/// let ids = [list.push("a"), list.push("b")];
+/// let mut iter = list.iter();
+/// assert_eq!(iter.len(), 2);
+/// assert_eq!(iter.next(), Some((ids[0], &"a")));
+/// ```
 pub struct Iter<'l, T> {
     pub(super) slots: slice::Iter<'l, Slot<T>>,
     pub(super) left: usize,

@@ -12,8 +12,8 @@ use super::{FIRST_BLOCK, HandlerList, INLINE, Slot, none};
 pub(crate) struct Storage<T>(pub(super) Vec<Slot<T>>);
 
 impl<T> Storage<T> {
-    /// Creates storage for `capacity` values. If so many fit into the list itself, it only lets the list move them
-    /// there.
+    /// Creates storage for `capacity` values. If that many fit into the list itself, it has no memory, and the values
+    /// move there.
     pub(crate) fn with_capacity(capacity: usize) -> Self {
         Self(Vec::with_capacity(if capacity > INLINE { capacity } else { 0 }))
     }
@@ -82,8 +82,8 @@ impl<T> HandlerList<T> {
 
     /// Moves the values to `storage` and leaves the list's old storage there.
     ///
-    /// Does nothing if the values do not fit. Does nothing either if the list would not get larger and has no
-    /// [excess](Self::excess): then another thread was faster.
+    /// Does nothing if the values do not fit. Nor does it do anything if the list would not grow and has no
+    /// [excess](Self::excess), because another thread has exchanged it already.
     pub(crate) fn exchange(&mut self, storage: &mut Storage<T>) {
         let capacity = storage.0.capacity().max(INLINE);
         if self.len() > capacity || (capacity <= self.slots.capacity() && self.excess().is_none()) {

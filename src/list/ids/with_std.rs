@@ -40,7 +40,7 @@ impl<T> HandlerList<T> {
     pub(super) fn more_ids(&mut self) {
         let block = NEXT.with(|own| {
             let next = own.get();
-            // With `SHARE` for a share of which nothing is left.
+            // `SHARE` means that nothing is left of the share.
             let used = if next % SHARE == 0 { SHARE } else { next % SHARE };
             (next >= self.end && used + BLOCK <= SHARE).then(|| own.replace(next + BLOCK))
         });
