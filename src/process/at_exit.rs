@@ -14,8 +14,7 @@
 use std::cell::Cell;
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{end, flush_stdout, process_stack, unload};
 use crate::error::{CloseError, ExitRequest, Outcome, request_of};
@@ -36,17 +35,7 @@ static LEFT_IN: AtomicUsize = AtomicUsize::new(0);
 /// The epoch of this process, once it is on its way out.
 static EXITING_IN: AtomicUsize = AtomicUsize::new(0);
 
-/// The epoch of this process, while a thread drains because of a signal.
-static SIGNAL_DRAINS_IN: AtomicUsize = AtomicUsize::new(0);
-
-/// How long another thread waits, once the stack is closed, for the signal's thread to decide the status. That one may
-/// be in C's `exit`, and never return.
-const PATIENCE: Duration = Duration::from_secs(1);
-
 thread_local! {
-    /// Whether this thread is the one that drains because of a signal.
-    static IS_SIGNALS: Cell<bool> = const { Cell::new(false) };
-
     /// Whether this thread is inside C's `exit`.
     static IN_C_EXIT: Cell<bool> = const { Cell::new(false) };
 
@@ -86,7 +75,6 @@ extern "C" fn exit_hook() {
         }
         if end::signal().is_some() {
             // Perhaps the last drain was that of the signal's thread, which leaves the end of the process to this one.
-            await_signals_drain();
             status = end::decided();
         }
         unload::begin_list_anew(); // as C does by itself below, where hooks are registered
@@ -115,15 +103,6 @@ extern "C" fn exit_hook() {
     }
 }
 
-/// Waits until the thread that drains because of a signal knows the status that its handlers have decided, which is a
-/// little later than the stack is closed.
-fn await_signals_drain() {
-    let until = Instant::now() + PATIENCE;
-    while SIGNAL_DRAINS_IN.load(Ordering::Acquire) == raw::epoch() && !IS_SIGNALS.get() && Instant::now() < until {
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
 /// Ends the process as this signal does by default.
 fn die_by(signal: i32) {
     #[cfg(all(any(unix, windows), feature = "signals"))]
@@ -135,13 +114,10 @@ fn die_by(signal: i32) {
 /// Drains the process stack on a thread of this crate, because of a signal, and ends the process by that signal.
 #[cfg(all(any(unix, windows), feature = "signals"))]
 pub(crate) fn end_by_signal() -> ! {
-    IS_SIGNALS.set(true);
-    SIGNAL_DRAINS_IN.store(raw::epoch(), Ordering::Release);
     let status = catch_unwind(|| drain_to_exit(Purpose::Exit, Outcome::Failure)).unwrap_or_else(|payload| {
         discard(payload);
         None
     });
-    SIGNAL_DRAINS_IN.store(0, Ordering::Release);
     if let Some(status) = status {
         GIVEN.set(Some(status));
         // What others have registered with C runs as well. If another thread is in std's `exit` already, this one
