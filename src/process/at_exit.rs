@@ -143,6 +143,7 @@ pub fn drain_for_good() -> Option<i32> {
 /// status to decide.
 fn drain_at_unload() -> Option<i32> {
     note_exiting();
+    end::began(); // in a child, the first look at the end allocates, which is not to happen under the stack's lock
     process_stack().drain_unattended(Purpose::Exit, outcome_of(None));
     None
 }
@@ -173,7 +174,8 @@ fn drain_to_exit(purpose: Purpose, outcome: Outcome) -> Option<i32> {
     note_exiting();
     let left = leave();
     let reason = end::signal().map_or(Reason::Exit, Reason::Signal);
-    end::decide(drain_watched(reason, end::began(), || process_stack().drain_to_leave(purpose, outcome, left)));
+    let request = drain_watched(reason, end::began(), || process_stack().drain_to_leave(purpose, outcome, left));
+    request.into_iter().for_each(end::decide);
     end::decided()
 }
 
@@ -210,7 +212,7 @@ fn drain_watched(
 
 /// Ends the process on a thread that has gone on for one that was given up.
 fn finish(result: Result<(), CloseError>) -> ! {
-    end::decide(request_of(result));
+    request_of(result).into_iter().for_each(end::decide);
     // In a child forked by this thread, nothing was given up.
     end_now(if shutdown::end_gave_up() { shutdown::status() } else { 0 })
 }

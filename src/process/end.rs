@@ -42,9 +42,9 @@ global! {
 }
 
 /// Notes an exit status that a handler requested. The last request counts.
-pub(super) fn decide(request: Option<ExitRequest>) {
+pub(super) fn decide(request: ExitRequest) {
     let mut end = END.lock();
-    end.request = end.request.max(request);
+    end.request = end.request.max(Some(request));
 }
 
 /// Notes an exit status that was passed to `exit`. The last request counts.
@@ -55,16 +55,13 @@ pub(super) fn give(request: ExitRequest) {
 
 /// Returns the exit status that was requested last, by a handler or with `exit`.
 pub(super) fn decided() -> Option<i32> {
-    let last = process_stack().decided();
     let end = END.lock();
-    end.request.max(end.given).max(last).map(|request| request.code)
+    end.request.max(end.given).map(|request| request.code)
 }
 
 /// Returns the exit status that a handler requested last.
 pub(super) fn decided_by_handlers() -> Option<i32> {
-    // The thread that has run the last drain may only be about to say what was decided in it.
-    let last = process_stack().decided();
-    END.lock().request.max(last).map(|request| request.code)
+    END.lock().request.map(|request| request.code)
 }
 
 /// Returns the signal that requested the end.

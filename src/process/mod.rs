@@ -23,10 +23,16 @@ use crate::shutdown;
 use crate::sync::global;
 use crate::tree::{Root, SharedExitStack};
 
-const ROOT: Root = Root { name: "process", stack: process_stack, arm: at_exit::arm, note_refusals: end::note_refusals };
+static ROOT: Root = Root {
+    name: "process",
+    stack: process_stack,
+    arm: at_exit::arm,
+    note_refusals: end::note_refusals,
+    decide: end::decide,
+};
 
 global! {
-    static PROCESS: SharedExitStack = SharedExitStack::root(ROOT);
+    static PROCESS: SharedExitStack = SharedExitStack::root(&ROOT);
 }
 
 /// Returns the process's own stack, which drains on every normal way out of the process.

@@ -112,7 +112,7 @@ enum Place {
     /// No tree: the stack is a value.
     Value,
     /// The root of a tree.
-    Root(Root),
+    Root(&'static Root),
     /// The interpreter that the stack belongs to.
     Nested(Weak<Node>),
 }
@@ -125,6 +125,8 @@ pub(crate) struct Root {
     pub(crate) arm: fn() -> bool,
     /// Remembers an interpreter that has refused more than one handler, so that the number is reported at the end.
     pub(crate) note_refusals: fn(&Arc<Node>),
+    /// Keeps the exit status that was requested in a drain. Called under the root's lock, so it must not allocate.
+    pub(crate) decide: fn(ExitRequest),
 }
 
 /// An interpreter: a stack with a name, nested in another one.
@@ -158,9 +160,6 @@ pub(crate) struct State {
     /// An interpreter's position in its parent, once it has one.
     position: Option<HandlerId>,
     refused: Option<Refusals>,
-    /// The exit status that was asked for in the drain that has closed it. Known as soon as the drain is over, and so to
-    /// whichever thread looks.
-    decided: Option<ExitRequest>,
 }
 
 /// Registrations that were refused.
@@ -207,7 +206,6 @@ impl State {
             armed,
             position: None,
             refused: None,
-            decided: None,
         }
     }
 
@@ -242,7 +240,7 @@ impl SharedExitStack {
     }
 
     const_fn! {
-        pub(crate) const fn root(root: Root) -> Self {
+        pub(crate) const fn root(root: &'static Root) -> Self {
             Self::at(Place::Root(root), false)
         }
     }
@@ -276,11 +274,6 @@ impl SharedExitStack {
 
     fn note_closed(&self) {
         self.closed_in.store(raw::epoch(), Ordering::Release);
-    }
-
-    /// The exit status that was asked for in the drain that has closed it, if that is over.
-    pub(crate) fn decided(&self) -> Option<ExitRequest> {
-        self.lock().decided
     }
 
     /// Returns whether the stack has no pending handler, no drain, and nothing nested in it.
@@ -443,7 +436,7 @@ impl Node {
     }
 
     /// Returns the root of its tree, if it is not detached.
-    fn root(&self) -> Option<&Root> {
+    fn root(&self) -> Option<&'static Root> {
         match &self.line().last()?.parent_stack()?.place {
             Place::Root(root) => Some(root),
             Place::Value | Place::Nested(_) => None,

@@ -184,13 +184,22 @@ fn run(teardown: &mut Teardown<'_>, first: Option<impl FnOnce()>) -> Result<(), 
             first();
         }
     };
-    // A value is in no tree, so it is not watched.
-    let spot = if is_on(teardown.epoch) { teardown.root.spot() } else { None };
-    if let Some(spot) = spot {
-        drain_watched(teardown, spot, first);
+    if is_on(teardown.epoch) {
+        run_if_watched(teardown, first);
     } else {
         first();
         drain(teardown);
     }
     mem::replace(&mut teardown.result, Ok(()))
+}
+
+/// Calls `first` and runs a drain, watched if the stack is in a tree.
+#[cold]
+fn run_if_watched(teardown: &mut Teardown<'_>, first: impl FnOnce()) {
+    if let Some(spot) = teardown.root.spot() {
+        drain_watched(teardown, spot, first);
+    } else {
+        first();
+        drain(teardown);
+    }
 }

@@ -11,7 +11,7 @@ use super::drains::Acquired;
 use super::lifecycle::{Lifecycle, Purpose};
 use super::relief::go_on_for;
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
-use super::{Node, OutOfTurn, SharedExitStack, State};
+use super::{Node, OutOfTurn, Place, SharedExitStack, State};
 use crate::drain::{HandlerOutcome, Source, Work};
 use crate::error::{CloseError, Failures, HandlerError, Outcome, merged};
 use crate::handler::SharedEntry;
@@ -67,7 +67,7 @@ impl SharedExitStack {
     /// Returns what is next in the drain that this teardown runs. A handler is moved to `running`, where the previous
     /// one has run.
     #[inline]
-    fn next(&self, running: &mut Option<SharedEntry>, teardown: usize) -> Next {
+    fn next(&self, running: &mut Option<SharedEntry>, teardown: usize, purpose: Purpose) -> Next {
         let mut state = self.lock();
         if !state.nothing_nested() {
             if let Some(next) = state.next_nested() {
@@ -75,21 +75,17 @@ impl SharedExitStack {
             }
         }
         state.handlers.pop_to(running);
-        if running.is_some() { Next::Handler } else { Next::Finished(self.finish(state, teardown)) }
+        if running.is_some() { Next::Handler } else { Next::Finished(self.finish(state, teardown, purpose)) }
     }
 
     /// Ends the drain, as the lists are empty, if it is this teardown's to end.
     #[inline]
-    fn finish(&self, mut state: MutexGuard<'_, State>, teardown: usize) -> Finished {
+    fn finish(&self, mut state: MutexGuard<'_, State>, teardown: usize, purpose: Purpose) -> Finished {
         let storage = state.handlers.release();
-        state.lifecycle.drained();
-        if matches!(state.lifecycle, Lifecycle::Closed) {
-            self.note_closed();
+        if !matches!(state.lifecycle, Lifecycle::Open) {
+            self.note_drained(&mut state, teardown, purpose);
         }
         let ended = state.drain.take_if(|drain| drain.teardown == teardown);
-        if let (Lifecycle::Closed, Some(drain)) = (&state.lifecycle, &ended) {
-            state.decided = drain.failures.exit_request().max(drain.merged.exit_request());
-        }
         let settled = state.is_settled();
         if let Some(drain) = ended {
             drop(state);
@@ -112,6 +108,21 @@ impl SharedExitStack {
         }
         let result = DrainResult { all: unmerged.clone(), unmerged };
         Finished { result, waiters: Waiters::default(), settled }
+    }
+
+    /// Reopens or closes a stack whose lists are empty. The root keeps the exit status that was requested, before any other
+    /// thread can find the drain over: that thread may be the one that ends the process.
+    #[cold]
+    fn note_drained(&self, state: &mut State, teardown: usize, purpose: Purpose) {
+        state.lifecycle.drained();
+        if matches!(state.lifecycle, Lifecycle::Closed) {
+            self.note_closed();
+        }
+        if let (true, Place::Root(root)) = (purpose.exits(), &self.place) {
+            let ended = state.drain.as_ref().filter(|drain| drain.teardown == teardown);
+            let request = ended.and_then(|drain| drain.failures.exit_request().max(drain.merged.exit_request()));
+            request.into_iter().for_each(root.decide);
+        }
     }
 
     /// Unlinks the interpreter that this settled stack belongs to, then its parent if that settles in turn, and so on.
@@ -295,7 +306,7 @@ impl Source<dyn Bound + Send> for Teardown<'_> {
                 return None;
             }
             let top = self.top.as_ref().map_or(self.root, |node| &node.stack);
-            match top.next(&mut self.running, self.number) {
+            match top.next(&mut self.running, self.number, self.purpose) {
                 // The drain loop runs it.
                 Next::Handler => return self.lent(),
                 // It drains before the handlers below its position.

@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use core::hint;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Barrier;
 use std::thread;
@@ -14,6 +15,12 @@ use crate::support::alone;
 fn fail() {
     let stack = ExitStack::new();
     stack.register(|| Err("disk full"));
+}
+
+fn failure() -> HandlerError {
+    let mut stack = ExitStack::new();
+    stack.register(|| Err("disk full"));
+    stack.close().unwrap_err().errors()[0].clone()
 }
 
 fn counting(count: &Arc<AtomicUsize>) -> Box<dyn Fn(&HandlerError) + Send + Sync> {
@@ -54,24 +61,42 @@ fn a_hook_can_call_the_one_before() {
     drop(take_hook());
 }
 
+/// Whichever of two threads comes first: a hook that is set is either taken by the other one, or in use afterwards.
 #[test]
-fn no_report_is_lost_while_hooks_are_set() {
-    const THREADS: usize = 4;
+fn no_hook_is_lost_between_two_threads() {
+    const ROUNDS: usize = 3000;
     let _alone = alone();
-    let counts: [Arc<AtomicUsize>; THREADS] = Default::default();
-    let start = Arc::new(Barrier::new(THREADS));
-    let threads = counts.clone().map(|count| {
-        let start = Arc::clone(&start);
+    let count = Arc::new(AtomicUsize::new(0));
+    let (start, awake) = (Arc::new(Barrier::new(2)), Arc::new(AtomicUsize::new(0)));
+    // A barrier wakes one thread long before the other: they look at each other for a moment more.
+    let meet = |awake: &AtomicUsize, round: usize| {
+        awake.fetch_add(1, Ordering::SeqCst);
+        (0..10_000).take_while(|_| awake.load(Ordering::SeqCst) < 2 * round).for_each(|_| hint::spin_loop());
+    };
+    let taking = {
+        let (start, awake) = (Arc::clone(&start), Arc::clone(&awake));
         thread::spawn(move || {
-            start.wait();
-            set_hook(counting(&count));
-            fail();
+            let error = failure();
+            for round in 1..=ROUNDS {
+                start.wait();
+                meet(&awake, round);
+                let taken = take_hook();
+                start.wait();
+                taken(&error);
+                start.wait();
+            }
         })
-    });
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
-    let total: usize = counts.iter().map(|count| count.load(Ordering::SeqCst)).sum();
-    assert_eq!(total, THREADS);
-    drop(take_hook());
-    fail();
-    assert_eq!(counts.iter().map(|count| count.load(Ordering::SeqCst)).sum::<usize>(), THREADS);
+    };
+    for round in 1..=ROUNDS {
+        let hook = counting(&count);
+        start.wait();
+        meet(&awake, round);
+        set_hook(hook);
+        start.wait();
+        fail();
+        drop(take_hook());
+        start.wait();
+        assert_eq!(count.load(Ordering::SeqCst), round);
+    }
+    taking.join().unwrap();
 }
