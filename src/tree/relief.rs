@@ -7,7 +7,9 @@
 //!    but nothing waits for it.
 //! 3. Of the drains that were given up, the innermost is resumed first. So either the outer ones cannot be resumed
 //!    before it is over, or the inner ones are left [`Behind`], for the first thread that reaches an outer one.
-//! 4. The thread that watches calls no foreign code, not even the report hook: that is left to the thread that goes on.
+//! 4. The thread that goes on owns all of them at once, as the one that was given up did: what it runs further in may
+//!    reach one further out, by `close()` or as a part of what it drains, and must not wait for itself.
+//! 5. The thread that watches calls no foreign code, not even the report hook: that is left to the thread that goes on.
 
 use std::mem;
 use std::sync::Arc;
@@ -172,6 +174,7 @@ impl Watch {
     pub(crate) fn resume(self: &Arc<Self>) -> Result<Result<(), CloseError>, Late> {
         self.drive(|| {
             let mut result = Ok(());
+            self.hold_outer();
             loop {
                 let next = {
                     let mut progress = self.progress.lock();
@@ -180,9 +183,11 @@ impl Watch {
                     }
                     progress.left.pop().map(|left| (left, progress.left.is_empty()))
                 };
-                let Some((Left { root, purpose, key, .. }, is_outermost)) = next else { return Ok(result) };
-                note_left(key);
-                go_on_for(key)?;
+                let Some((mut left, is_outermost)) = next else { return Ok(result) };
+                left.hold(None);
+                note_left(left.key);
+                go_on_for(left.key)?;
+                let Left { root, purpose, .. } = left;
                 if !is_outermost {
                     root.stack().report_all(); // this drain's result is returned to nobody
                 }
@@ -196,6 +201,17 @@ impl Watch {
         })
     }
 
+    /// Makes this thread the owner of all drains that are to be resumed after the innermost.
+    fn hold_outer(&self) {
+        let mut left = mem::take(&mut self.progress.lock().left);
+        if let Some((_, outer)) = left.split_last_mut() {
+            for drain in outer {
+                drain.hold(Some(ThreadKey::current()));
+            }
+        }
+        self.progress.lock().left = left; // nothing was added: this thread is in no handler that could be given up
+    }
+
     /// Returns whether another thread has to [resume](Self::resume) the drain because its own was given up for another
     /// one. Returns true once each time that happens.
     pub(crate) fn takes_relief(&self) -> bool {
@@ -204,8 +220,9 @@ impl Watch {
 
     /// Leaves it to whichever thread reaches one of the drains to resume that, as no thread can be started for it.
     pub(crate) fn abandon(&self) {
-        let left = mem::take(&mut self.progress.lock().left);
-        for drain in &left {
+        let mut left = mem::take(&mut self.progress.lock().left);
+        for drain in &mut left {
+            drain.hold(None);
             note_left(drain.key);
         }
         for drain in &left {
@@ -250,6 +267,15 @@ impl Watch {
     }
 }
 
+impl Left {
+    /// Lets this thread own it, or nobody.
+    fn hold(&mut self, by: Option<ThreadKey>) {
+        let owner = self.holder.unwrap_or(self.key);
+        self.root.stack().disown(self.teardown, owner, by.unwrap_or(self.key));
+        self.holder = by;
+    }
+}
+
 /// What became of the frames of a handler that was given up.
 struct GivenUp {
     /// Their drains, the innermost last.
@@ -291,7 +317,7 @@ impl GivenUp {
         let Some(purpose) = frame.purpose else { return };
         // Drains that another thread waits for share one key; drains that are resumed one by one have one each.
         let key = if is_driver && !self.left.is_empty() { ThreadKey::fresh() } else { self.key };
-        let left = || Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key };
+        let left = || Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key, holder: None };
         self.left.push(left());
         if let Some(other) = frame.watch.as_ref().filter(|other| !Arc::ptr_eq(other, watch)) {
             // The other watch goes on with its outermost drain. Frames come newest first, so this one is further out.

@@ -553,6 +553,32 @@ fn elsewhere() -> Vec<Case> {
             resumed.recv_timeout(long()).expect("it is given up");
             c_exit(4)
         }),
+        // The thread that goes on with the plugin is to go on with the process's drain, too: it is inside of both.
+        case("a_relief_closes_what_it_has_yet_to_resume", GAVE_UP, &["p2", "p1", "A"], || {
+            limit(limits());
+            says("A");
+            let plugin = plugin("plugin");
+            says_in(&plugin, "p1");
+            plugin.stack().register(|| {
+                assert!(process_stack().close().is_ok());
+                say("p2");
+            });
+            stuck_in(&plugin);
+            register(move || drop(plugin.finalize()));
+            OK
+        }),
+        case("a_relief_drains_what_it_has_yet_to_resume", GAVE_UP, &["q1", "p1", "A"], || {
+            limit(limits());
+            says("A");
+            let outer = plugin("outer");
+            says_in(&outer, "p1");
+            let inner = outer.subinterpreter("inner");
+            says_in(&inner, "q1");
+            stuck_in(&outer);
+            inner.stack().register(move || drop(outer.stack().close()));
+            register(move || drop(inner.finalize()));
+            OK
+        }),
         case("two_threads_leave_and_both_are_given_up", GAVE_UP, &["B", "A"], || {
             limit(limits());
             says("A");
