@@ -10,9 +10,12 @@ mod cpython;
 mod errors;
 mod guards;
 mod handler;
+#[path = "../support/inputs.rs"]
+mod inputs;
 mod list;
 #[path = "../support/log.rs"]
 mod log;
+#[allow(dead_code, reason = "what only other models use")]
 #[path = "../model/mod.rs"]
 mod model;
 mod outcomes;

@@ -9,13 +9,20 @@ mod cancelled;
 mod compiler;
 mod draining;
 mod dropped;
+#[path = "../support/inputs.rs"]
+mod inputs;
 mod lending;
 #[path = "../support/log.rs"]
 mod log;
+#[allow(dead_code, reason = "the models of tests/api")]
+#[path = "../model/mod.rs"]
 mod model;
 #[path = "../support/panicking.rs"]
 mod panicking;
+#[path = "../model/async_stacks.rs"]
+mod modelled;
 mod panics;
+mod properties;
 mod runtimes;
 mod scope;
 mod support;

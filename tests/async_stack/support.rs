@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use exitstack::{AsyncExitStack, CloseError, HandlerError, Outcome};
 
-use crate::Log;
+use crate::{Log, model};
 
 /// A future that is pending for this many polls, and each time asks to be polled again.
 pub struct Yields(pub usize);
@@ -54,12 +54,22 @@ pub fn finished<F: Future>(future: F) -> (F::Output, usize) {
 
 thread_local!(static REPORTED: RefCell<Vec<HandlerError>> = const { RefCell::new(Vec::new()) });
 
-/// Returns what `action` reports on this thread.
-pub fn reported(action: impl FnOnce()) -> Vec<HandlerError> {
+/// Reports go to this thread's list, and to the log of the models.
+pub fn install_hook() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
-        exitstack::report::set_hook(Box::new(|error| REPORTED.with_borrow_mut(|all| all.push(error.clone()))));
+        model::install_hook();
+        let log = exitstack::report::take_hook();
+        exitstack::report::set_hook(Box::new(move |error| {
+            REPORTED.with_borrow_mut(|all| all.push(error.clone()));
+            log(error);
+        }));
     });
+}
+
+/// Returns what `action` reports on this thread.
+pub fn reported(action: impl FnOnce()) -> Vec<HandlerError> {
+    install_hook();
     REPORTED.take();
     action();
     REPORTED.take()

@@ -1,8 +1,9 @@
 //! Operations on stacks, and trivial models that predict their results.
 //!
-//! They have three users: the property tests and the corpus replay in `tests/api`, and the fuzz targets. All of them
-//! start from bytes, so that what one finds can be replayed by another. Everything runs on one thread. What handlers do
-//! is logged on that thread, the model predicts the log, and the two must be equal after each step.
+//! They have three users: the property tests and the corpus replay in `tests/api` and `tests/async_stack`, and the fuzz
+//! targets. All of them start from bytes, so that what one finds can be replayed by another. One thread at a time does
+//! something. What handlers do is logged on that thread, the model predicts the log, and the two must be equal after each
+//! step.
 //!
 //! Intended panics are raised with `resume_unwind`, which calls no panic hook: a fuzzer's hook would abort.
 
@@ -23,6 +24,10 @@ use exitstack::{CloseError, Exit, ExitStack, HandlerError, HandlerErrorKind, Out
 pub enum Event {
     /// The handler with this number ran.
     Ran(u32),
+    /// The function of the async handler with this number was called.
+    Began(u32),
+    /// The waker of the poll with this number was woken.
+    Woken(u32),
     /// A value captured by the handler with this number was dropped.
     Dropped(u32),
     /// This failure went to the report hook.
@@ -100,8 +105,11 @@ pub fn observe(call: impl FnOnce() -> String) {
     }
 }
 
-fn text(payload: &(dyn Any + Send)) -> String {
-    payload.downcast_ref::<&str>().map_or_else(|| "no text".to_owned(), ToString::to_string)
+/// What [`text`] says of a panic without one.
+pub const NO_TEXT: &str = "no text";
+
+pub fn text(payload: &(dyn Any + Send)) -> String {
+    payload.downcast_ref::<&str>().unwrap_or(&NO_TEXT).to_string()
 }
 
 /// How a handler ends.
@@ -241,9 +249,14 @@ impl Drop for Bomb {
         log(Event::Dropped(self.serial));
         self.check = self.serial; // so that a second drop finds it damaged
         if self.fate == Fate::DropPanics {
-            resume_unwind(Box::new("dropped"));
+            resume_unwind(if SILENT.take() { Box::new(()) } else { Box::new("dropped") });
         }
     }
+}
+
+thread_local! {
+    /// Whether the next drop that panics does so with nothing: where what it panics with is leaked, a fuzzer would tell.
+    pub static SILENT: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A captured value too large for a stack's own storage.
