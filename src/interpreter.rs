@@ -354,8 +354,8 @@ impl Interpreter {
         shutdown::finalize_within(&self.0, *limits)
     }
 
-    /// Returns a drain that the models of tests/loom.rs give up.
-    #[cfg(all(loom, feature = "loom"))]
+    /// Returns a drain that the models in `tests` give up.
+    #[cfg(any(fuzzing, all(loom, feature = "loom")))]
     #[doc(hidden)]
     pub fn modelled(&self) -> shutdown::Modelled {
         shutdown::Modelled::new(&self.0)

@@ -428,7 +428,7 @@ impl Relieves for Interpreter {
     }
 
     fn drain(drain: &Modelled) -> bool {
-        drain.drain()
+        drain.drain().is_some()
     }
 
     fn give_up(drain: &Modelled) -> bool {
@@ -436,7 +436,7 @@ impl Relieves for Interpreter {
     }
 
     fn resume(drain: &Modelled) -> bool {
-        drain.resume()
+        drain.resume().is_some()
     }
 }
 

@@ -155,23 +155,23 @@ fn await_end(mut job: Job, spare: &mut Option<Spare>, lean: &Lean) {
     }
 }
 
-/// A drain of an interpreter that the models of tests/loom.rs give up, without a thread that watches and without time.
-#[cfg(all(loom, feature = "loom"))]
+/// A drain of an interpreter that the models in `tests` give up, without a thread that watches and without time.
+#[cfg(any(fuzzing, all(loom, feature = "loom")))]
 #[doc(hidden)]
 #[derive(Clone)]
 #[allow(missing_debug_implementations)]
 pub struct Modelled(Arc<Watch>, Arc<Node>);
 
-#[cfg(all(loom, feature = "loom"))]
+#[cfg(any(fuzzing, all(loom, feature = "loom")))]
 impl Modelled {
     pub(crate) fn new(node: &Arc<Node>) -> Self {
         let root = Spot::Node(Arc::clone(node));
         Self(begin(root, Limits::new(), Instant::now(), false, None), Arc::clone(node))
     }
 
-    /// Drains on this thread; returns whether that was not given up.
-    pub fn drain(&self) -> bool {
-        self.0.drive(|| self.1.stack.drain_watched(Purpose::Finalize, Outcome::Success)).is_ok()
+    /// Drains on this thread; returns what it comes to, unless that was given up.
+    pub fn drain(&self) -> Option<Result<(), CloseError>> {
+        self.0.drive(|| self.1.stack.drain_watched(Purpose::Finalize, Outcome::Success)).ok()
     }
 
     /// Gives up the handler that runs, if one does; returns whether another thread has to resume the drain.
@@ -179,8 +179,13 @@ impl Modelled {
         self.0.blocking().and_then(|blocking| self.0.give_up(&blocking)) == Some(true)
     }
 
-    /// Resumes the drain on this thread; returns whether that was not given up.
-    pub fn resume(&self) -> bool {
-        self.0.resume().is_ok()
+    /// Resumes the drain on this thread; returns what it comes to, unless that was given up.
+    pub fn resume(&self) -> Option<Result<(), CloseError>> {
+        self.0.resume().ok()
+    }
+
+    /// What `finalize_within` returns at this moment.
+    pub fn closed(&self) -> Closed {
+        Closed::new(&self.0, &Spot::Node(Arc::clone(&self.1)), Some(Ok(())))
     }
 }

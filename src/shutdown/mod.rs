@@ -51,7 +51,7 @@ mod setup;
 use std::io;
 use std::time::{Duration, Instant};
 
-#[cfg(all(loom, feature = "loom"))]
+#[cfg(any(fuzzing, all(loom, feature = "loom")))]
 pub use self::bounded::Modelled;
 pub(crate) use self::bounded::{finalize_within, watch_end};
 pub use self::event::{Closed, Event, Reason};

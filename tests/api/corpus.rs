@@ -17,6 +17,14 @@ fn shared() {
     replay("shared", model::shared::run);
 }
 
+/// A drain can be given up without a clock only in what is built with this flag.
+#[cfg(fuzzing)]
+#[test]
+fn limits() {
+    let _routed = routed();
+    replay("limits", model::limits::run);
+}
+
 #[test]
 fn report() {
     let _alone = alone();

@@ -7,6 +7,8 @@
 //!
 //! Intended panics are raised with `resume_unwind`, which calls no panic hook: a fuzzer's hook would abort.
 
+#[cfg(fuzzing)]
+pub mod limits;
 pub mod ops;
 pub mod report;
 pub mod shared;
@@ -52,6 +54,12 @@ pub fn take_log() -> Vec<Event> {
     LOG.take()
 }
 
+/// Makes this the log of this thread.
+#[cfg(fuzzing)]
+pub fn set_log(log: Vec<Event>) {
+    LOG.set(log);
+}
+
 /// Installs the report hook of all tests on models, which logs on the reporting thread.
 pub fn install_hook() {
     static ONCE: Once = Once::new();
@@ -66,6 +74,7 @@ pub fn brief(error: &HandlerError) -> String {
             None => format!("failed: {error}"),
         },
         HandlerErrorKind::Panicked(message) => format!("panicked: {message}"),
+        HandlerErrorKind::TimedOut(_) => "timed out".to_owned(),
         other => format!("{other:?}"),
     };
     described(error.path(), error.name(), &what)
