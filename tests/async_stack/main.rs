@@ -17,10 +17,10 @@ mod log;
 #[allow(dead_code, reason = "the models of tests/api")]
 #[path = "../model/mod.rs"]
 mod model;
-#[path = "../support/panicking.rs"]
-mod panicking;
 #[path = "../model/async_stacks.rs"]
 mod modelled;
+#[path = "../support/panicking.rs"]
+mod panicking;
 mod panics;
 mod properties;
 mod runtimes;

@@ -1,9 +1,15 @@
 //! A `SharedExitStack` and a tree of interpreters, whose handlers do to them everything that a user could; and a model,
 //! which is the same tree as vectors, drained recursively.
+//!
+//! Some runs fork. The child goes on until what was done from outside is done, compares that with its copy of the model, in which
+//! nothing waits that its parent registered, uses each stack once, and leaves with a status that its parent looks at.
+#![allow(unsafe_code, reason = "fork")]
 
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::panic::resume_unwind;
+use std::io::{ErrorKind, Write as _};
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Mutex;
 
@@ -11,13 +17,16 @@ use exitstack::{Handler, HandlerId, Interpreter, Outcome, SharedExitStack};
 
 use super::{
     Aligned, Bomb, Bytes, Ended, Event, FUNCTIONS, Fate, Large, ScopeEnd, Shape, Verdict, When, Zero, begin,
-    check_consumed, described, expected_result, function_0, function_1, observe, result, take_log,
+    check_consumed, described, expected_result, function_0, function_1, log, observe, result, take_log,
 };
 
 /// The maximum number of handlers in a run, since handlers register handlers.
 const MOST: u32 = 200;
 /// The maximum number of interpreters in a run.
 const MOST_SLOTS: usize = 10;
+
+/// Forks of one run at most.
+const MOST_FORKS: u32 = 2;
 
 /// A handler to be registered: its shape, when it runs and what it then does, and what happens when its captured values
 /// are dropped.
@@ -56,6 +65,7 @@ pub enum Deed {
     Within(u8, Box<Deed>),
     /// Runs a transaction in this interpreter; for slot 0, in the current one.
     Scope(u8, Box<Scope>),
+    Fork,
 }
 
 /// The body of a transaction: registers a handler, performs an operation, and ends this way.
@@ -92,6 +102,9 @@ pub fn decode(bytes: &[u8]) -> Vec<Deed> {
     deeds
 }
 
+/// The one byte that may mean a fork: seldom, because each takes some milliseconds.
+const FORKS: u8 = 254;
+
 fn deed(bytes: &mut Bytes<'_>, depth: u32) -> Deed {
     let code = bytes.next();
     let slot = bytes.next();
@@ -118,6 +131,7 @@ fn deed(bytes: &mut Bytes<'_>, depth: u32) -> Deed {
             let (spec, kept, end) = (spec(bytes, depth), code >= 192, bytes.end());
             Deed::Scope(slot, Box::new(Scope { spec, deed: deed(bytes, depth + 1), end, kept }))
         }
+        _ if code == FORKS && slot < 64 => Deed::Fork,
         _ if depth < 6 => Deed::Within(slot, Box::new(deed(bytes, depth + 1))),
         _ => Deed::Close(slot, Outcome::Success),
     }
@@ -166,6 +180,9 @@ struct Real {
     slots: Vec<Option<Handle>>,
     ids: Vec<HandlerId>,
     made: u32,
+    forks: u32,
+    /// Which of the forks has made this process.
+    child_of: Option<u32>,
 }
 
 thread_local! {
@@ -217,10 +234,11 @@ fn perform(deed: &Deed) {
             let taken = real(|real| {
                 let at = index(*slot, real.slots.len());
                 let new = (at == 0).then(Handle::new_stack);
-                std::mem::replace(&mut real.slots[at], new)
+                mem::replace(&mut real.slots[at], new)
             });
             drop(taken);
         }
+        Deed::Fork => fork(),
         Deed::UnregisterFunction(slot, _)
         | Deed::UnregisterKey(slot, ..)
         | Deed::PopAll(slot, _)
@@ -296,6 +314,39 @@ fn transact(scope: &Scope) {
             Err(Ended::Close(error)) => result(&Err(error)),
         }
     });
+}
+
+fn fork() {
+    let number = real(|real| {
+        real.forks += 1;
+        (real.forks <= MOST_FORKS && real.child_of.is_none()).then_some(real.forks)
+    });
+    let Some(number) = number else { return };
+    // SAFETY: the child uses the library, which is what is tested, and the allocator, which C makes usable in a child.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: the child dies of it, if it hangs.
+        unsafe { libc::alarm(20) };
+        real(|real| real.child_of = Some(number));
+        return log(Event::Returned("forked".into()));
+    }
+    let mut status = 0;
+    // SAFETY: `status` is a live `c_int`. A fuzzer's timer may interrupt the wait.
+    while unsafe { libc::waitpid(child, &raw mut status, 0) } != child {
+        assert_eq!(std::io::Error::last_os_error().kind(), ErrorKind::Interrupted, "waited for");
+    }
+    log(Event::Returned(format!("a child: {status}")));
+}
+
+/// Leaves a child: with 0 if `end` does not panic.
+fn leave(end: impl FnOnce()) -> ! {
+    let ended = catch_unwind(AssertUnwindSafe(end));
+    if let Err(payload) = &ended {
+        let text = payload.downcast_ref::<String>().map_or("no text", String::as_str);
+        let _ = writeln!(std::io::stderr(), "in a child: {text}"); // it is not captured, and there is nobody else to be told
+    }
+    // SAFETY: the way out that runs nothing.
+    unsafe { libc::_exit(i32::from(ended.is_err())) }
 }
 
 /// A key. Its first comparison does what the key that is searched for says.
@@ -479,6 +530,8 @@ struct Stack {
     reports: bool,
     /// Whether the parent's drain skipped this stack because a handler was still running here.
     passed: bool,
+    /// It is not in its parent's list, although it is not over: its parent's list was the list of another process.
+    unlinked: bool,
     /// The outcome of the current or latest drain.
     outcome: Option<Outcome>,
 }
@@ -530,6 +583,10 @@ enum Occasion {
 }
 
 impl Occasion {
+    fn reports(self) -> bool {
+        matches!(self, Self::DropValue | Self::Abandon)
+    }
+
     fn outcome(self) -> Outcome {
         match self {
             Self::Close(outcome) => outcome,
@@ -550,7 +607,14 @@ struct Model {
     /// The failures that were reported.
     reported: HashSet<Moment>,
     events: Vec<Event>,
+    forks: u32,
+    /// Which of the forks is to make this process, and has.
+    child_of: Option<u32>,
+    is_child: bool,
 }
+
+/// In the handler of a drain the process was forked: what came of that handler.
+struct Forked(Gathered);
 
 impl Model {
     fn new_stack(&mut self, path: Option<String>, parent: Option<usize>) -> usize {
@@ -576,6 +640,7 @@ impl Model {
 
     fn perform(&mut self, deed: &Deed) {
         match deed {
+            Deed::Fork => self.fork(),
             Deed::RegisterCurrent(spec) => {
                 if let Some(current) = self.current {
                     self.stacks[current].handles += 1;
@@ -586,7 +651,7 @@ impl Model {
             Deed::Drop(slot) => {
                 let at = index(*slot, self.slots.len());
                 let new = (at == 0).then(|| self.new_stack(None, None));
-                if let Some(stack) = std::mem::replace(&mut self.slots[at], new) {
+                if let Some(stack) = mem::replace(&mut self.slots[at], new) {
                     self.release(stack);
                 }
             }
@@ -656,7 +721,7 @@ impl Model {
             },
             Deed::PopAll(_, then) => {
                 let popped = self.new_stack(None, None);
-                let items = std::mem::take(&mut self.stacks[stack].items);
+                let items = mem::take(&mut self.stacks[stack].items);
                 let (handlers, nested) = items.into_iter().partition(|item| matches!(item, Item::Handler(_)));
                 self.stacks[popped].items = handlers;
                 self.stacks[stack].items = nested;
@@ -709,8 +774,40 @@ impl Model {
                 self.transact(scope);
                 self.current = before;
             }
-            Deed::Unregister(..) | Deed::RunNow(..) => {} // no id exists yet
-            Deed::RegisterCurrent(_) | Deed::Drop(_) => unreachable!("{deed:?} is not done to a stack"),
+            Deed::Unregister(..) | Deed::RunNow(..) => {} // there was no id yet
+            Deed::RegisterCurrent(_) | Deed::Drop(_) | Deed::Fork => unreachable!("{deed:?} is not done to a stack"),
+        }
+    }
+
+    fn fork(&mut self) {
+        self.forks += 1;
+        if self.forks > MOST_FORKS || self.is_child {
+            return;
+        }
+        if self.child_of != Some(self.forks) {
+            return self.returned("a child: 0");
+        }
+        self.is_child = true;
+        for stack in &mut self.stacks {
+            // What was finalized stays so, and nothing that this process does can still succeed then.
+            let outcome = stack.over.then_some(Outcome::Failure);
+            let (path, parent, handles, over) = (stack.path.take(), stack.parent, stack.handles, stack.over);
+            *stack = Stack { path, parent, handles, over, last: over, outcome, unlinked: !over, ..Stack::default() };
+        }
+        self.returned("forked");
+    }
+
+    /// Puts it into its parent's list, if it is not there in this process; and that one likewise, which is first.
+    fn link(&mut self, stack: usize) {
+        if !mem::take(&mut self.stacks[stack].unlinked) {
+            return;
+        }
+        let Some(parent) = self.stacks[stack].parent else { return };
+        self.link(parent);
+        if self.stacks[parent].over {
+            self.stacks[stack].over = true;
+        } else {
+            self.stacks[parent].items.push(Item::Nested(stack));
         }
     }
 
@@ -718,6 +815,9 @@ impl Model {
     fn nest(&mut self, parent: Option<usize>, name: &str) -> usize {
         let around = parent.map_or(Some("process"), |parent| self.stacks[parent].path.as_deref());
         let path = format!("{} > {name}", around.expect("an interpreter has a path"));
+        if let Some(parent) = parent {
+            self.link(parent);
+        }
         let refused = parent.is_some_and(|parent| self.stacks[parent].over);
         let new = self.new_stack(Some(path), parent);
         self.stacks[new].over = refused;
@@ -752,7 +852,7 @@ impl Model {
         self.perform(&scope.deed);
         self.current = around;
         let occasion = if scope.end == ScopeEnd::Ok { Occasion::Finalize } else { Occasion::Abandon };
-        let mut gathered = self.drain_as(own, occasion, occasion.outcome(), false).unwrap_or_default();
+        let mut gathered = self.drain_for(own, occasion).unwrap_or_default();
         if self.stacks[own].outcome == Some(Outcome::Failure) {
             self.now += 1;
             gathered.errors.push((self.now, told("RolledBack")));
@@ -776,6 +876,7 @@ impl Model {
             self.made - 1
         };
         let pending = Pending { serial, id: self.ids, spec: spec.clone() };
+        self.link(stack);
         if self.stacks[stack].over {
             self.drop_all(&[pending], "false");
         } else {
@@ -792,7 +893,7 @@ impl Model {
     fn take_if(&mut self, stack: usize, matches: impl Fn(&Pending) -> bool) -> Vec<Pending> {
         let mut found = Vec::new();
         let mut kept = Vec::new();
-        for item in std::mem::take(&mut self.stacks[stack].items) {
+        for item in mem::take(&mut self.stacks[stack].items) {
             match item {
                 Item::Handler(pending) if matches(&pending) => found.push(pending),
                 other => kept.push(other),
@@ -842,21 +943,45 @@ impl Model {
 
     /// Returns the result of a drain, or of a call that need not drain.
     fn drain(&mut self, stack: usize, occasion: Occasion) -> String {
-        self.drain_as(stack, occasion, occasion.outcome(), false).unwrap_or_default().result()
+        self.drain_for(stack, occasion).unwrap_or_default().result()
     }
 
-    /// Drains. Returns `None` if there is nothing to drain, or if a handler of the same drain is the caller. With
-    /// `around`, the caller is a drain of what the stack is nested in: it runs the rest, and receives what is new.
-    fn drain_as(&mut self, stack: usize, occasion: Occasion, outcome: Outcome, around: bool) -> Option<Gathered> {
-        let reports = matches!(occasion, Occasion::DropValue | Occasion::Abandon);
+    /// Nothing if there is nothing to drain, or a handler of the drain asks for it.
+    fn drain_for(&mut self, stack: usize, occasion: Occasion) -> Option<Gathered> {
+        let before = self.current;
+        match self.drain_as(stack, occasion, occasion.outcome(), false) {
+            Ok(gathered) => gathered,
+            // The drain is the parent's. This process drains what is its own, which no handler forks again.
+            Err(Forked(mut gathered)) => {
+                self.current = before;
+                if occasion.reports() {
+                    self.report(&gathered);
+                }
+                let own = self.drain_for(stack, occasion).unwrap_or_default();
+                gathered.merge(&own);
+                Some(gathered)
+            }
+        }
+    }
+
+    /// As [`drain_for`](Self::drain_for). But a drain of what the stack is nested in runs what is left, `around`, and is told
+    /// what is new.
+    fn drain_as(
+        &mut self,
+        stack: usize,
+        occasion: Occasion,
+        outcome: Outcome,
+        around: bool,
+    ) -> Result<Option<Gathered>, Forked> {
+        let reports = occasion.reports();
         let this = &mut self.stacks[stack];
         if this.is_settled() {
-            return None;
+            return Ok(None);
         }
         this.last |= matches!(occasion, Occasion::Finalize | Occasion::Abandon);
         let begins = this.drain.is_none();
         if !begins && !around {
-            return None;
+            return Ok(None);
         }
         if begins {
             this.drain = Some(Drain::default());
@@ -877,13 +1002,14 @@ impl Model {
             if let Some(nested) = self.stacks[stack].items[at].nested() {
                 // Only its own end means that its work was done.
                 let inner = if reports { Occasion::Abandon } else { Occasion::Finalize };
-                // It keeps its position until it is drained: anything registered here before then goes above it.
-                if let Some(gathered) = self.drain_as(nested, inner, Outcome::Failure, true) {
+                // It stays in its place until it is drained: what registers here before that goes above it.
+                if let Some(gathered) = self.drain_as(nested, inner, Outcome::Failure, true)? {
                     self.gather(stack, &gathered);
                 }
                 self.stacks[nested].passed = true;
             } else if let Item::Handler(handler) = self.stacks[stack].items.remove(at) {
                 let runs = self.stacks[stack].outcome.is_some_and(|outcome| handler.spec.when.includes(outcome));
+                let is_child = self.is_child;
                 let verdict = if runs {
                     self.run(&handler)
                 } else if self.drop(&handler) {
@@ -892,20 +1018,23 @@ impl Model {
                     Verdict::default()
                 };
                 let gathered = self.gathered(stack, &handler, verdict);
+                if self.is_child != is_child {
+                    return Err(Forked(gathered));
+                }
                 self.gather(stack, &gathered);
             }
         }
         self.current = before;
         let this = &mut self.stacks[stack];
         this.over |= this.last;
-        let drain = this.drain.as_mut()?;
-        let new = std::mem::take(&mut drain.new);
+        let Some(drain) = &mut this.drain else { return Ok(None) };
+        let new = mem::take(&mut drain.new);
         let gathered = if around { new } else { drain.whole.clone() };
         if begins {
             this.drain = None;
         }
         self.detach(stack);
-        Some(gathered)
+        Ok(Some(gathered))
     }
 
     /// The newest item that has not been skipped.
@@ -933,14 +1062,19 @@ impl Model {
     /// Adds this to what the stack's drain has received, and reports what has not been reported.
     fn gather(&mut self, stack: usize, gathered: &Gathered) {
         let this = &mut self.stacks[stack];
-        if this.reports {
-            let unreported = gathered.errors.iter().filter(|(at, _)| self.reported.insert(*at));
-            self.events.extend(unreported.map(|(_, error)| Event::Reported(error.clone())));
-        }
         if let Some(drain) = &mut this.drain {
             drain.whole.merge(gathered);
             drain.new.merge(gathered);
         }
+        if this.reports {
+            self.report(gathered);
+        }
+    }
+
+    /// Reports what nobody reported.
+    fn report(&mut self, gathered: &Gathered) {
+        let unreported = gathered.errors.iter().filter(|(at, _)| self.reported.insert(*at));
+        self.events.extend(unreported.map(|(_, error)| Event::Reported(error.clone())));
     }
 
     fn check(&self) {
@@ -974,15 +1108,43 @@ pub fn run(bytes: &[u8]) {
     model.slots.push(Some(first));
     let mut all = Vec::new();
     for (at, deed) in deeds.iter().enumerate() {
-        perform(deed);
-        let happened = take_log();
-        model.perform(deed);
-        let expected = std::mem::take(&mut model.events);
-        assert_eq!(happened, expected, "step {at}, {deed:?}, of {deeds:#?}");
-        model.check();
-        all.extend(happened);
+        all.extend(step(&mut model, deed, &|| format!("step {at} of {deeds:#?}")));
     }
     finish(model, all);
+}
+
+/// Does this, and returns what happened, if it is what the model says.
+fn step(model: &mut Model, deed: &Deed, why: &dyn Fn() -> String) -> Vec<Event> {
+    perform(deed);
+    let child_of = real(|real| real.child_of);
+    if child_of.is_some() && !model.is_child {
+        leave(|| {
+            model.child_of = child_of;
+            compare(model, deed, why);
+            use_all(model, why);
+        });
+    }
+    compare(model, deed, why)
+}
+
+fn compare(model: &mut Model, deed: &Deed, why: &dyn Fn() -> String) -> Vec<Event> {
+    let happened = take_log();
+    model.perform(deed);
+    let expected = mem::take(&mut model.events);
+    assert_eq!(happened, expected, "{deed:?}, {}", why());
+    model.check();
+    happened
+}
+
+/// Registers with each stack, and then closes each.
+fn use_all(model: &mut Model, why: &dyn Fn() -> String) {
+    let spec = |fate| Spec { shape: Shape::Named, fate, when: When::Always, runs: None, dropped: None };
+    let slots = 0..u8::try_from(model.slots.len()).expect("few slots");
+    let registers =
+        slots.clone().flat_map(|slot| [Fate::Return, Fate::Fail].map(|fate| Deed::Register(slot, spec(fate))));
+    for deed in registers.chain(slots.map(|slot| Deed::Close(slot, Outcome::Success))) {
+        step(model, &deed, why);
+    }
 }
 
 /// Drops handles until none is left. Handlers that run because of this may create new ones.
@@ -996,11 +1158,7 @@ fn finish(mut model: Model, mut all: Vec<Event>) {
         assert!(round < 100, "handles are made for ever");
         for slot in (0..model.slots.len()).rev() {
             let deed = Deed::Drop(u8::try_from(slot).expect("few slots"));
-            perform(&deed);
-            let happened = take_log();
-            model.perform(&deed);
-            assert_eq!(happened, std::mem::take(&mut model.events), "dropping slot {slot} at the end");
-            all.extend(happened);
+            all.extend(step(&mut model, &deed, &|| "at the end".into()));
         }
     }
     let made = model.made.min(MOST);
