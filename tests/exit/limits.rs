@@ -83,15 +83,18 @@ fn begins_and_sticks(inside: Sender<()>) -> Handler<impl FnOnce() + Send + 'stat
     .within(SHORT)
 }
 
-/// The thread on which this was first called.
-fn main_thread() -> libc::pthread_t {
-    static MAIN: OnceLock<libc::pthread_t> = OnceLock::new();
+/// Returns the thread that this was called on first.
+fn main_thread() -> usize {
+    static MAIN: OnceLock<usize> = OnceLock::new();
     *MAIN.get_or_init(this_thread)
 }
 
-fn this_thread() -> libc::pthread_t {
-    // SAFETY: no preconditions.
-    unsafe { libc::pthread_self() }
+/// Returns this thread, by the address of a variable of its own, which is there on every way out.
+fn this_thread() -> usize {
+    thread_local! {
+        static HERE: u8 = const { 0 };
+    }
+    HERE.with(|here| std::ptr::from_ref(here).addr())
 }
 
 /// Says a line, and on which thread.
