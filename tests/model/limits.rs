@@ -9,7 +9,7 @@ use std::mem;
 use std::thread;
 
 use exitstack::shutdown::{Closed, Fate as RecordFate, Modelled};
-use exitstack::{CloseError, Handler, HandlerId, Interpreter, Outcome, SharedExitStack};
+use exitstack::{CloseError, Handler, HandlerId, Interpreter, Outcome, PendingHandler, SharedExitStack};
 
 use super::{
     Bomb, Bytes, Event, Fate, Verdict, When, begin, check_consumed, described, expected_result, log, observe, result,
@@ -518,16 +518,14 @@ impl Model {
                 let told = format!("is over: {}, {records:?}", self.stacks[root].is_quiet());
                 self.returned(&told);
             }
-            Deed::Nest(_) => {
-                if self.slots.len() < MOST_SLOTS {
-                    let path = format!("{} > {}", self.stacks[stack].path, self.slots.len());
-                    let new = self.new_stack(path, Some(stack), self.stacks[stack].is_detached);
-                    self.stacks[new].over = self.stacks[stack].over;
-                    if !self.stacks[stack].over {
-                        self.stacks[stack].items.push(Item::Nested(new));
-                    }
-                    self.slots.push(Some(new));
+            Deed::Nest(_) if self.slots.len() < MOST_SLOTS => {
+                let path = format!("{} > {}", self.stacks[stack].path, self.slots.len());
+                let new = self.new_stack(path, Some(stack), self.stacks[stack].is_detached);
+                self.stacks[new].over = self.stacks[stack].over;
+                if !self.stacks[stack].over {
+                    self.stacks[stack].items.push(Item::Nested(new));
                 }
+                self.slots.push(Some(new));
             }
             _ => {}
         }
@@ -895,7 +893,7 @@ impl Model {
                 Item::Handler(pending) => Some(real(|real| real.ids[pending.id])),
                 Item::Nested(_) => None,
             });
-            let waiting: Vec<HandlerId> = interpreter.stack().pending().iter().map(|pending| pending.id()).collect();
+            let waiting: Vec<HandlerId> = interpreter.stack().pending().iter().map(PendingHandler::id).collect();
             assert_eq!(waiting, handlers.collect::<Vec<_>>(), "who waits in slot {at}");
         }
         assert!(Interpreter::current().is_none(), "an interpreter stayed current");
