@@ -186,6 +186,6 @@ impl Modelled {
 
     /// What `finalize_within` returns at this moment.
     pub fn closed(&self) -> Closed {
-        Closed::new(&self.0, &Spot::Node(Arc::clone(&self.1)), Some(Ok(())))
+        Closed::new(&self.0, Some(Ok(())))
     }
 }
