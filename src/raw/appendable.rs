@@ -49,6 +49,7 @@ pub(crate) struct Appendable<'a>(RefCell<HandlerList<LocalEntry<'a>>>);
     note = "for threads, thread pools and tasks there are `SharedExitStack` and `Interpreter`, \
             whose handlers are `Send + 'static`"
 )]
+#[allow(dead_code, reason = "Rust 1.85 does not count a bound as a use")]
 pub(crate) trait LeavesItsThread {}
 
 // SAFETY: applies to nothing, as nothing implements `LeavesItsThread`.
