@@ -124,14 +124,14 @@ impl Watch {
         }
         for (watch, drain) in others {
             // The other watched drain goes on as well, even if only to wait for this one.
-            watch.let_go(vec![drain]);
+            watch.let_go(blocking.thread, vec![drain]);
             watch.progress.lock().needs_relief = true;
             watch.changed.notify_all();
         }
         let mut behind = Link::new(Behind { key, error: reports.then_some(error), inner: Vec::new() });
         if blocking.is_driver {
             BEHIND.lock().push(behind);
-            self.let_go(left);
+            self.let_go(blocking.thread, left);
             return Some(true);
         }
         // The thread that waits for the outermost drain is woken. It resumes those further in, then the outermost.
@@ -150,23 +150,17 @@ impl Watch {
         Some(false)
     }
 
-    /// Leaves the drain without a driver until it is [resumed](Self::resume), which begins with `left`, whose last is
-    /// the innermost.
-    fn let_go(&self, left: Vec<Left>) {
-        let mut all = Vec::new();
-        loop {
-            let mut progress = self.progress.lock();
-            let count = progress.left.len() + left.len();
-            if count <= all.capacity() {
-                all.append(&mut progress.left);
-                all.extend(left);
-                mem::swap(&mut progress.left, &mut all);
-                progress.driver = ThreadKey::fresh();
-                return drop(progress); // released before the old vector is dropped
-            }
-            drop(progress);
-            all.reserve(count);
+    /// Leaves the drain, which `thread` drove, without a driver until it is [resumed](Self::resume). That begins with
+    /// `left`, whose last is the innermost; what the thread held for later is nobody's again.
+    fn let_go(&self, thread: ThreadKey, left: Vec<Left>) {
+        let mut all = mem::take(&mut self.progress.lock().left); // the thread, which is late by now, takes none
+        for drain in &all {
+            drain.root.stack().disown(drain.teardown, thread, drain.key);
         }
+        all.extend(left);
+        let mut progress = self.progress.lock();
+        progress.left = all;
+        progress.driver = ThreadKey::fresh();
     }
 
     /// Resumes, on this thread, the drains whose thread was given up, the innermost first. Returns the result of the
@@ -183,11 +177,10 @@ impl Watch {
                     }
                     progress.left.pop().map(|left| (left, progress.left.is_empty()))
                 };
-                let Some((mut left, is_outermost)) = next else { return Ok(result) };
-                left.hold(None);
-                note_left(left.key);
-                go_on_for(left.key)?;
-                let Left { root, purpose, .. } = left;
+                let Some((Left { root, purpose, teardown, key }, is_outermost)) = next else { return Ok(result) };
+                root.stack().disown(teardown, ThreadKey::current(), key);
+                note_left(key);
+                go_on_for(key)?;
                 if !is_outermost {
                     root.stack().report_all(); // this drain's result is returned to nobody
                 }
@@ -203,10 +196,10 @@ impl Watch {
 
     /// Makes this thread the owner of all drains that are to be resumed after the innermost.
     fn hold_outer(&self) {
-        let mut left = mem::take(&mut self.progress.lock().left);
-        if let Some((_, outer)) = left.split_last_mut() {
+        let left = mem::take(&mut self.progress.lock().left);
+        if let Some((_, outer)) = left.split_last() {
             for drain in outer {
-                drain.hold(Some(ThreadKey::current()));
+                drain.root.stack().disown(drain.teardown, drain.key, ThreadKey::current());
             }
         }
         self.progress.lock().left = left; // nothing was added: this thread is in no handler that could be given up
@@ -220,9 +213,8 @@ impl Watch {
 
     /// Leaves it to whichever thread reaches one of the drains to resume that, as no thread can be started for it.
     pub(crate) fn abandon(&self) {
-        let mut left = mem::take(&mut self.progress.lock().left);
-        for drain in &mut left {
-            drain.hold(None);
+        let left = mem::take(&mut self.progress.lock().left);
+        for drain in &left {
             note_left(drain.key);
         }
         for drain in &left {
@@ -267,15 +259,6 @@ impl Watch {
     }
 }
 
-impl Left {
-    /// Lets this thread own it, or nobody.
-    fn hold(&mut self, by: Option<ThreadKey>) {
-        let owner = self.holder.unwrap_or(self.key);
-        self.root.stack().disown(self.teardown, owner, by.unwrap_or(self.key));
-        self.holder = by;
-    }
-}
-
 /// What became of the frames of a handler that was given up.
 struct GivenUp {
     /// Their drains, the innermost last.
@@ -317,7 +300,7 @@ impl GivenUp {
         let Some(purpose) = frame.purpose else { return };
         // Drains that another thread waits for share one key; drains that are resumed one by one have one each.
         let key = if is_driver && !self.left.is_empty() { ThreadKey::fresh() } else { self.key };
-        let left = || Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key, holder: None };
+        let left = || Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key };
         self.left.push(left());
         if let Some(other) = frame.watch.as_ref().filter(|other| !Arc::ptr_eq(other, watch)) {
             // The other watch goes on with its outermost drain. Frames come newest first, so this one is further out.

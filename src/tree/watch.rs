@@ -79,8 +79,6 @@ pub(crate) struct Left {
     pub(super) teardown: usize,
     /// The owner that it has until it is resumed.
     pub(super) key: ThreadKey,
-    /// The thread that owns it instead, because it is to resume it after those further in.
-    pub(super) holder: Option<ThreadKey>,
 }
 
 per_thread! {
