@@ -404,7 +404,7 @@ impl<'a> ExitStack<'a> {
 
     #[inline]
     fn drain_dropped(&mut self) {
-        self.drain(Outcome::Failure, None); // nothing has said that the work was done
+        self.drain(Outcome::Failure, None); // nothing says that the work was done
     }
 }
 

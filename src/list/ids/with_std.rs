@@ -1,8 +1,8 @@
 //! With std, ids come from one counter and from thread-locals.
 //!
-//! The counter serves all threads in *shares*: a thread takes one share at a time and gives *blocks* of it to the lists
-//! that it appends to. So neither threads nor lists use the counter often. A list that never leaves its thread
-//! needs no blocks: it takes one id at a time, which saves it the first call for a block.
+//! The counter serves all threads in *shares*: a thread takes one share at a time, and gives *blocks* of it to the lists
+//! that it appends to, so the counter is rarely used. A list that never leaves its thread takes single ids instead, which
+//! saves it the call for its first block.
 
 use std::cell::Cell;
 use std::mem::ManuallyDrop;
