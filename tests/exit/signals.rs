@@ -740,22 +740,25 @@ fn locked_stdout() -> Result<(), Failed> {
     Err(format!("after {took:?}: {output:?}").into())
 }
 
-/// A signal comes when `main` exits, and the thread that answers it finds the stack closed: what the handlers have decided counts,
-/// also where the thread that ran them is only about to say so.
+/// A signal arrives while `main` exits. What its handlers decide counts even if the thread that answers the signal finds the
+/// drain over before `main` has looked at the result.
 fn decided_late() -> Result<(), Failed> {
     let mut random = Random::stream(15, 1);
     for run in 0..10 * runs_or(20) {
+        let way = ["return", "exit"][run % 2].to_owned();
         let spins = random.below(60_000).to_string();
-        let output = run_child("signals_decided_late", std::slice::from_ref(&spins));
+        let output = run_child("signals_decided_late", &[way.clone(), spins.clone()]);
         if (status_of(&output), &*output.stdout) != (Code(7), b"A\n") {
-            return Err(format!("run {run}, {spins} spins: {output:?}").into());
+            return Err(format!("run {run}, {way} after {spins} spins: {output:?}").into());
         }
     }
     Ok(())
 }
 
 pub(crate) fn child_that_decides_late() -> Ended {
-    let spins = std::env::args().nth(1).and_then(|spins| spins.parse().ok()).ok_or("a number")?;
+    let mut args = std::env::args().skip(1);
+    let exits = args.next().ok_or("a way out")? == "exit";
+    let spins = args.next().and_then(|spins| spins.parse().ok()).ok_or("a number")?;
     signals().install().unwrap();
     says("A");
     register(move || {
@@ -764,6 +767,9 @@ pub(crate) fn child_that_decides_late() -> Ended {
         await_request();
         Err(Exit(7))
     });
+    if exits {
+        exit(3)
+    }
     OK
 }
 
