@@ -63,7 +63,8 @@ impl SharedExitStack {
 /// Gives each inherited interpreter the first position that it had in any process. Returns the positions that it
 /// replaces: those that this process has given to some of them since the fork.
 fn settle_positions(inherited: &mut HandlerList<Child>) -> Vec<HandlerId> {
-    let (mut again, mut replaced) = (Vec::new(), Vec::new());
+    let with_room = || Vec::with_capacity(inherited.len()); // so that nothing is allocated under a child's lock
+    let (mut again, mut replaced) = (with_room(), with_room());
     for (id, child) in inherited.iter() {
         let mut own = child.node.stack.lock();
         match own.position {

@@ -122,8 +122,8 @@ impl Waiters {
         self.0.for_each(|latch| latch.set(waited.clone()));
     }
 
-    #[inline]
     /// Ends all waits with the result of the drain.
+    #[inline]
     pub(super) fn tell(self, result: &DrainResult) {
         if !self.0.is_empty() {
             self.tell_all(result);
@@ -139,8 +139,8 @@ impl Waiters {
     }
 }
 
-#[derive(Debug)]
 /// A thread that waits for another one.
+#[derive(Debug)]
 struct Edge {
     waiter: ThreadKey,
     who: Who,
@@ -150,8 +150,8 @@ struct Edge {
     latch: Arc<Latch<Waited>>,
 }
 
-#[derive(Debug, Default)]
 /// The waits of all threads of this process.
+#[derive(Debug, Default)]
 pub(crate) struct Graph {
     edges: Chain<Edge>,
     /// The keys of threads that never come back to what they ran.
@@ -160,6 +160,12 @@ pub(crate) struct Graph {
 
 global! {
     static GRAPH: PerProcess<Graph> = PerProcess::new(Graph { edges: Chain::new(), left: Chain::new() });
+}
+
+/// Creates this process's graph: the first use in a forked child allocates, and the graph is also used under another
+/// lock.
+pub(super) fn prepare() {
+    drop(GRAPH.lock());
 }
 
 /// Notes that this thread never comes back to the drains that it is in. Returns the key under which it owns them.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::lifecycle::Purpose;
 use super::record::Record;
 use super::run::{Run, Spot};
-use super::wait_graph::ThreadKey;
+use super::wait_graph::{self, ThreadKey};
 use crate::chain::{Chain, Link};
 use crate::raw;
 use crate::sync::{Condvar, Lock, global, per_thread};
@@ -27,6 +27,7 @@ global! {
 
 /// Watches all drains of the tree that begin from now on in this process.
 pub(crate) fn turn_on() {
+    wait_graph::prepare();
     ON_IN.store(raw::epoch(), Ordering::Release);
 }
 

@@ -104,6 +104,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         }),
         // Several threads use the stack and the lock.
         trial("an_allocator_with_a_lock_may_use_a_stack", || allocating("threads", &["each handler was dropped once"])),
+        trial("an_allocator_in_a_forked_child_may_look", || {
+            let lines = ["watched", "the child's", "the parent's", "the child ended with 0"];
+            allocating("child", &lines)
+        }),
         trial("around_a_fork_nothing_is_allocated", || allocating("fork", &["child: 0 calls", "parent: 0 calls"])),
         // A handler that returns an error or calls `exit` does not abort.
         trial("with_panic_abort_a_panicking_handler_aborts", || {
