@@ -71,9 +71,11 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use scopeguard::ScopeGuard;
 
 use crate::process::by_signal as process;
 use crate::{raw, shutdown};
@@ -135,7 +137,7 @@ impl Signals {
 
     /// Sets how long `main` may go on after the first signal before the handlers run.
     ///
-    /// If it returns or exits by then, the handlers run there as ever, and the process dies by the signal afterwards.
+    /// If it returns or exits by then, the handlers run there as usual, and the process dies by the signal afterwards.
     ///
     /// ```no_run
     /// use exitstack::signals::{Signals, requested};
@@ -170,7 +172,7 @@ impl Signals {
 
     /// Sets what is called at the first signal, before the grace begins, on a thread of this crate.
     ///
-    /// It is no signal handler, and may do what any function may. What it panics with is dropped.
+    /// It is not a signal handler, so it may call any function. If it panics, the panic is caught.
     ///
     /// ```no_run
     /// use exitstack::signals::Signals;
@@ -194,9 +196,9 @@ impl Signals {
     ///
     /// # Errors
     ///
-    /// Returns an error if this was called before in this process, if one of the signals cannot be caught (SIGKILL and SIGSEGV
-    /// are among them, and on Windows each that is not in the [table](self#on-windows); nothing has changed then), or if no
-    /// thread can be started.
+    /// Returns an error if this has succeeded before in this process, if one of the signals cannot be caught (SIGKILL and
+    /// SIGSEGV are among them, and on Windows each that is not in the [table](self#on-windows)), or if no thread can be
+    /// started. No signal is caught then, and this may be called again.
     ///
     /// ```
     /// use exitstack::signals::Signals;
@@ -218,18 +220,25 @@ impl Signals {
         if INSTALLED_IN.swap(process, Ordering::AcqRel) == process {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "signals are installed already"));
         }
+        let failed = scopeguard::guard(Arc::new(Draining::default()), |draining| {
+            draining.set(Step::GaveUp); // the thread that waits there finds no signal, and ends
+            INSTALLED_IN.store(0, Ordering::Release);
+        });
         shutdown::ensure_keeper()?;
         process::arm();
-        let incoming = raw::catch(&caught)?;
-        let draining = Arc::new(Draining::default());
-        let worker = Arc::clone(&draining);
         let (grace, repeat) = (self.grace, self.repeat);
         let first = if grace.is_zero() { Step::Drains } else { Step::Asked };
-        // Before the one that may need it, and not by a thread that exits.
-        thread::Builder::new().name("exitstack-drain".into()).spawn(move || worker.run(grace, self.on_request))?;
-        thread::Builder::new()
-            .name("exitstack-sig".into())
-            .spawn(move || answer(incoming, first, repeat, &draining))?;
+        let (sender, receiver) = mpsc::channel();
+        // Both threads run before a signal is caught: one that nobody answered would be lost. Nor can a thread that exits
+        // start one.
+        let draining = Arc::clone(&failed);
+        thread::Builder::new().name("exitstack-drain".into()).spawn(move || draining.run(grace, self.on_request))?;
+        let draining = Arc::clone(&failed);
+        thread::Builder::new().name("exitstack-sig".into()).spawn(move || {
+            receiver.into_iter().for_each(|incoming| answer(incoming, first, repeat, &draining));
+        })?;
+        let _ = sender.send(raw::catch(&caught)?);
+        drop(ScopeGuard::into_inner(failed));
         Ok(caught)
     }
 }

@@ -18,8 +18,9 @@ use libtest_mimic::{Failed, Trial};
 use crate::Status::{Code, Signal};
 use crate::child::{c_exit, say, says};
 use crate::fork::{after, fork, raw_clone, say_child};
+use crate::limits::{exhaust_threads, restore_threads};
 use crate::random::Random;
-use crate::{Case, Ended, OK, case, minutes, run_child, runs_or, status_of};
+use crate::{Case, Ended, OK, can_run, case, minutes, run_child, runs_or, status_of};
 
 /// So long that it never expires.
 const LONG: Duration = Duration::from_secs(600);
@@ -211,6 +212,18 @@ pub(crate) fn cases() -> Vec<Case> {
             signals().only(&[SIGUSR1]).install().unwrap();
             says("A");
             send(SIGUSR1);
+            park()
+        }),
+        case("without_threads_no_signal_is_caught", Signal(SIGTERM), &["A"], || {
+            set_limits(Limits::new()).unwrap(); // the thread for these is there already
+            let before = action_of(SIGTERM);
+            exhaust_threads();
+            assert!(signals().install().is_err());
+            restore_threads();
+            assert_eq!(action_of(SIGTERM), before);
+            says("A");
+            assert_eq!(signals().install().unwrap(), [SIGINT, SIGTERM, SIGHUP]);
+            send(SIGTERM);
             park()
         }),
         // What decides the status.
@@ -619,11 +632,8 @@ fn beside_another_iterator(name: &'static str, before: bool) -> Case {
 
 /// The cases, programs that are started in a special way, and random runs.
 pub(crate) fn trials() -> Vec<Trial> {
-    let mut cases = cases();
-    if cfg!(exitstack_no_wipe) {
-        cases.retain(|case| !case.name.starts_with("a_raw_clone")); // `pthread_atfork` hooks do not notice it
-    }
-    let mut trials: Vec<Trial> = cases.into_iter().map(|case| trial(case.name, move || case.check())).collect();
+    let cases = cases().into_iter().filter(can_run);
+    let mut trials: Vec<Trial> = cases.map(|case| trial(case.name, move || case.check())).collect();
     trials.extend([
         trial("an_ignored_signal_stays_ignored", ignored),
         trial("process_1_ends_with_a_status", process_1),
