@@ -18,8 +18,8 @@ pub(crate) trait Source<B: ?Sized> {
     /// The work that the handlers clean up after.
     type Work: Work + ?Sized;
 
-    /// Lends the next handler, which nothing else can reach any more, so it runs at most once whatever it does. Calls
-    /// no foreign code: the previous entry is empty by now.
+    /// Lends the next handler, which nothing else can reach any more, so it runs at most once whatever it does. The
+    /// previous entry is empty by now.
     fn next(&mut self) -> Option<(&mut Entry<B>, &Self::Work)>;
 
     /// Keeps, or reports, the outcome of a handler that did not simply return.

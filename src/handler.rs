@@ -153,13 +153,13 @@ impl<F: FnOnce() -> R, R: HandlerResult> Task for F {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoKey {}
 
-/// A handler with a name, a key, or both.
+/// A handler with a name, a key, a time limit, or a place of its own.
 ///
 /// The *name* is for people: errors and [`pending`](crate::ExitStack::pending) show it. The *key* is for
 /// [`unregister_key`](crate::ExitStack::unregister_key), which removes every handler with an equal key. For handlers
 /// that capture something, and so have no other identity, this does what `atexit.unregister(f)` does for functions.
 ///
-/// A handler with a name or a key is larger and therefore usually boxed. A key costs one more allocation, an `Arc`.
+/// A `Handler` is boxed when it is registered, which is one allocation. A key costs one more, an `Arc`.
 ///
 /// ```
 /// use exitstack::{ExitStack, Handler};

@@ -1,7 +1,8 @@
 //! Nested, isolated stacks: [`Interpreter`], and the functions that register with the current one.
 //!
-//! 1. Each interpreter has a stack and a lock of its own. Nothing done in one takes another's lock, except that an
-//!    interpreter enters its parent's list when it is created and leaves it when it is finalized.
+//! 1. Each interpreter has a stack and a lock of its own. What is registered or removed in one takes no other's lock. An
+//!    interpreter enters its parent's list when it is created and leaves it when it is finalized; a drain, and adoption,
+//!    go through all that is nested in a stack.
 //! 2. A parent holds its children until they are finalized; a child holds its parent, whose name is part of its path.
 //!    Finalizing breaks this reference cycle, at the latest when the last handle is dropped.
 //! 3. Handles are counted separately from references: while the drop of the last handle finalizes the interpreter, its

@@ -41,8 +41,8 @@ pub(crate) use storage::Storage;
 
 #[doc = include_str!("list.md")]
 pub struct HandlerList<T> {
-    /// Ascending by id. A removed value leaves an empty slot, but the last slot is never empty, and a removal leaves at
-    /// most half of them empty. In a `ManuallyDrop`, so that the list's own drop needs one check to see that it has
+    /// Ascending by id. A removed value leaves an empty slot, but the last slot is never empty, and a removal from the
+    /// middle leaves at most half of them empty. In a `ManuallyDrop`, so that the list's own drop needs one check to see that it has
     /// nothing to do.
     slots: ManuallyDrop<SmallVec<[Slot<T>; INLINE]>>,
     /// The number of empty slots.

@@ -1,4 +1,4 @@
-//! Panics of foreign code: what they say, and work that is finished although one has happened.
+//! Panics of foreign code: what they say, and how work is finished after one.
 //!
 //! Only std can catch a panic. What that changes is in `panics/with_std.rs` and `panics/without_std.rs`, which define the
 //! same items.

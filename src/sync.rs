@@ -128,8 +128,8 @@ impl<T> Lock<T> {
 /// A value and its lock for each process: a line of generations, one for each process in a line of forks that has used
 /// it.
 ///
-/// 1. From its first use on, a generation belongs to the process whose epoch it bears, and its lock is taken only in
-///    that process. So a child never waits for a lock that another thread of its parent held at the fork.
+/// 1. From its first use on, a generation belongs to the process whose epoch it bears, and only that process waits for
+///    its lock. So a child never waits for a lock that another thread of its parent held at the fork.
 /// 2. A generation that an earlier process left is neither dropped nor waited for. A thread that holds this process's
 ///    own lock can look at it ([`earlier`](Self::earlier)) if it was not locked at the fork, so no two threads do so at
 ///    once.

@@ -4,11 +4,11 @@
 //! RUSTFLAGS="--cfg loom" cargo test --release --features loom --test loom
 //! ```
 //!
-//! Each model is written once, over the trait [`Protocol`], and run twice: with the crate's own stacks, where it must
-//! hold; and with [`Small`], a small copy of the protocol. `Small` must hold as well, and must fail with each [`Bug`]
-//! injected, which proves that the model can detect it.
+//! Each model is written once, over the trait [`Protocol`], and most are run twice: with the crate's own stacks, where it
+//! must hold; and with [`Small`], a small copy of the protocol. `Small` must hold as well, and must fail with each
+//! [`Bug`] injected, which proves that the model can detect it.
 //!
-//! `LOOM_MAX_PREEMPTIONS` bounds the search (6 if unset).
+//! `LOOM_MAX_PREEMPTIONS` bounds the search. If it is unset, that is 6, and 3 or 4 for the models with more threads.
 
 #![cfg(loom)]
 #![allow(missing_docs, reason = "a test")]

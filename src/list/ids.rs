@@ -1,5 +1,5 @@
 //! The ids of registrations. Where they come from is in `list/ids/with_std.rs` and `list/ids/without_std.rs`, which define
-//! the same methods.
+//! the same methods; the former has one more, for forks.
 
 use core::fmt;
 

@@ -143,7 +143,7 @@ pub fn drain_for_good() -> Option<i32> {
 /// status to decide.
 fn drain_at_unload() -> Option<i32> {
     note_exiting();
-    end::began(); // in a child, the first look at the end allocates, which is not to happen under the stack's lock
+    end::began(); // in a child, the first look at the end allocates, which must not happen under the stack's lock
     process_stack().drain_unattended(Purpose::Exit, outcome_of(None));
     None
 }
@@ -165,7 +165,7 @@ fn note_exiting() {
     let _ = LEFT_IN.compare_exchange(0, process, Ordering::Relaxed, Ordering::Relaxed);
 }
 
-/// Returns whether the last drain of the process stack has begun in this process.
+/// Returns whether this process is on its way out.
 pub(super) fn is_exiting() -> bool {
     EXITING_IN.load(Ordering::Relaxed) == raw::epoch()
 }

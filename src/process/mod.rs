@@ -212,7 +212,7 @@ fn flush_stdout() {
     }
 }
 
-/// Returns whether the last drain of the process stack has begun.
+/// Returns whether this process is on its way out.
 ///
 /// This is true in the handlers that run when the process ends or calls [`exit`], on every thread from then on, and
 /// when the shared library that contains this crate is unloaded. It is false in the handlers that run at the end of

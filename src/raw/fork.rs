@@ -1,7 +1,7 @@
 //! The epoch: which process this is, counted by forks.
 //!
-//! **Need.** A forked child has its parent's handlers in its memory. It must neither run nor drop them, only those that
-//! it registers itself. It also has the locks that other threads of its parent held, which nothing will ever release.
+//! **Need.** A forked child has its parent's handlers in its memory. It must neither run nor drop those of shared stacks,
+//! only what it registers itself. It also has the locks that other threads of its parent held, which nothing will ever release.
 //! So everything that a lock protects has to be tagged with the process that it belongs to, and telling processes apart
 //! must cost next to nothing: a `getpid` for each registration (some 200 ns) is too much, and `pthread_atfork` hooks
 //! are not called for a raw `clone`.
@@ -11,9 +11,9 @@
 //! however the child was created; the first thread to find zero there sets the next epoch. The page is part of
 //! [`ROOM`], in this library's own zeroed memory, so it goes away when the library is unloaded.
 //!
-//! Elsewhere the epoch is stored in ordinary memory, and three `pthread_atfork` hooks maintain it with one atomic
-//! operation each. They lock nothing, allocate nothing and wait for nothing, because other libraries' hooks run before
-//! and after them. Between the first and the last hook, the low bits of the word are not zero, and `getpid` tells which
+//! Elsewhere the epoch is stored in ordinary memory, and three `pthread_atfork` hooks maintain it with a few atomic
+//! operations. They lock nothing, allocate nothing and wait for nothing, because other libraries' hooks run before and
+//! after them. Between the first and the last hook, the low bits of the word are not zero, and `getpid` tells which
 //! process this is. So hooks that run in a child before ours get the same answer as those that run after it.
 //!
 //! **What a caller cannot do.** The memory is accessed only through [`peek`] and [`epoch`], as atomics. The unsafe code

@@ -9,8 +9,8 @@
 //! **Mechanism.** Two functions in `.fini_array`, whose functions `dlclose` calls on its thread, from last to first.
 //! Between the two comes the compiler's own function, which calls the library's `atexit` functions. [`FIRST`] records
 //! that this thread unloads the library; [`LAST`] calls the function passed to [`at_unload`], which may wait as long as
-//! necessary. When the process ends, both are called as well, after all `atexit` functions: then there is no other
-//! thread left to wait for.
+//! necessary. When the process ends, both are called as well, after all `atexit` functions: then nothing is unmapped, so
+//! the wait may be short.
 //!
 //! A thread that only has to wait for the end of the process waits inside C, in [`park`], and never returns, so the
 //! library that it came from can be unloaded.

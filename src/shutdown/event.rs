@@ -20,7 +20,7 @@ use crate::tree::{Fate, Record, Running, Spot, Watch};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The body of [`run`](crate::run) has returned: the process stack drains, and is open again afterwards.
+    /// The body of [`run`](crate::run) has returned or panicked: the process stack drains, and is open again afterwards.
     Close,
     /// An interpreter is finalized with [`finalize_within`](crate::Interpreter::finalize_within).
     Finalize,

@@ -36,7 +36,7 @@
 //!
 //! # What is watched
 //!
-//! From the first call of [`set_limits`], [`set_observer`] or `finalize_within` on, the process stack and all
+//! From the first call of [`set_limits`], [`set_observer`], `finalize_within` or `Signals::install` on, the process stack and all
 //! interpreters are watched. A [`SharedExitStack`](crate::SharedExitStack) or an [`ExitStack`](crate::ExitStack) that
 //! is a value counts as part of the handler that drains it. A forked child has no limits and no observer until it sets
 //! them.
@@ -70,7 +70,8 @@ pub(crate) use crate::tree::{end_gave_up, is_lost_here};
 /// drain that has begun before the first call is not watched, and what it waits for is not bounded.
 ///
 /// The end of [`run`](crate::run) and the exit of the process afterwards are two drains, each with these limits.
-/// [`exit`](crate::exit) and C's `exit` after it are one.
+/// [`exit`](crate::exit) drains twice, before and after this thread's thread-locals are dropped, within the same limits; an
+/// observer is told of both drains.
 ///
 /// # Errors
 ///
@@ -118,9 +119,10 @@ pub fn running() -> Vec<Running> {
 /// The observer runs on a thread of its own, where thread-locals, and therefore `tracing`, work. One that hangs delays
 /// no handler; the end of the process waits for it for up to 200 ms. A panic of the observer is caught.
 ///
-/// Without an observer, each handler that is slow or given up is reported as one line on standard error.
+/// Without an observer, each handler that is slow, or that `finalize_within` gives up, is one line on standard error. At
+/// the end of the process, one that is given up goes to the [report hook](crate::report), with or without an observer.
 ///
-/// If its thread cannot be started, there is no observer.
+/// If its thread cannot be started, there is no observer, not even the earlier one.
 ///
 /// ```
 /// use exitstack::shutdown::{Event, set_observer};

@@ -19,7 +19,7 @@ use crate::chain::{Chain, Link};
 use crate::raw;
 use crate::sync::{PerProcess, global};
 
-/// The error of a thread that was given up: of this frame, or of another one of its frames.
+/// The error of a thread that was given up, in this frame or in another of its frames.
 pub(crate) struct Late;
 
 /// A teardown that a thread is in, or a handler that it runs out of turn.

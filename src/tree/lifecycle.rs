@@ -80,7 +80,7 @@ pub(crate) enum Purpose {
     Close,
     /// A stack that is a value is dropped.
     Drop,
-    /// `finalize()`, or the end of an interpreter around it.
+    /// `finalize()`, or a drain around it whose caller gets the failures.
     Finalize,
     /// The last handle to an interpreter is dropped, or a stack around it drains with no caller to return failures to.
     FinalizeUnattended,

@@ -257,7 +257,8 @@ pub enum Fate {
     Done,
     /// The handler failed or panicked.
     Failed(HandlerError),
-    /// The handler ran for longer than its time, and the drain went on without it. It may still be running.
+    /// The handler ran for longer than its time, or a signal cut it short, and the drain went on without it. It may still
+    /// be running.
     GivenUp,
     /// There was no time left for the handler. It was not dropped either.
     NotRun,

@@ -9,7 +9,8 @@
 //!    before it is over, or the inner ones are left [`Behind`], for the first thread that reaches an outer one.
 //! 4. The thread that goes on owns all of them at once, as the one that was given up did: what it runs further in may
 //!    reach one further out, by `close()` or as a part of what it drains, and must not wait for itself.
-//! 5. The thread that watches calls no foreign code, not even the report hook: that is left to the thread that goes on.
+//! 5. The thread that watches runs no handler, no drop and no hook, not even the report hook: that is left to the thread
+//!    that goes on.
 
 use std::mem;
 use std::sync::Arc;

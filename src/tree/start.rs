@@ -155,7 +155,7 @@ impl SharedExitStack {
         Some(result)
     }
 
-    /// Returns the interpreters nested in this stack whose drains the thread with this key was in, the innermost first.
+    /// Returns the interpreters nested in this stack whose drains the thread with this key was in, the last begun first.
     /// If it was in this stack's own drain too, only drains that it began inside that one are included.
     fn left_by(&self, thread: ThreadKey) -> Vec<Arc<Node>> {
         let begun_by_it = |stack: &Self| {

@@ -66,7 +66,8 @@ pub(crate) struct DrainResult {
 /// What kind of thread waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Who {
-    /// A caller of `close()` or `finalize()`, which may return while the drain goes on further down the call stack.
+    /// A thread that drains the stack on its own account. It may return while the drain goes on further up the call
+    /// stack.
     Closer,
     /// A drain that has reached an interpreter which another thread drains, or a thread that ends the process: it
     /// cannot go on before the other drain has ended.
