@@ -317,7 +317,9 @@ impl Display for HandlerError {
             HandlerErrorKind::NotRun if path.is_some() => write!(f, "was not run: there was no time left"),
             HandlerErrorKind::NotRun => write!(f, "was not run: the stack was dropped without `close().await`"),
             HandlerErrorKind::Cancelled => write!(f, "was cancelled before it finished"),
-            HandlerErrorKind::RolledBack => write!(f, "was rolled back: an enclosing stack drained before its body had ended"),
+            HandlerErrorKind::RolledBack => {
+                write!(f, "was rolled back: an enclosing stack drained before its body had ended")
+            }
         }
     }
 }
