@@ -26,7 +26,7 @@ use crate::handler::IntoHandler;
 use crate::list::HandlerId;
 use crate::process::process_stack;
 use crate::shutdown::{self, Closed, Limits};
-use crate::tree::{Late, Node, Parent, Purpose, SharedExitStack, current, enter};
+use crate::tree::{Node, Parent, Purpose, SharedExitStack, current, enter};
 
 /// A named [`SharedExitStack`] that is nested in its parent and isolated from others.
 ///
@@ -205,12 +205,9 @@ impl Interpreter {
         });
         let value = transaction.enter(|| body(&transaction))?;
         ScopeGuard::into_inner(unless_done);
-        // If this thread was given up, it is the drain around the transaction that finalizes it, as failed.
-        let (result, is_done) = match transaction.0.stack.drain_watched(Purpose::Finalize, Outcome::Success) {
-            Ok(result) => (result, transaction.0.stack.outcome() == Outcome::Success),
-            Err(Late) => (Ok(()), false),
-        };
-        if is_done {
+        // If this thread was given up, it gets no failures: another thread has gone on.
+        let result = transaction.0.stack.drain(Purpose::Finalize, Outcome::Success);
+        if transaction.0.stack.has_succeeded() {
             result?;
         } else {
             // Another drain has drained it before this one.

@@ -235,7 +235,9 @@ impl Signals {
         thread::Builder::new().name("exitstack-drain".into()).spawn(move || draining.run(grace, self.on_request))?;
         let draining = Arc::clone(&failed);
         thread::Builder::new().name("exitstack-sig".into()).spawn(move || {
-            receiver.into_iter().for_each(|incoming| answer(incoming, first, repeat, &draining));
+            if let Ok(incoming) = receiver.recv() {
+                answer(incoming, first, repeat, &draining);
+            }
         })?;
         let _ = sender.send(raw::catch(&caught)?);
         drop(ScopeGuard::into_inner(failed));

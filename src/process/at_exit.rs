@@ -198,13 +198,17 @@ fn drain_watched(
         // Neither limits nor an observer: nothing is noted.
         None => drain(),
     };
-    let Ok(result) = drained else {
-        raw::park() // the thread that has gone on ends the process
+    let result = match drained {
+        Ok(result) => result,
+        Err(Late::Lost) => raw::park(), // the thread that has gone on ends the process
+        // The handler that this is in runs nothing more, but is not the end of the process.
+        Err(Late::ForAnother | Late::Replaced) => return None,
     };
     if let Some(watching) = &watching {
         watching.end(&result);
     }
-    if shutdown::end_gave_up() {
+    // `run` in a handler returns into the drain, which goes on.
+    if shutdown::end_gave_up() && !process_stack().is_draining() {
         finish(result)
     }
     request_of(result)

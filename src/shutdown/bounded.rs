@@ -131,7 +131,15 @@ fn drain_elsewhere(job: Job, node: Arc<Node>, lean: &Lean) {
     match Spare::new() {
         Ok(thread) => {
             thread.run(drain);
-            await_end(job, &mut Spare::new().ok(), lean);
+            let mut spare = Spare::new().ok();
+            let cut = || lean.has_ended();
+            if await_end(job.clone(), &mut spare, cut) {
+                return;
+            }
+            // The drain waits for this thread, and goes on once the caller has returned.
+            if let Some(thread) = spare.or_else(|| Spare::new().ok()) {
+                thread.run(move || _ = await_end(job, &mut Spare::new().ok(), || false));
+            }
         }
         Err(_) => drain(), // without a thread nothing can be bounded, but handlers can run
     }
@@ -140,17 +148,19 @@ fn drain_elsewhere(job: Job, node: Arc<Node>, lean: &Lean) {
 /// How much longer than its time `finalize_within` may take, to record the handlers that were not run.
 const GRACE: Duration = Duration::from_millis(50);
 
-/// Watches a drain until it is over, its time is over, or it waits for this thread.
-fn await_end(mut job: Job, spare: &mut Option<Spare>, lean: &Lean) {
+/// Watches a drain until it is over or its time is, and returns true; or until `cut` says so, and returns false.
+fn await_end(mut job: Job, spare: &mut Option<Spare>, cut: impl Fn() -> bool) -> bool {
     let returns = job.limits.total.and_then(|total| job.began.checked_add(total + GRACE));
     loop {
         let now = Instant::now();
         match job.look(spare) {
-            Look::At(next) if !lean.has_ended() && returns.is_none_or(|returns| now < returns) => {
+            Look::Over => return true,
+            Look::At(_) if returns.is_some_and(|returns| now >= returns) => return true,
+            Look::At(_) if cut() => return false,
+            Look::At(next) => {
                 let until = returns.map_or(next, |returns| next.min(returns));
                 job.watch.wait(until.saturating_duration_since(now));
             }
-            Look::At(_) | Look::Over => return,
         }
     }
 }

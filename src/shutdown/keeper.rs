@@ -133,9 +133,6 @@ impl Job {
                 force();
             }
         }
-        if self.watch.takes_relief() {
-            self.relieve(spare);
-        }
         let Some(blocking) = self.watch.blocking() else { return Look::At(next) };
         if let Some(after) = self.limits.warn_after {
             let at = blocking.since + after;
@@ -145,7 +142,10 @@ impl Job {
                 self.tell_slow(&blocking.run.running(self.watch.root.stack().count_all()));
             }
         }
-        if self.force.is_some() && answer_hurry() {
+        // A drain that goes on elsewhere waits for nothing that another one has given up; the process's end keeps to its
+        // own limits, as it may still go on here.
+        let is_over = if self.force.is_some() { answer_hurry() } else { blocking.is_given_up };
+        if is_over {
             self.give_up(&blocking, spare);
             next = now;
         } else if self.limits.expiry != Expiry::Wait {

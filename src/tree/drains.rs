@@ -3,6 +3,7 @@
 use std::mem;
 
 use super::SharedExitStack;
+use super::frames::Late;
 use super::lifecycle::{Lifecycle, Purpose};
 use super::relief::go_on_for;
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
@@ -50,7 +51,7 @@ pub(super) enum Acquired {
     /// Nothing is left to drain.
     Settled,
     /// This thread was given up, and runs nothing.
-    Late,
+    Late(Late),
 }
 
 impl Drain {
@@ -98,8 +99,8 @@ impl SharedExitStack {
                 Waited::TakeOver => return Acquired::Mine,
                 // The owner never comes back: once what it left behind is done, its drain can be claimed.
                 Waited::OwnerLeft(owner) => {
-                    if go_on_for(owner).is_err() {
-                        return Acquired::Late;
+                    if let Err(late) = go_on_for(owner) {
+                        return Acquired::Late(late);
                     }
                     left = Some(owner);
                 }

@@ -20,7 +20,15 @@ use crate::raw;
 use crate::sync::{PerProcess, global};
 
 /// The error of a thread that was given up, in this frame or in another of its frames.
-pub(crate) struct Late;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Late {
+    /// Another watch goes on without what the frame drained. Any thread may resume the rest, so this one does.
+    ForAnother,
+    /// Its own watch goes on, on another thread.
+    Replaced,
+    /// The same, and that watch ends the process: this thread must not.
+    Lost,
+}
 
 /// A teardown that a thread is in, or a handler that it runs out of turn.
 pub(crate) struct Frame {
@@ -31,9 +39,10 @@ pub(crate) struct Frame {
     pub(super) purpose: Option<Purpose>,
     pub(super) watch: Option<Arc<Watch>>,
     pub(super) run: Option<Arc<Run>>,
+    /// Whether some drain goes on without it.
     pub(super) is_given_up: bool,
-    /// Whether the drain that ends the process has given it up: the thread must not end the process itself.
-    pub(super) is_lost: bool,
+    /// Whether its own watch has given it up: another thread goes on with the whole of its drain, so it never does.
+    pub(super) is_replaced: bool,
 }
 
 global! {
@@ -42,8 +51,22 @@ global! {
 }
 
 impl Frame {
+    /// Returns whether it is the work of this watch, and not replaced.
     pub(super) fn is_of(&self, watch: &Arc<Watch>) -> bool {
-        !self.is_given_up && self.watch.as_ref().is_some_and(|own| Arc::ptr_eq(own, watch))
+        !self.is_replaced && self.watch.as_ref().is_some_and(|own| Arc::ptr_eq(own, watch))
+    }
+
+    /// Returns whether it still has to be given up if this watch is to go on without it. What another watch has given up
+    /// may still keep its own from going on.
+    pub(super) fn may_block(&self, watch: &Arc<Watch>) -> bool {
+        !self.is_given_up || self.is_of(watch)
+    }
+
+    fn late(&self) -> Late {
+        match &self.watch {
+            Some(watch) if self.is_replaced => watch.late(),
+            _ => Late::ForAnother,
+        }
     }
 }
 
@@ -105,13 +128,13 @@ pub(crate) fn end_gave_up() -> bool {
 /// process.
 pub(crate) fn is_lost_here() -> bool {
     let me = ThreadKey::current();
-    end_gave_up() && FRAMES.lock().iter().any(|frame| frame.thread == me && frame.is_lost)
+    end_gave_up() && FRAMES.lock().iter().any(|frame| frame.thread == me && frame.late() == Late::Lost)
 }
 
 pub(super) fn push_frame(teardown: usize, root: Spot, purpose: Option<Purpose>) {
     let thread = ThreadKey::current();
-    let (is_given_up, is_lost) = (false, false);
-    let frame = Frame { teardown, thread, root, purpose, watch: here(), run: None, is_given_up, is_lost };
+    let (is_given_up, is_replaced) = (false, false);
+    let frame = Frame { teardown, thread, root, purpose, watch: here(), run: None, is_given_up, is_replaced };
     let link = Link::new(frame);
     FRAMES.lock().push(link);
 }
@@ -133,7 +156,7 @@ pub(super) fn forget_frames(thread: ThreadKey) {
 pub(super) fn set_run(teardown: usize, run: Option<Arc<Run>>) -> Result<Option<Arc<Run>>, Late> {
     let mut frames = FRAMES.lock();
     match frames.iter_mut().find(|frame| frame.teardown == teardown) {
-        Some(frame) if frame.is_given_up => Err(Late),
+        Some(frame) if frame.is_given_up => Err(frame.late()),
         Some(frame) => Ok(mem::replace(&mut frame.run, run)),
         None => Ok(None), // this process was forked in the handler, and has no such frame
     }

@@ -282,6 +282,16 @@ impl SharedExitStack {
         state.handlers.is_empty() && state.drain.is_none() && state.nothing_nested()
     }
 
+    pub(crate) fn is_draining(&self) -> bool {
+        self.lock().drain.is_some()
+    }
+
+    /// Returns whether the stack was closed, or is about to be, by a drain for success.
+    pub(crate) fn has_succeeded(&self) -> bool {
+        let state = self.lock();
+        state.outcome == Outcome::Success && !matches!(state.lifecycle, Lifecycle::Open)
+    }
+
     /// Returns the outcome for which the drain runs, or for which the last one ran.
     pub(crate) fn outcome(&self) -> Outcome {
         self.lock().outcome

@@ -9,7 +9,10 @@
 //!    before it is over, or the inner ones are left [`Behind`], for the first thread that reaches an outer one.
 //! 4. The thread that goes on owns all of them at once, as the one that was given up did: what it runs further in may
 //!    reach one further out, by `close()` or as a part of what it drains, and must not wait for itself.
-//! 5. The thread that watches runs no handler, no drop and no hook, not even the report hook: that is left to the thread
+//! 5. A handler is given up for the sake of one watch. The frames of other drains that this reaches, because one teardown
+//!    drains a stack with all that is nested in it, are given up too, but not replaced: their thread resumes what is left
+//!    of them when the handler returns ([`Late::ForAnother`]), unless their own watch gives it up before.
+//! 6. The thread that watches runs no handler, no drop and no hook, not even the report hook: that is left to the thread
 //!    that goes on.
 
 use std::mem;
@@ -62,6 +65,10 @@ pub(super) fn go_on_for(key: ThreadKey) -> Result<(), Late> {
             return Ok(());
         };
         drop(all);
+        // A key of its own: whoever reaches a drain of the old one goes on with what is left behind for that first.
+        let own = ThreadKey::fresh();
+        left.root.stack().disown(left.teardown, left.key, own);
+        note_left(own);
         left.root.stack().report_all(); // this drain's result is returned to nobody
         discard(left.root.stack().resume(left.purpose)?);
     }
@@ -77,6 +84,8 @@ pub(crate) struct Blocking {
     pub(super) is_driver: bool,
     /// When the drain began to wait for it.
     pub(crate) since: Instant,
+    /// Whether another watched drain goes on without it.
+    pub(crate) is_given_up: bool,
 }
 
 impl Watch {
@@ -105,29 +114,26 @@ impl Watch {
             let Some(next) = awaited(thread) else { break };
             (thread, from) = next;
         }
-        let innermost = frames.iter().find(|frame| frame.thread == thread && !frame.is_given_up)?;
+        let innermost = frames.iter().find(|frame| frame.thread == thread && frame.may_block(self))?;
         let run = Arc::clone(innermost.run.as_ref()?);
-        let since = run.since.max(moved);
-        Some(Blocking { run, thread, from, is_driver: thread == driver, since })
+        let is_driver = thread == driver;
+        // It may have run for long when the drain came to wait for it.
+        let since = if is_driver { run.since } else { run.since.max(moved) };
+        Some(Blocking { run, thread, from, is_driver, since, is_given_up: innermost.is_given_up })
     }
 
     /// Gives up a handler that blocks this drain. Returns `None` if the handler has returned by now, otherwise whether
     /// another thread has to [resume](Self::resume) the drain.
     pub(crate) fn give_up(self: &Arc<Self>, blocking: &Blocking) -> Option<bool> {
-        let GivenUp { mut left, waiting, key, others, links: _ } = self.give_up_frames(blocking)?;
+        let GivenUp { mut left, waiting, key, links: _ } = self.give_up_frames(blocking)?;
         let run = &blocking.run;
         let error = run.error(HandlerErrorKind::TimedOut(run.since.elapsed()));
-        // Added before any drain is resumed, so that it is among the failures of the handler's own.
-        let reports = run.top.stack().gather(Failures::failure(error.clone()));
+        // Added before any drain is resumed, so that it is among the failures of the handler's own. Told once, however
+        // many drains go on without it.
+        let reports = !blocking.is_given_up && run.top.stack().gather(Failures::failure(error.clone()));
         self.add(run.record(Fate::GivenUp));
         for drain in &left {
             drain.root.stack().disown(drain.teardown, blocking.thread, drain.key);
-        }
-        for (watch, drain) in others {
-            // The other watched drain goes on as well, even if only to wait for this one.
-            watch.let_go(blocking.thread, vec![drain]);
-            watch.progress.lock().needs_relief = true;
-            watch.changed.notify_all();
         }
         let mut behind = Link::new(Behind { key, error: reports.then_some(error), inner: Vec::new() });
         if blocking.is_driver {
@@ -174,7 +180,7 @@ impl Watch {
                 let next = {
                     let mut progress = self.progress.lock();
                     if progress.driver != ThreadKey::current() {
-                        return Err(Late);
+                        return Err(self.late());
                     }
                     progress.left.pop().map(|left| (left, progress.left.is_empty()))
                 };
@@ -206,12 +212,6 @@ impl Watch {
         self.progress.lock().left = left; // nothing was added: this thread is in no handler that could be given up
     }
 
-    /// Returns whether another thread has to [resume](Self::resume) the drain because its own was given up for another
-    /// one. Returns true once each time that happens.
-    pub(crate) fn takes_relief(&self) -> bool {
-        mem::take(&mut self.progress.lock().needs_relief)
-    }
-
     /// Leaves it to whichever thread reaches one of the drains to resume that, as no thread can be started for it.
     pub(crate) fn abandon(&self) {
         let left = mem::take(&mut self.progress.lock().left);
@@ -227,7 +227,7 @@ impl Watch {
     /// Gives up the frames of a handler. Returns `None` if it has returned.
     fn give_up_frames(self: &Arc<Self>, blocking: &Blocking) -> Option<GivenUp> {
         let mut given_up = GivenUp::new();
-        let own = |frame: &Frame| frame.thread == blocking.thread && !frame.is_given_up;
+        let own = |frame: &Frame| frame.thread == blocking.thread && frame.may_block(self);
         let is_needed = |frame: &Frame| own(frame) && frame.teardown >= blocking.from;
         loop {
             let mut frames = FRAMES.lock();
@@ -242,19 +242,14 @@ impl Watch {
                 continue;
             }
             for frame in frames.iter_mut().filter(|frame| is_needed(frame)) {
-                (frame.is_given_up, frame.is_lost) = (true, self.ends_process);
-                given_up.add(frame, self, blocking.is_driver);
+                (frame.is_given_up, frame.is_replaced) = (true, frame.is_of(self));
+                given_up.add(frame, blocking.is_driver);
             }
             if self.ends_process {
                 note_end_gave_up();
             }
             break;
         }
-        // A watch that still has a frame of that thread is still driven by it.
-        given_up.others.retain(|(watch, _)| {
-            let frames = FRAMES.lock();
-            !frames.iter().any(|frame| frame.thread == blocking.thread && frame.is_of(watch))
-        });
         given_up.left.reverse();
         Some(given_up)
     }
@@ -268,16 +263,14 @@ struct GivenUp {
     waiting: Vec<Waiters>,
     /// The key that owns the innermost drain, or all of them.
     key: ThreadKey,
-    /// Other watches that the thread drove, each with its outermost drain.
-    others: Vec<(Arc<Watch>, Left)>,
     /// Entries with which the handlers' stacks note that these were given up.
     links: Vec<Link<OutOfTurn>>,
 }
 
 impl GivenUp {
     fn new() -> Self {
-        let (left, waiting, others, links) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { left, waiting, key: ThreadKey::fresh(), others, links }
+        let (left, waiting, links) = (Vec::new(), Vec::new(), Vec::new());
+        Self { left, waiting, key: ThreadKey::fresh(), links }
     }
 
     /// Returns whether this many frames can be added without allocating.
@@ -288,12 +281,11 @@ impl GivenUp {
     fn reserve(&mut self, count: usize) {
         self.left.reserve(count);
         self.waiting.reserve(count);
-        self.others.reserve(count);
         self.links.resize_with(count, || Link::new(OutOfTurn::given_up()));
     }
 
     /// Adds a frame, the innermost first. Neither allocates nor frees: the list of frames is locked.
-    fn add(&mut self, frame: &Frame, watch: &Arc<Watch>, is_driver: bool) {
+    fn add(&mut self, frame: &Frame, is_driver: bool) {
         if let Some(run) = &frame.run {
             let mut state = run.top.stack().lock();
             self.waiting.extend(state.note_given_up(frame.teardown, frame.thread, &mut self.links));
@@ -301,16 +293,7 @@ impl GivenUp {
         let Some(purpose) = frame.purpose else { return };
         // Drains that another thread waits for share one key; drains that are resumed one by one have one each.
         let key = if is_driver && !self.left.is_empty() { ThreadKey::fresh() } else { self.key };
-        let left = || Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key };
-        self.left.push(left());
-        if let Some(other) = frame.watch.as_ref().filter(|other| !Arc::ptr_eq(other, watch)) {
-            // The other watch goes on with its outermost drain. Frames come newest first, so this one is further out.
-            match self.others.iter_mut().find(|(known, _)| Arc::ptr_eq(known, other)) {
-                Some((_, outermost)) => *outermost = left(),
-                // The innermost frame of that watch.
-                None => self.others.push((Arc::clone(other), left())),
-            }
-        }
+        self.left.push(Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key });
     }
 }
 

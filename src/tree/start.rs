@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::current::limit_registrations;
 use super::drains::Acquired;
-use super::frames::{Late, forget_frames, is_given_up_here};
+use super::frames::{Late, forget_frames, is_given_up_here, is_lost_here};
 use super::lifecycle::Purpose;
 use super::teardown::{Teardown, next_number};
 use super::wait_graph::{DrainResult, ThreadKey, Waiters, Who};
@@ -52,7 +52,7 @@ impl SharedExitStack {
         loop {
             let mut teardown = Teardown::new(self, purpose);
             if is_on(teardown.epoch) && self.is_refused_here() {
-                return Err(Late);
+                return Err(if is_lost_here() { Late::Lost } else { Late::Replaced });
             }
             let result = match self.acquire(purpose, outcome, teardown.number, who) {
                 // Nobody else runs it, or its owner waits for this thread.
@@ -67,7 +67,7 @@ impl SharedExitStack {
                 // The drain goes on further up the call stack or on the thread that waits for this one, or it is over.
                 Acquired::AlreadyMine | Acquired::CycleBroken | Acquired::Settled => Ok(()),
                 // Another thread has gone on, and gets the result.
-                Acquired::Late => return Err(Late),
+                Acquired::Late(late) => return Err(late),
             };
             if teardown.is_parents() {
                 // A handler has forked, and this is the child. It goes on with what it has registered itself. The
@@ -75,10 +75,13 @@ impl SharedExitStack {
                 mem::forget(mem::replace(&mut before, result));
                 continue;
             }
-            if teardown.is_late {
-                return Err(Late);
+            match teardown.late {
+                None => return Ok(merged(before, result)),
+                // What is left is nobody's, or another thread's by now: this one resumes it or waits for it.
+                Some(Late::ForAnother) => {}
+                // Another thread goes on with all of it.
+                Some(late) => return Err(late),
             }
-            return Ok(merged(before, result));
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::current::set_current;
 use super::drains::Acquired;
+use super::frames::Late;
 use super::lifecycle::{Lifecycle, Purpose};
 use super::relief::go_on_for;
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
@@ -150,8 +151,8 @@ pub(super) struct Teardown<'s> {
     pub(super) epoch: usize,
     /// The result of the root's drain; in a child forked by one of its handlers, the result of that handler.
     pub(super) result: Result<(), CloseError>,
-    /// Whether its handler was given up, and another thread has gone on.
-    pub(super) is_late: bool,
+    /// Set once its handler was given up.
+    pub(super) late: Option<Late>,
 }
 
 /// Returns the next number: teardowns are numbered in the order in which they begin.
@@ -164,7 +165,7 @@ impl<'s> Teardown<'s> {
     #[inline]
     pub(super) fn new(root: &'s SharedExitStack, purpose: Purpose) -> Self {
         let number = next_number();
-        Self { root, top: None, running: None, purpose, number, epoch: raw::epoch(), result: Ok(()), is_late: false }
+        Self { root, top: None, running: None, purpose, number, epoch: raw::epoch(), result: Ok(()), late: None }
     }
 
     /// Returns the handler that was lent last, and its stack.
@@ -200,7 +201,7 @@ impl<'s> Teardown<'s> {
             Acquired::Ended(result) => self.merge(result),
             Acquired::CycleBroken => {} // never: only a closer's wait ends like that
             // Another thread has gone on with this teardown.
-            Acquired::Late => self.is_late = true,
+            Acquired::Late(late) => self.late = Some(late),
             // Nothing is left of it but its entry.
             Acquired::Settled => {
                 self.top().unlink(id);
@@ -232,7 +233,7 @@ impl<'s> Teardown<'s> {
             }
             // It never returns, or it was given up: nothing is left to wait for.
             Waited::OwnerLeft(owner) => {
-                self.is_late = go_on_for(owner).is_err();
+                self.late = go_on_for(owner).err();
                 let left = self.top().lock().out_of_turn.take_if(|handler| handler.id == id && !handler.is_given_up);
                 drop(left);
             }
@@ -302,7 +303,7 @@ impl Source<dyn Bound + Send> for Teardown<'_> {
     #[inline]
     fn next(&mut self) -> Option<(&mut SharedEntry, &SharedExitStack)> {
         loop {
-            if self.is_parents() || self.is_late {
+            if self.is_parents() || self.late.is_some() {
                 return None;
             }
             let top = self.top.as_ref().map_or(self.root, |node| &node.stack);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::frames::Late;
 use super::lifecycle::Purpose;
 use super::record::Record;
 use super::run::{Run, Spot};
@@ -67,8 +68,6 @@ pub(super) struct Progress {
     /// Whether no further handler may begin.
     pub(super) is_stopped: bool,
     pub(super) is_over: bool,
-    /// Whether its thread was given up for the sake of another watched drain, and no thread has gone on with it yet.
-    pub(super) needs_relief: bool,
     /// Those of its drains that no thread runs any more, the innermost last.
     pub(super) left: Vec<Left>,
 }
@@ -116,7 +115,6 @@ impl Watch {
             moved: began,
             is_stopped: false,
             is_over: false,
-            needs_relief: false,
             left: Vec::new(),
         };
         let (progress, changed) = (Lock::new(progress), Condvar::new());
@@ -145,6 +143,11 @@ impl Watch {
     /// Returns whether it belongs to this process. In a child forked since, its lock may be held forever.
     pub(crate) fn is_ours(&self) -> bool {
         self.epoch == raw::epoch()
+    }
+
+    /// Returns what a thread is that this watch has given up.
+    pub(super) fn late(&self) -> Late {
+        if self.ends_process { Late::Lost } else { Late::Replaced }
     }
 
     /// Prevents any further handler from beginning.

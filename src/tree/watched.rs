@@ -1,14 +1,15 @@
 //! A teardown that is watched: a source for the one drain loop that notes which handler is running.
 //!
-//! A thread that finds its frame given up is *late*: it takes no further handler, passes its failure to the report
-//! hook, and ends neither the drain nor the process.
+//! A thread that finds its frame given up is *late*: it passes the handler's failure to the report hook, and takes no
+//! further handler in this teardown. If its own watch has given it up, another thread goes on, and ends the drain, or the
+//! process. If another watch has, the thread begins a new teardown: it resumes what is left, or waits for it.
 
 use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::SharedExitStack;
-use super::frames::{drop_frame, push_frame, set_run};
+use super::frames::{Late, drop_frame, push_frame, set_run};
 use super::record::Fate;
 use super::run::{Run, Spot};
 use super::teardown::Teardown;
@@ -57,18 +58,17 @@ impl Watched<'_, '_> {
     /// Notes that the handler, if one was running, has ended. Returns whether the drain is still this thread's.
     fn end_run(&mut self, failure: Option<&HandlerError>) -> bool {
         let run = self.run.take();
-        if set_run(self.teardown.number, None).is_err() {
-            self.teardown.is_late = true;
+        self.teardown.late = set_run(self.teardown.number, None).err();
+        let late = self.teardown.late;
+        if let (Some(_), Some(run)) = (late, &run) {
             failure.into_iter().for_each(report); // no drain returns it
-            if let Some(run) = run {
-                run.top.stack().come_back(self.teardown.number);
-            }
-            return false;
+            run.top.stack().come_back(self.teardown.number);
         }
-        if let Some((watch, run)) = self.watch().zip(run) {
+        // A watch that has given the handler up has recorded that.
+        if let (None | Some(Late::ForAnother), Some((watch, run))) = (late, self.watch().zip(run)) {
             watch.add(run.record(failure.map_or(Fate::Done, |error| Fate::Failed(error.clone()))));
         }
-        true
+        late.is_none()
     }
 }
 

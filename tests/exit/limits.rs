@@ -114,7 +114,6 @@ impl Drop for Drops {
 
 /// Registers a handler that is given up, and that returns when the handler below it says so. That one waits until the
 /// late thread has nothing more to do.
-/// more to do.
 fn late<R>(then: fn() -> R)
 where
     R: HandlerResult + 'static,
@@ -455,6 +454,26 @@ fn given_up() -> Vec<Case> {
     ]
 }
 
+/// A thread that leaves is in a handler that `finalize_within` gives up on another thread. It returns after that.
+fn given_up_for_another() {
+    Interpreter::new("before").finalize_within(&Limits::new()); // drains are watched from here on
+    says("A");
+    let plugin = plugin("plugin");
+    says_in(&plugin, "p1");
+    let ((begins, inside), (over, is_over)) = (channel(), channel());
+    plugin.stack().register(move || {
+        let _ = begins.send(());
+        is_over.recv_timeout(long()).expect("it is given up");
+        say("late");
+    });
+    thread::spawn(move || {
+        inside.recv_timeout(long()).expect("it begins");
+        let closed = plugin.finalize_within(&Limits::new().each(5 * SHORT));
+        say(&format!("{} given up", closed.result().map_or_else(|error| error.errors().len(), |()| 0)));
+        let _ = over.send(());
+    });
+}
+
 /// Drains that wait for other threads.
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn elsewhere() -> Vec<Case> {
@@ -471,6 +490,81 @@ fn elsewhere() -> Vec<Case> {
             OK
         })
         .err("process > plugin: exit handler `stuck on another thread`"),
+        case("an_exit_goes_on_after_finalize_within", Code(3), &["p1", "1 given up", "late", "A"], || {
+            given_up_for_another();
+            exit(3)
+        })
+        .err("process > plugin: exit handler"),
+        case("an_observed_exit_goes_on_after_it", Code(3), &["p1", "1 given up", "late", "A"], || {
+            set_observer(Box::new(|_| ()));
+            given_up_for_another();
+            exit(3)
+        })
+        .err("process > plugin: exit handler"),
+        case("an_exit_keeps_its_own_limits_after_it", Code(3), &["p1", "1 given up", "late", "A"], || {
+            limit(limits().within(long()));
+            given_up_for_another();
+            std::process::exit(3)
+        })
+        .err("process > plugin: exit handler"),
+        case("run_goes_on_after_finalize_within", Code(1), &["p1", "1 given up", "late", "A"], || {
+            limit(limits().within(long()));
+            Ok(run(|| {
+                given_up_for_another();
+                Err::<(), _>("bad")
+            }))
+        })
+        .err("Error: \"bad\""),
+        // It is given up for the end as well, once its time for that is over.
+        case("one_is_given_up_for_two_drains", GAVE_UP, &["p1", "1 given up", "A"], || {
+            limit(limits());
+            says("A");
+            let plugin = plugin("plugin");
+            says_in(&plugin, "p1");
+            let (begins, inside) = channel();
+            let (over, is_over) = channel::<()>();
+            let handler = move || {
+                let _ = begins.send(());
+                let _ = is_over.recv(); // never: it is given up
+            };
+            plugin.stack().register(Handler::new(handler).named("stuck twice").within(10 * SHORT));
+            thread::spawn(move || {
+                inside.recv_timeout(long()).expect("it begins");
+                let closed = plugin.finalize_within(&Limits::new().each(SHORT));
+                say(&format!("{} given up", closed.result().map_or_else(|error| error.errors().len(), |()| 0)));
+                std::mem::forget(over);
+            });
+            OK
+        })
+        .err("`stuck twice`"),
+        case("run_in_a_handler_after_one_was_given_up", GAVE_UP, &["run", "after run", "A"], || {
+            limit(limits());
+            says("A");
+            register(|| {
+                let _ = run(|| say("run"));
+                say("after run");
+            });
+            stuck("stuck");
+            OK
+        }),
+        case("run_in_a_given_up_handler_returns", Code(0), &["1 given up", "run", "over true", "A"], || {
+            says("A");
+            let plugin = plugin("plugin");
+            let (over, is_over) = channel();
+            plugin.stack().register(move || {
+                is_over.recv_timeout(long()).expect("it is given up");
+                let _ = run(|| say("run"));
+            });
+            let closed = plugin.finalize_within(&Limits::new().each(SHORT));
+            say(&format!("{} given up", closed.result().map_or_else(|error| error.errors().len(), |()| 0)));
+            over.send(()).expect("it waits");
+            let began = Instant::now();
+            while !closed.is_over() && began.elapsed() < long() {
+                thread::yield_now();
+            }
+            say(&format!("over {}", closed.is_over()));
+            OK
+        }),
         case("a_close_that_hangs_on_another_thread", GAVE_UP, &["B", "A"], || {
             limit(limits());
             says("A");
@@ -500,6 +594,22 @@ fn elsewhere() -> Vec<Case> {
             let outer = plugin("outer");
             says_in(&outer, "p1");
             outer.stack().register(move || drop(inner.finalize()));
+            until_inside(move || outer.finalize(), &inside);
+            OK
+        }),
+        case("the_innermost_of_three_elsewhere_goes_first", GAVE_UP, &["q1", "m1", "p1", "A"], || {
+            limit(limits());
+            let inner = plugin("inner");
+            says_in(&inner, "q1");
+            let (begins, inside) = channel();
+            inner.stack().register(begins_and_sticks(begins));
+            let middle = plugin("middle");
+            says_in(&middle, "m1");
+            middle.stack().register(move || drop(inner.finalize()));
+            says("A");
+            let outer = plugin("outer");
+            says_in(&outer, "p1");
+            outer.stack().register(move || drop(middle.finalize()));
             until_inside(move || outer.finalize(), &inside);
             OK
         }),
@@ -788,6 +898,19 @@ fn totals() -> Vec<Case> {
             register(Handler::new(move || say(if below(long()) { "own" } else { "not" })).within(long()));
             OK
         }),
+        // It is in drains of its own now and then.
+        case("a_limit_counts_from_the_handlers_beginning", GAVE_UP, &["A"], || {
+            limit(limits());
+            says("A");
+            let handler = || loop {
+                let inner = Interpreter::new("inner");
+                inner.stack().register(|| ());
+                drop(inner.finalize());
+            };
+            register(Handler::new(handler).named("never idle").within(SHORT));
+            OK
+        })
+        .err("`never idle`"),
         case("without_threads_there_are_no_limits", Code(0), &["A"], || {
             says("A");
             exhaust_threads();

@@ -589,3 +589,75 @@ fn records_say_what_still_runs() {
     until(|| closed.is_over());
     assert!(log.take().is_empty());
 }
+
+/// Makes the drains that begin from now on watched ones.
+fn watch_drains() {
+    let _ = Interpreter::new("bounded-watch").finalize_within(&Limits::new());
+}
+
+#[test]
+fn a_drain_goes_on_after_one_inside_it_was_given_up() {
+    watch_drains();
+    let log = Log::default();
+    let runtime = Interpreter::detached("runtime");
+    runtime.stack().register(log.handler("oldest"));
+    let plugin = runtime.subinterpreter("plugin");
+    plugin.stack().register(log.handler("inner"));
+    let (slow, held) = held("slow", || ());
+    plugin.stack().register(slow.within(SHORT));
+    let outer = runtime.clone();
+    let finalizing = thread::spawn(move || outer.finalize());
+    held.until_it_runs();
+    let closed = plugin.finalize_within(&Limits::new());
+    assert_eq!(kinds(&closed.result()), ["slow timed out"]);
+    assert_eq!(log.take(), ["inner"]);
+    held.release();
+    assert!(within_a_minute(move || finalizing.join().unwrap()).is_ok());
+    assert_eq!(log.take(), ["oldest"]);
+    assert!(runtime.stack().is_empty());
+}
+
+#[test]
+fn a_transaction_whose_commit_is_given_up_says_ok() {
+    watch_drains();
+    let log = Log::default();
+    let runtime = Interpreter::detached("runtime");
+    let (slow, held) = held("slow", || ());
+    let (around, first) = (runtime.clone(), log.handler("committed"));
+    let committing = thread::spawn(move || {
+        around.enter(|| {
+            Interpreter::scope("transaction", |transaction| {
+                transaction.stack().on_success(first);
+                transaction.stack().on_success(slow.within(SHORT));
+                Ok::<(), CloseError>(())
+            })
+        })
+    });
+    held.until_it_runs();
+    let closed = runtime.finalize_within(&Limits::new());
+    assert_eq!(kinds(&closed.result()), ["slow timed out"]);
+    assert_eq!(log.take(), ["committed"]);
+    held.release();
+    assert!(within_a_minute(move || committing.join().unwrap()).is_ok());
+}
+
+/// It returns at once in a handler that the drain has to wait for, and the drain goes on afterwards.
+#[test]
+fn limits_hold_after_an_early_return() {
+    let log = Log::default();
+    let outer = Interpreter::detached("outer");
+    outer.stack().register(log.handler("oldest"));
+    let (stuck, held) = held("stuck", || ());
+    outer.stack().register(stuck.within(SHORT));
+    let inner = outer.subinterpreter("inner");
+    let (around, is_over) = (outer.clone(), Arc::new(OnceLock::new()));
+    let kept = Arc::clone(&is_over);
+    inner.stack().register(move || {
+        let closed = around.finalize_within(&Limits::new());
+        let _ = kept.set(closed.is_over());
+    });
+    within_a_minute(move || inner.finalize()).unwrap();
+    assert_eq!(is_over.get(), Some(&false));
+    until(|| log.take() == ["oldest"]);
+    held.release();
+}
