@@ -333,10 +333,14 @@ impl Interpreter {
     ///
     /// The handlers run on a thread of the library, where those that are not done by then go on; see [`shutdown`] for
     /// what happens to a handler whose time is over. Called in a handler of the interpreter itself, it returns at once.
-    /// Called in a handler of an interpreter nested in it, it returns when the drain reaches that interpreter.
+    /// Called in a handler of an interpreter nested in it, it returns when the drain reaches that interpreter; the drain
+    /// goes on, within the same limits, once that handler has returned.
     ///
-    /// Without [`Limits::within`](crate::shutdown::Limits::within), it returns when the drain is over. If no thread can
-    /// be started, the handlers run on this thread, without limits.
+    /// Where it returns early, the interpreter is being finalized: it still accepts what its own handlers register, and
+    /// is closed when the drain ends. Another [`finalize`](Self::finalize) waits for that.
+    ///
+    /// Without [`Limits::within`](crate::shutdown::Limits::within), it returns when the drain is over; with it, up to 50
+    /// ms later than that time. If no thread can be started, the handlers run on this thread, without limits.
     ///
     /// ```
     /// use exitstack::Interpreter;
@@ -421,6 +425,10 @@ pub fn register(handler: impl IntoHandler + Send + 'static) -> HandlerId {
 /// The handler is dropped without being run. Returns false if it is not, or no longer, in that stack. See
 /// [`SharedExitStack::unregister`] for details.
 ///
+/// # Panics
+///
+/// Panics if the drop of a capture panics. The handler is removed all the same.
+///
 /// ```
 /// let id = exitstack::register(|| println!("not run"));
 /// assert!(exitstack::unregister(id));
@@ -433,6 +441,10 @@ pub fn unregister(id: HandlerId) -> bool {
 /// many there were.
 ///
 /// This is Python's `atexit.unregister`. See [`SharedExitStack::unregister_fn`] for details.
+///
+/// # Panics
+///
+/// Panics if the drop of a key or of a zero-sized capture panics, after all that were found are removed and dropped.
 ///
 /// ```
 /// fn goodbye() {
@@ -449,6 +461,11 @@ pub fn unregister_fn<F: FnOnce() -> R, R>(function: F) -> usize {
 /// how many there were.
 ///
 /// See [`SharedExitStack::unregister_key`] for details.
+///
+/// # Panics
+///
+/// Panics if an `==` panics; nothing is removed then. Panics if the drop of a capture panics, after all that were found
+/// are removed and dropped.
 ///
 /// ```
 /// use exitstack::Handler;

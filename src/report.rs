@@ -38,7 +38,7 @@ type Hook = Box<dyn Fn(&HandlerError) + Send + Sync>;
 /// close. When the process exits, thread-locals with destructors may already be gone and other threads may hold any
 /// lock, so a hook that writes then should use raw writes. If the hook panics, that failure gets the default report
 /// instead and the drain continues. If the hook exits the process, the failures that are not yet reported are reported
-/// on the way out.
+/// on the way out. The earlier hook is dropped here; a panic of that drop goes to the caller, and the new hook is set.
 ///
 /// Without std, a hook that panics aborts the program, once the other handlers have run. A hook that was replaced is never
 /// dropped there, and each call costs the next report a step: a program sets its hook once.

@@ -216,7 +216,9 @@ impl SharedExitStack {
 
     /// Moves all handlers to a new stack without running them, and leaves this stack empty.
     ///
-    /// The ids stay valid in the new stack, and only there. Interpreters that are nested in this stack stay here.
+    /// **The new stack has to be closed like any other: if it is dropped without [`close()`](Self::close), it counts as
+    /// failed.** The ids stay valid in the new stack, and only there. Interpreters that are nested in this stack stay
+    /// here.
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();

@@ -102,7 +102,8 @@ impl Running {
         self.since
     }
 
-    /// Returns the number of handlers that are still pending.
+    /// Returns the number of handlers that are still pending in the stack that the drain began with, and in everything
+    /// nested in it.
     ///
     /// ```
     /// use exitstack::shutdown::{Limits, running};
