@@ -28,7 +28,7 @@
 //! | the third | the process dies at once | the handler that runs is given up |
 //! | the fourth | | the process dies at once |
 //!
-//! Signals that follow each other within [`repeat`](Signals::repeat) count once: one Ctrl-C may arrive twice, from the terminal
+//! Signals that follow one within [`repeat`](Signals::repeat) do not count: one Ctrl-C may arrive twice, from the terminal
 //! and from a wrapper.
 //!
 //! - The work has failed: `on_failure` handlers run.
@@ -156,7 +156,7 @@ impl Signals {
         self
     }
 
-    /// Sets within how much time several signals count once. The default is 500 ms.
+    /// Sets for how much time after a signal that counts no other one does. The default is 500 ms.
     ///
     /// ```
     /// use exitstack::signals::Signals;
@@ -321,13 +321,13 @@ impl Draining {
 
 /// Takes the process one step further at each signal, to begin with to the `first`.
 fn answer(mut incoming: raw::Incoming, first: Step, repeat: Duration, draining: &Draining) {
-    let mut last: Option<Instant> = None;
+    let mut last: Option<Instant> = None; // that counted: who presses Ctrl-C without a pause wants to be heard
     for signal in incoming.forever() {
         let now = Instant::now();
-        let again = last.replace(now).is_some_and(|last| now.duration_since(last) < repeat);
-        if again {
+        if last.is_some_and(|last| now.duration_since(last) < repeat) {
             continue;
         }
+        last = Some(now);
         match draining.get() {
             Step::Idle => {
                 process::note_signal(signal);

@@ -20,8 +20,9 @@
 //!
 //! Handlers run on the thread that drains, as always, and another thread watches. A handler whose time is over is given
 //! up: **it is not stopped, and nothing it holds is released**, but the drain goes on without it, in order, on another
-//! thread. So no handler runs twice, and none below it is lost. If the handler is itself draining another stack, the
-//! handler that runs there is given up as well, and that drain is resumed first. If the drain waits for an interpreter
+//! thread. So no handler runs twice, and none below it is lost. A handler that is itself draining another stack has no
+//! limit but those of the handlers that run there: if one of them is given up, it is given up as well, and that drain is
+//! resumed first. If the drain waits for an interpreter
 //! that another thread drains, the handler that runs there is given up.
 //!
 //! A handler that was given up may still return. Its thread then runs no further handler of that drain; if it failed,

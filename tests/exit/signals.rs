@@ -352,6 +352,22 @@ pub(crate) fn cases() -> Vec<Case> {
             send(SIGINT);
             park()
         }),
+        case("signals_without_a_pause_count_in_time", Signal(SIGINT), &["sticks", "A"], || {
+            static IS_OVER: AtomicBool = AtomicBool::new(false);
+            Signals::new().repeat(Duration::from_millis(300)).install().unwrap();
+            register(|| IS_OVER.store(true, Ordering::Relaxed));
+            says("A");
+            register(|| {
+                say("sticks");
+                while !IS_OVER.load(Ordering::Relaxed) {
+                    send(SIGINT);
+                    thread::sleep(Duration::from_millis(10));
+                }
+                park()
+            });
+            send(SIGINT);
+            park()
+        }),
         case("repeated_signals_count_once", Signal(SIGINT), &["A"], || {
             Signals::new().repeat(LONG).install().unwrap();
             register(|| {
