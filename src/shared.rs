@@ -53,7 +53,7 @@ impl SharedExitStack {
         handler: impl Task + Send + 'static,
         location: &'static Location<'static>,
     ) -> HandlerId {
-        self.admit(handler, location).unwrap_or_else(|handler| self.refuse(&handler, location))
+        self.admit(handler, location).unwrap_or_else(|refused| self.refuse(&refused))
     }
 
     /// Registers a handler that runs only if the work succeeded; otherwise it is dropped when its turn comes.
@@ -115,8 +115,7 @@ impl SharedExitStack {
     /// ```
     #[track_caller]
     pub fn try_register<H: IntoHandler + Send + 'static>(&self, handler: H) -> Result<HandlerId, Refused<H>> {
-        let location = Location::caller();
-        self.admit(handler, location).map_err(|handler| Refused::new(handler, location))
+        self.admit(handler, Location::caller())
     }
 
     /// Removes a handler and drops it without running it; returns false if it is not, or no longer, in this stack.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use once_cell::race::OnceBox;
 
 use super::flight::Slot;
-use crate::error::{HandlerError, HandlerErrorKind, Name, Site};
+use crate::error::{HandlerError, HandlerErrorKind, Refused, Site};
 use crate::handler::{PendingHandler, SendEntry};
 use crate::list::{HandlerId, HandlerList, Storage};
 use crate::raw::{Bound, Closure, Packed, Task};
@@ -69,14 +69,14 @@ impl<'a> Queue<'a> {
         &self,
         task: T,
         location: &'static Location<'static>,
-    ) -> Result<HandlerId, T> {
+    ) -> Result<HandlerId, Refused<T>> {
         let location = task.location().unwrap_or(location);
         let packed = Packed::new(task); // boxed, if it has to be, while no lock is held
         let mut state = self.state.lock();
         loop {
             if state.door == Door::Closed {
                 drop(state);
-                return Err(packed.unpack());
+                return Err(Refused::new(packed.unpack(), location));
             }
             if !state.handlers.is_full() {
                 let closure = || Closure::<dyn Bound + Send + 'a>::new_send(packed);
@@ -156,7 +156,8 @@ impl<'a> Queue<'a> {
 
     /// Counts a registration that was refused, and reports the first one. Returns an id that is unknown to every stack.
     #[cold]
-    pub(super) fn refuse(&self, name: Option<&Name>, location: &'static Location<'static>) -> HandlerId {
+    pub(super) fn refuse<T: Task>(&self, refused: &Refused<T>) -> HandlerId {
+        let (name, location) = (refused.handler().name(), refused.location());
         let is_first = {
             let refused = &mut self.state.lock().refused;
             match refused {

@@ -269,8 +269,7 @@ impl<'a> AsyncScope<'a> {
     /// ```
     #[track_caller]
     pub fn try_register<H: IntoHandler + Send + 'a>(&self, handler: H) -> Result<HandlerId, Refused<H>> {
-        let location = Location::caller();
-        self.queue.push(handler, location).map_err(|handler| Refused::new(handler, location))
+        self.queue.push(handler, Location::caller())
     }
 
     /// Registers an async handler as [`register_async`](Self::register_async) does, but hands back a handler that is
@@ -291,9 +290,8 @@ impl<'a> AsyncScope<'a> {
     /// ```
     #[track_caller]
     pub fn try_register_async<H: IntoAsyncHandler + 'a>(&self, handler: H) -> Result<HandlerId, Refused<H>> {
-        let location = Location::caller();
-        let pushed = self.queue.push(self.deferred(handler), location);
-        pushed.map_err(|deferred| Refused::new(deferred.into_handler(), location))
+        let pushed = self.queue.push(self.deferred(handler), Location::caller());
+        pushed.map_err(|refused| refused.map(Deferred::into_handler))
     }
 
     /// Returns a list of the pending handlers, the next to run first.
@@ -316,10 +314,7 @@ impl<'a> AsyncScope<'a> {
     }
 
     fn push(&self, task: impl Task + Send + 'a, location: &'static Location<'static>) -> HandlerId {
-        self.queue.push(task, location).unwrap_or_else(|task| {
-            let location = task.location().unwrap_or(location);
-            self.queue.refuse(task.name(), location)
-        })
+        self.queue.push(task, location).unwrap_or_else(|refused| self.queue.refuse(&refused))
     }
 }
 

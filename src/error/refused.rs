@@ -30,6 +30,15 @@ impl<H> Refused<H> {
         Self { handler, location }
     }
 
+    pub(crate) fn handler(&self) -> &H {
+        &self.handler
+    }
+
+    #[cfg(feature = "async")]
+    pub(crate) fn map<G>(self, unwrap: impl FnOnce(H) -> G) -> Refused<G> {
+        Refused { handler: unwrap(self.handler), location: self.location }
+    }
+
     /// Returns the handler, unchanged.
     ///
     /// ```

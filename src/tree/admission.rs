@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::current::{late_budget, set_late_budget};
 use super::lifecycle::{LateBudget, Lifecycle};
 use super::{Node, Place, Refusals, SharedExitStack, State};
-use crate::error::{HandlerError, HandlerErrorKind, Site};
+use crate::error::{HandlerError, HandlerErrorKind, Refused, Site};
 use crate::handler::SharedEntry;
 use crate::list::{Found, HandlerId, HandlerList, Storage};
 use crate::raw::{Bound, Closure, Packed, Task};
@@ -45,10 +45,10 @@ impl SharedExitStack {
         &self,
         handler: H,
         location: &'static Location<'static>,
-    ) -> Result<HandlerId, H> {
+    ) -> Result<HandlerId, Refused<H>> {
         let location = handler.location().unwrap_or(location);
         let packed = Packed::new(handler); // boxed, if it has to be, while no lock is held
-        let Some(mut state) = self.lock_to_admit() else { return Err(packed.unpack()) };
+        let Some(mut state) = self.lock_to_admit() else { return Err(Refused::new(packed.unpack(), location)) };
         let entry = || SharedEntry { closure: Closure::<dyn Bound + Send>::new_send(packed), location };
         Ok(state.handlers.push_with(entry))
     }
@@ -196,8 +196,8 @@ impl SharedExitStack {
 
     /// Counts a registration that was refused, and reports the first one. Returns an id that is unknown to every stack.
     #[cold]
-    pub(crate) fn refuse<H: Task>(&self, handler: &H, location: &'static Location<'static>) -> HandlerId {
-        let location = handler.location().unwrap_or(location);
+    pub(crate) fn refuse<H: Task>(&self, refused: &Refused<H>) -> HandlerId {
+        let (name, location) = (refused.handler().name(), refused.location());
         let before = {
             let mut state = self.lock();
             let before = state.refused.as_ref().map(|refused| refused.more);
@@ -213,7 +213,7 @@ impl SharedExitStack {
                 if let Some(refused) = &mut self.lock().refused {
                     mem::swap(&mut refused.path, &mut copy);
                 }
-                let site = Site { name: handler.name().cloned(), location };
+                let site = Site { name: name.cloned(), location };
                 report(&HandlerError::new(path, site, HandlerErrorKind::Refused));
             }
             // The interpreter may never be dropped: then the root reports the count.

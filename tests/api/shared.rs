@@ -1,5 +1,6 @@
 //! `SharedExitStack` on one thread: what handlers, captured values, keys and the report hook may do while it drains.
 
+use std::panic::Location;
 use std::sync::{Arc, Mutex};
 
 use exitstack::{Exit, Handler, HandlerErrorKind, Interpreter, Outcome, SharedExitStack};
@@ -382,6 +383,20 @@ fn a_stack_that_refuses_hands_the_handler_back() {
     assert_eq!(counter.dropped(), 0);
     refused.into_handler()();
     assert_eq!((counter.used(), counter.dropped()), (1, 1));
+}
+
+#[test]
+fn a_refused_handlers_own_place_is_shown() {
+    let _alone = alone();
+    let reports = collect_reports();
+    let interpreter = Interpreter::new("over");
+    interpreter.finalize().unwrap();
+    let place = Location::caller();
+    let refused = interpreter.stack().try_register(Handler::new(|| ()).at(place)).unwrap_err();
+    assert_eq!(refused.location(), place);
+    assert!(refused.to_string().contains(&place.to_string()));
+    interpreter.stack().register(Handler::new(|| ()).at(place));
+    assert_eq!(reports.lock().unwrap()[0].location(), place);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `scope_async`: what it returns, however its body ends.
 
 use std::error::Error;
+use std::panic::Location;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
@@ -236,6 +237,18 @@ fn refusals_are_reported_once_and_counted() {
     let last = reported(|| drop(handle));
     assert_eq!(last.len(), 1);
     assert!(last[0].to_string().starts_with("5 more exit handlers were refused after the one registered at "));
+}
+
+#[test]
+fn a_refused_handlers_own_place_is_shown() {
+    let handle = block_on(scope_async(async |stack| Ok::<_, CloseError>(stack))).unwrap();
+    let place = Location::caller();
+    let refused = handle.try_register(Handler::new(|| ()).at(place)).unwrap_err();
+    assert_eq!(refused.location(), place);
+    let refused = handle.try_register_async(Handler::new(async || ()).at(place)).unwrap_err();
+    assert_eq!(refused.location(), place);
+    let reports = reported(|| _ = handle.register_async(Handler::new(async || ()).at(place)));
+    assert_eq!(reports[0].location(), place);
 }
 
 /// Threads register while the scope ends: each handler either runs or is refused, and none is lost in between.
