@@ -21,9 +21,10 @@ pin_project! {
     /// ```
     #[must_use = "futures do nothing unless polled"]
     pub struct Instrumented<F> {
-        interpreter: Interpreter,
         #[pin]
         future: F,
+        // Dropped after the future, whose locals may be what the handlers clean up.
+        interpreter: Interpreter,
     }
 }
 

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::error::Error;
 use std::fmt::Write as _;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -687,4 +687,21 @@ fn an_instrumented_future_keeps_its_interpreter() {
     assert!(log.take().is_empty());
     pollster::block_on(future);
     assert_eq!(log.take(), ["failed"], "with the future, its last handle is gone");
+}
+
+/// As the locals of a scope's body are dropped before its handlers run.
+#[test]
+fn a_future_is_dropped_before_its_interpreter() {
+    let log = Log::default();
+    let session = Interpreter::new("session");
+    session.stack().register(log.handler("handler"));
+    let mut future = Box::pin(session.instrument(async {
+        let local = ExitStack::new();
+        local.register(log.handler("local"));
+        pending::<()>().await;
+    }));
+    drop(session);
+    assert!(poll(future.as_mut()).is_pending());
+    drop(future);
+    assert_eq!(log.take(), ["local", "handler"]);
 }
