@@ -351,6 +351,21 @@ fn unregister_fn_gives_the_memory_back() {
     assert!(live() - before <= signed(8 * waits), "{} bytes for {waits}", live() - before);
 }
 
+/// Ten thousand handlers are run out of turn, one after the other.
+#[test]
+fn run_now_gives_the_memory_back() {
+    let (mut stack, shared) = (ExitStack::new(), SharedExitStack::new());
+    let before = live();
+    let ids: Vec<_> = (0..10_000).map(|_| (stack.register(|| ()), shared.register(|| ()))).collect();
+    for (local, between) in &ids[10..] {
+        stack.run_now(*local).unwrap().unwrap();
+        shared.run_now(*between).unwrap().unwrap();
+    }
+    drop(ids);
+    let waits = (stack.len() + shared.len()) * size_of::<[usize; 7]>();
+    assert!(live() - before <= signed(8 * waits), "{} bytes for {waits}", live() - before);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // No allocation
 

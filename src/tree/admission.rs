@@ -115,7 +115,7 @@ impl SharedExitStack {
 
     /// Frees the excess memory of the list. If there is no memory to move to, the list keeps what it has until next
     /// time.
-    fn shrink(&self) {
+    pub(super) fn shrink(&self) {
         let excess = self.lock().handlers.excess();
         if let Some(Ok(mut storage)) = excess.map(Storage::try_with_capacity) {
             self.lock().handlers.exchange(&mut storage);

@@ -137,7 +137,11 @@ impl SharedExitStack {
         let mut state = self.lock();
         let entry = state.handlers.take_out(id)?;
         state.out_of_turn.push(handler);
+        let excess = state.handlers.excess();
         drop(state);
+        if excess.is_some() {
+            self.shrink();
+        }
         let result = {
             let _restored = self.make_current();
             match self.spot().filter(|_| is_on(raw::epoch())) {
