@@ -9,8 +9,11 @@ use core::fmt;
 use core::panic::Location;
 use core::time::Duration;
 
+use scopeguard::{ScopeGuard, guard};
+
 use crate::error::{Label, Outcome, Site};
 use crate::list::HandlerId;
+use crate::panics::discard_or_leak;
 use crate::raw::{Bound, BoxError, Closure, Task};
 
 #[cfg(feature = "async")]
@@ -209,6 +212,9 @@ impl<F, K> Handler<F, K> {
     /// In a [`SharedExitStack`](crate::SharedExitStack) the key must be `Send + Sync`, because other threads may
     /// compare it.
     ///
+    /// The key is dropped when the handler has run. (Without std, the key of one that fails is leaked: a panic of its
+    /// drop could not be caught, and would take the place of the failure.)
+    ///
     /// ```
     /// use exitstack::{ExitStack, Handler};
     /// let mut stack = ExitStack::new();
@@ -292,7 +298,13 @@ impl<F: FnOnce() -> R, R: HandlerResult, K: 'static> Task for Handler<F, K> {
     const LABELLED: bool = true;
 
     fn run(self, outcome: Outcome) -> Result<(), BoxError> {
-        self.function.run(outcome)
+        let Self { function, key, .. } = self;
+        let key = guard(key, discard_or_leak); // the handler's own failure or panic is the one to tell
+        let result = function.run(outcome);
+        if result.is_ok() {
+            drop(ScopeGuard::into_inner(key)); // a panic here is the handler's
+        }
+        result
     }
 
     fn function() -> TypeId {

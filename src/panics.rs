@@ -13,7 +13,7 @@ use core::mem;
 #[cfg_attr(not(feature = "std"), path = "panics/without_std.rs")]
 mod catching;
 
-pub(crate) use catching::{arm, catch};
+pub(crate) use catching::{arm, catch, discard_or_leak};
 
 /// What a panic carries.
 pub(crate) type Payload = Box<dyn Any + Send>;

@@ -110,7 +110,12 @@ impl<'a, H: AsyncTask + 'a> Task for Deferred<'a, H> {
 
     fn run(self, _: Outcome) -> Result<(), BoxError> {
         let Self { handler, slot } = self;
-        slot.start(|| handler.start())
+        let mut key = None; // dropped when the future is in the slot: if that panics, the future goes on
+        slot.start(|| {
+            let (future, rest) = handler.start();
+            key = Some(rest);
+            future
+        })
     }
 
     fn function() -> TypeId {

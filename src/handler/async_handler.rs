@@ -3,8 +3,11 @@
 use std::any::{Any, TypeId};
 use std::panic::Location;
 
+use scopeguard::{ScopeGuard, guard};
+
 use super::{Handler, HandlerResult};
 use crate::error::Label;
+use crate::panics::discard;
 
 /// A closure or function without arguments that returns a future, or a [`Handler`] that wraps one.
 ///
@@ -54,7 +57,8 @@ pub(crate) mod sealed {
 
         type Future: Future<Output: HandlerResult> + Send;
 
-        fn start(self) -> Self::Future;
+        /// Calls the function. Also returns what else there was, to be dropped when nothing can be lost by a panic.
+        fn start(self) -> (Self::Future, impl Sized);
 
         /// Returns the type of the function in it, which is the function's identity.
         fn function() -> TypeId;
@@ -77,8 +81,8 @@ impl<F: FnOnce() -> R + Send, R: Future<Output: HandlerResult> + Send> IntoAsync
 impl<F: FnOnce() -> R + Send, R: Future<Output: HandlerResult> + Send> sealed::AsyncTask for F {
     type Future = R;
 
-    fn start(self) -> R {
-        self()
+    fn start(self) -> (R, impl Sized) {
+        (self(), ())
     }
 
     fn function() -> TypeId {
@@ -97,8 +101,11 @@ impl<F: FnOnce() -> R + Send, R: Future<Output: HandlerResult> + Send, K: Send +
 
     type Future = R;
 
-    fn start(self) -> R {
-        (self.function)()
+    fn start(self) -> (R, impl Sized) {
+        let Self { function, key, .. } = self;
+        let key = guard(key, discard); // if the function panics, the drop of the key may panic too
+        let future = function();
+        (future, ScopeGuard::into_inner(key))
     }
 
     fn function() -> TypeId {

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use super::Payload;
+use super::{Payload, discard};
 
 /// Runs `work`, and returns what it panics with as an error.
 #[inline]
@@ -29,6 +29,11 @@ impl<S> Armed<S> {
     #[inline]
     #[expect(clippy::unused_self, reason = "without std it is disarmed")]
     pub(crate) fn disarm(self) {}
+}
+
+/// Drops what something that has failed leaves behind, whatever its drop does.
+pub(crate) fn discard_or_leak<T>(value: T) {
+    discard(value);
 }
 
 /// Continues a panic that was caught.

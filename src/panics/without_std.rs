@@ -3,6 +3,8 @@
 //! A panic that leaves a destructor which runs because of another panic aborts the program. So does a second panic in the
 //! same work, but only when the rest is done, in a destructor within the one that the second panic leaves.
 
+use core::mem;
+
 use scopeguard::{ScopeGuard, guard};
 
 use super::Payload;
@@ -34,6 +36,11 @@ impl<S, F: FnOnce(S)> Armed<S, F> {
     pub(crate) fn disarm(self) {
         ScopeGuard::into_inner(self.0);
     }
+}
+
+/// Leaks what something that has failed leaves behind: a panic of its drop could not be caught.
+pub(crate) fn discard_or_leak<T>(value: T) {
+    mem::forget(value);
 }
 
 /// Does nothing: a panic that was not caught goes on by itself.

@@ -1,12 +1,12 @@
 //! What can be registered: kinds of handlers, their names, keys and locations, and functions as their own identity.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::Location;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use exitstack::{ExitStack, Handler, HandlerErrorKind, HandlerId, SharedExitStack};
+use exitstack::{Exit, ExitStack, Handler, HandlerErrorKind, HandlerId, SharedExitStack};
 
-use crate::panicking::{panic_of, quiet_panic};
+use crate::panicking::{panic_of, panic_with_nothing, quiet_panic};
 use crate::support::Counter;
 
 #[test]
@@ -246,6 +246,31 @@ fn a_panic_of_a_keys_eq_removes_nothing() {
     assert_eq!((stack.len(), shared.len()), (4, 4));
     stack.close().unwrap();
     shared.close().unwrap();
+}
+
+/// Whatever its handler does. If the handler succeeds, the panic of the drop is what has failed.
+#[test]
+fn a_keys_drop_that_panics_loses_nothing() {
+    #[derive(PartialEq)]
+    struct Rude;
+    impl Drop for Rude {
+        fn drop(&mut self) {
+            panic_with_nothing();
+        }
+    }
+    let ran = Cell::new(false);
+    let mut stack = ExitStack::new();
+    stack.register(|| ran.set(true));
+    stack.register(Handler::new(|| ()).keyed(Rude));
+    stack.register(Handler::new(|| Err(Exit(3))).keyed(Rude));
+    stack.register(Handler::new(|| Err("disk full")).keyed(Rude));
+    stack.register(Handler::new(|| quiet_panic("boom")).keyed(Rude));
+    let error = stack.close().unwrap_err();
+    assert!(ran.get());
+    let texts: Vec<_> = error.iter().map(|error| format!("{error:#}")).collect();
+    assert_eq!((texts.len(), error.exit_code()), (3, Some(3)));
+    assert!(texts[0].ends_with("panicked: boom") && texts[1].ends_with("failed: disk full"), "{texts:?}");
+    assert!(texts[2].ends_with("panicked: (non-string panic payload)"), "{texts:?}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::panicking::{panic_with_nothing, quiet_panic};
 use crate::support::{Yields, failures, finished};
 
 /// Panics when dropped.
+#[derive(PartialEq)]
 struct Bomb;
 
 impl Drop for Bomb {
@@ -98,6 +99,27 @@ fn drops_of_captures_and_payloads_may_panic() {
         "payload panicked: (non-string panic payload)",
     ];
     assert_eq!(failures(&result), expected);
+}
+
+/// The handler is called before its key is dropped, and its future is awaited afterwards.
+#[test]
+fn a_keys_drop_that_panics_stops_no_future() {
+    let log = Log::default();
+    let mut stack = AsyncExitStack::new();
+    stack.register(log.handler("below"));
+    stack.register_async(Handler::new(|| -> Yields { quiet_panic("function") }).named("panics").keyed(Bomb));
+    let yields = async || {
+        Yields(1).await;
+        log.push("future");
+        Err("disk full")
+    };
+    stack.register_async(Handler::new(yields).named("fails").keyed(Bomb));
+    let (result, polls) = finished(stack.close());
+    let expected =
+        ["fails panicked: (non-string panic payload)", "fails failed: disk full", "panics panicked: function"];
+    assert_eq!((failures(&result), polls), (expected.map(String::from).to_vec(), 2));
+    drop(stack);
+    assert_eq!(log.take(), ["future", "below"]);
 }
 
 #[test]

@@ -95,6 +95,31 @@ fn a_panic_in_a_drop_leaves_nothing_undropped() {
     assert_eq!(log.take(), ["first", "panics", "below", "last"]);
 }
 
+#[test]
+fn a_keys_drop_that_panics_loses_nothing() {
+    #[derive(PartialEq)]
+    struct Rude;
+    impl Drop for Rude {
+        fn drop(&mut self) {
+            quiet_panic("the key's");
+        }
+    }
+    let log = Log::default();
+    let mut stack = ExitStack::new();
+    stack.register(log.handler("below"));
+    stack.register(Handler::new(|| Err("disk full")).keyed(Rude));
+    let error = stack.close().unwrap_err();
+    assert!(format!("{error:#}").ends_with("failed: disk full"));
+    stack.register(log.handler("below a panic"));
+    stack.register(Handler::new(|| quiet_panic("boom")).keyed(Rude));
+    let reports = reported(|| assert_eq!(panic_of(|| stack.close()), "boom"));
+    stack.register(log.handler("below a key"));
+    stack.register(Handler::new(|| ()).keyed(Rude));
+    let more = reported(|| assert_eq!(panic_of(|| stack.close()), "the key's"));
+    assert_eq!((reports, more), (vec![": (the panic goes on)".into()], vec![": (the panic goes on)".into()]));
+    assert_eq!(log.take(), ["below", "below a panic", "below a key"]);
+}
+
 /// Runs a test again in a process of its own, with a word that says so, and returns what became of it.
 fn in_a_process(test: &str, case: &str) -> Output {
     let mut command = Command::new(env::current_exe().unwrap());
