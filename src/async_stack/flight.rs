@@ -145,11 +145,13 @@ pub(super) struct Advance<'p, 'a> {
 impl Task for Advance<'_, '_> {
     fn run(self, _: Outcome) -> Result<(), BoxError> {
         let Some(future) = self.slot.take() else { return Ok(()) };
-        // If the poll panics, the drop of the future may panic too.
+        // If the poll panics or the handler fails, that is what is told, whatever the drop of the future does.
         let mut future = guard(future, discard);
         match future.as_mut().poll(&mut Context::from_waker(self.waker)) {
             Poll::Ready(result) => {
-                drop(ScopeGuard::into_inner(future)); // a panic here is the handler's
+                if result.is_ok() {
+                    drop(ScopeGuard::into_inner(future)); // a panic here is the handler's
+                }
                 result
             }
             Poll::Pending => {

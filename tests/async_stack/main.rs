@@ -23,6 +23,8 @@ mod modelled;
 mod panicking;
 mod panics;
 mod properties;
+#[path = "../support/rude.rs"]
+mod rude;
 mod runtimes;
 mod scope;
 mod support;

@@ -1,12 +1,14 @@
 //! Panics at every position: in the function, in each poll, and in the drop of a future, a capture or an output.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use exitstack::{AsyncExitStack, Handler};
+use exitstack::{AsyncExitStack, Exit, Handler};
 
 use crate::Log;
 use crate::panicking::{panic_with_nothing, quiet_panic};
+use crate::rude::Rude;
 use crate::support::{Yields, failures, finished};
 
 /// Panics when dropped.
@@ -120,6 +122,43 @@ fn a_keys_drop_that_panics_stops_no_future() {
     assert_eq!((failures(&result), polls), (expected.map(String::from).to_vec(), 2));
     drop(stack);
     assert_eq!(log.take(), ["future", "below"]);
+}
+
+/// A future that fails in its first poll.
+struct Fails<E> {
+    error: Option<E>,
+    _bomb: Bomb,
+}
+
+impl<E> Unpin for Fails<E> {}
+
+impl<E> Future for Fails<E> {
+    type Output = Result<(), E>;
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), E>> {
+        Poll::Ready(self.error.take().map_or(Ok(()), Err))
+    }
+}
+
+/// Even if the error's own drop panics as well.
+#[test]
+fn a_futures_drop_that_panics_loses_no_failure() {
+    fn fails<E: Send>(error: E) -> impl FnOnce() -> Fails<E> + Send {
+        || Fails { error: Some(error), _bomb: Bomb }
+    }
+    let log = Log::default();
+    let mut stack = AsyncExitStack::new();
+    stack.register(log.handler("below"));
+    stack.register_async(Handler::new(fails(Exit(3))).named("exits"));
+    stack.register_async(Handler::new(fails("disk full")).named("fails"));
+    let (result, _) = finished(stack.close());
+    assert_eq!(failures(&result), ["fails failed: disk full"]);
+    assert_eq!(result.unwrap_err().exit_code(), Some(3));
+    assert_eq!(log.take(), ["below"]);
+    stack.register_async(Handler::new(fails(Rude)).named("rude"));
+    let (result, _) = finished(stack.close());
+    assert_eq!(failures(&result), ["rude failed: rude"]);
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(result))).is_err());
 }
 
 #[test]
