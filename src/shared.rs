@@ -4,10 +4,12 @@ use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
 
+use scopeguard::{ScopeGuard, guard};
+
 use crate::error::{CloseError, Outcome, Refused};
 use crate::handler::{IntoHandler, Only, PendingHandler, identity};
 use crate::list::HandlerId;
-use crate::panics::drop_all;
+use crate::panics::{discard, drop_all};
 use crate::raw::Task;
 use crate::sync::const_fn;
 use crate::tree::{Purpose, SharedExitStack};
@@ -184,11 +186,14 @@ impl SharedExitStack {
     /// assert_eq!(stack.unregister_key(&"session 7"), 1);
     /// ```
     pub fn unregister_key<K: PartialEq + 'static>(&self, key: &K) -> usize {
+        // A handler may be removed meanwhile, so any of these may be the last reference to its key.
         let keys = self.collect(|id, entry| Some((id, Arc::clone(entry.key_of::<K>()?))));
-        let equal: Vec<HandlerId> = keys.into_iter().filter(|(_, own)| **own == *key).map(|(id, _)| id).collect();
+        let keys = guard(keys, |keys| keys.into_iter().for_each(discard)); // if an `==` panics
+        let equal: Vec<HandlerId> = keys.iter().filter(|(_, own)| **own == *key).map(|(id, _)| *id).collect();
         let found = self.take_out_all(&equal);
         let count = found.len();
-        drop_all(found);
+        let found = found.into_iter().map(|entry| (Some(entry), None));
+        drop_all(found.chain(ScopeGuard::into_inner(keys).into_iter().map(|key| (None, Some(key)))));
         count
     }
 

@@ -1,6 +1,6 @@
 //! `SharedExitStack` on one thread: what handlers, captured values, keys and the report hook may do while it drains.
 
-use std::panic::Location;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 use exitstack::{Exit, Handler, HandlerErrorKind, Interpreter, Outcome, SharedExitStack};
@@ -238,6 +238,40 @@ fn a_keys_eq_may_drain_the_stack() {
     }
     assert_eq!(stack.unregister_key(&Key(Arc::clone(&stack))), 0, "they all ran meanwhile");
     assert_eq!(log.take(), [2, 1, 0]);
+}
+
+/// An `==` removes the newest handler, whose key is then dropped by `unregister_key`, for it is yet to be compared.
+#[test]
+fn a_keys_drop_that_panics_stops_no_removal() {
+    struct Key(Shared, u32);
+    impl PartialEq for Key {
+        fn eq(&self, other: &Self) -> bool {
+            if self.1 == 1 {
+                self.0.unregister(self.0.pending()[0].id());
+            }
+            if (self.1, other.1) == (1, 9) {
+                quiet_panic("==");
+            }
+            true
+        }
+    }
+    impl Drop for Key {
+        fn drop(&mut self) {
+            if self.1 == 2 {
+                panic_with_nothing();
+            }
+        }
+    }
+    let stack = Shared::default();
+    let key = |n| Key(Arc::clone(&stack), n);
+    for n in [0, 1, 2] {
+        stack.register(Handler::new(|| ()).keyed(key(n)));
+    }
+    assert_eq!(panic_of(|| stack.unregister_key(&key(9))), "==");
+    assert_eq!(stack.len(), 2, "nothing else is removed");
+    stack.register(Handler::new(|| ()).keyed(key(2)));
+    assert!(catch_unwind(AssertUnwindSafe(|| stack.unregister_key(&key(8)))).is_err());
+    assert!(stack.is_empty());
 }
 
 #[test]
