@@ -68,24 +68,21 @@ extern "C" fn exit_hook() {
     IN_C_EXIT.set(true);
     let unloads = raw::unloads_here();
     let called = unload::enter(unloads);
-    let mut status = None;
-    if process_stack().is_closed() {
+    let status = if process_stack().is_closed() {
         if unload::are_all(called) {
             let _ = catch_unwind(end::report_refused).map_err(discard);
         }
-        if end::signal().is_some() {
-            // Perhaps the last drain was that of the signal's thread, which leaves the end of the process to this one.
-            status = end::decided();
-        }
         unload::begin_list_anew(); // as C does by itself below, where hooks are registered
+        // The thread that has drained, or that of a signal, may leave the end of the process to this one.
+        end::decided()
     } else {
         // Before anything else: the next thread must find a hook, too.
         register_hooks(if called == 1 { MORE_HOOKS } else { 1 });
-        status = catch_unwind(if unloads { drain_at_unload } else { drain_for_good }).unwrap_or_else(|payload| {
+        catch_unwind(if unloads { drain_at_unload } else { drain_for_good }).unwrap_or_else(|payload| {
             discard(payload);
             None
-        });
-    }
+        })
+    };
     let leaves = unloads || end::leaves_first();
     unload::leave(); // the library may be unloaded from here on
     if !leaves {

@@ -112,17 +112,17 @@ impl SharedExitStack {
     }
 
     /// Reopens or closes a stack whose lists are empty. The root keeps the exit status that was requested, before any other
-    /// thread can find the drain over: that thread may be the one that ends the process.
+    /// thread can find it closed: that thread may be the one that ends the process.
     #[cold]
     fn note_drained(&self, state: &mut State, teardown: usize, purpose: Purpose) {
         state.lifecycle.drained();
-        if matches!(state.lifecycle, Lifecycle::Closed) {
-            self.note_closed();
-        }
         if let (true, Place::Root(root)) = (purpose.exits(), &self.place) {
             let ended = state.drain.as_ref().filter(|drain| drain.teardown == teardown);
             let request = ended.and_then(|drain| drain.failures.exit_request().max(drain.merged.exit_request()));
             request.into_iter().for_each(root.decide);
+        }
+        if matches!(state.lifecycle, Lifecycle::Closed) {
+            self.note_closed(); // seen without a lock
         }
     }
 
@@ -330,5 +330,33 @@ impl Source<dyn Bound + Send> for Teardown<'_> {
     fn note(&mut self, outcome: HandlerOutcome) {
         let (failures, error) = outcome.into_failures(self.top().path());
         self.keep(failures, error.as_ref());
+    }
+}
+
+#[cfg(all(test, not(all(loom, feature = "loom"))))]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::super::Root;
+    use super::*;
+    use crate::error::Exit;
+
+    static STACK: SharedExitStack = SharedExitStack::root(&ROOT);
+    static ROOT: Root = Root {
+        name: "root",
+        stack: || &STACK,
+        arm: || true,
+        note_refusals: |_| (),
+        decide: |request| SEEN.lock().unwrap().push((request.code, STACK.is_closed())),
+    };
+    static SEEN: Mutex<Vec<(i32, bool)>> = Mutex::new(Vec::new());
+
+    /// A thread that finds the root closed may end the process with the status that was decided by then.
+    #[test]
+    fn a_root_decides_before_it_is_closed() {
+        STACK.register(|| Err(Exit(7)));
+        STACK.drain_unattended(Purpose::Exit, Outcome::Success);
+        assert_eq!(*SEEN.lock().unwrap(), [(7, false)]);
+        assert!(STACK.is_closed());
     }
 }

@@ -995,6 +995,20 @@ fn watched() -> Vec<Case> {
             says("B");
             OK
         }),
+        case("a_status_holds_for_a_thread_that_leaves_after_the_drain", Code(7), &[], || {
+            // The thread that has drained waits for the observer, so this one leaves first.
+            let (ends, ended) = channel();
+            set_observer(Box::new(move |event| {
+                if let Event::Ended(_) = event {
+                    let _ = ends.send(());
+                    forever();
+                }
+            }));
+            register(|| Err(Exit(7)));
+            thread::spawn(|| c_exit(1));
+            ended.recv_timeout(long()).expect("the drain is over");
+            c_exit(2)
+        }),
         case("an_observer_that_panics_is_told_again", Code(0), &["began", "ended"], || {
             set_observer(Box::new(|event| match event {
                 Event::Began(Reason::Exit) => {
