@@ -410,7 +410,7 @@ impl Protocol for Interpreter {
     }
 
     fn exit(&self) {
-        let _ = drain_for_good();
+        let _ = drain_for_good(None);
     }
 }
 
@@ -465,7 +465,7 @@ impl Protocol for Process {
     }
 
     fn exit(&self) {
-        let _ = drain_for_good();
+        let _ = drain_for_good(None);
     }
 }
 

@@ -39,7 +39,8 @@ thread_local! {
     /// Whether this thread is inside C's `exit`.
     static IN_C_EXIT: Cell<bool> = const { Cell::new(false) };
 
-    /// The status with which this thread has entered C's `exit`, if that is known.
+    /// The status with which this thread has entered C's `exit`, if that is known. Unknown in handlers, which may enter
+    /// it again, with another status.
     static GIVEN: Cell<Option<i32>> = const { Cell::new(None) };
 }
 
@@ -68,6 +69,7 @@ extern "C" fn exit_hook() {
     IN_C_EXIT.set(true);
     let unloads = raw::unloads_here();
     let called = unload::enter(unloads);
+    let given = GIVEN.take();
     let status = if process_stack().is_closed() {
         if unload::are_all(called) {
             let _ = catch_unwind(end::report_refused).map_err(discard);
@@ -78,7 +80,8 @@ extern "C" fn exit_hook() {
     } else {
         // Before anything else: the next thread must find a hook, too.
         register_hooks(if called == 1 { MORE_HOOKS } else { 1 });
-        catch_unwind(if unloads { drain_at_unload } else { drain_for_good }).unwrap_or_else(|payload| {
+        let drain = || if unloads { drain_at_unload() } else { drain_for_good(given) };
+        catch_unwind(drain).unwrap_or_else(|payload| {
             discard(payload);
             None
         })
@@ -94,8 +97,8 @@ extern "C" fn exit_hook() {
     if status.or_else(end::decided).is_none() {
         end::signal().into_iter().for_each(die_by); // what was registered with C before ours does not run
     }
-    if let Some(status) = status.filter(|status| GIVEN.get() != Some(*status)) {
-        GIVEN.set(Some(status));
+    GIVEN.set(status.or(given));
+    if let Some(status) = status.filter(|status| given != Some(*status)) {
         raw::end_with(status);
     }
 }
@@ -130,10 +133,11 @@ pub(crate) fn end_by_signal() -> ! {
 }
 
 /// Resumes the drains that this thread is in, the innermost first, and drains the process stack for the last time.
-/// Returns the exit status that was requested.
+/// The thread has entered C's `exit` with the status `given`, if that is known. Returns the exit status that was
+/// requested.
 #[cfg_attr(not(all(loom, feature = "loom")), expect(unreachable_pub, reason = "the models of tests/loom.rs call it"))]
-pub fn drain_for_good() -> Option<i32> {
-    drain_to_exit(Purpose::Exit, outcome_of(GIVEN.get()))
+pub fn drain_for_good(given: Option<i32>) -> Option<i32> {
+    drain_to_exit(Purpose::Exit, outcome_of(given))
 }
 
 /// Drains the process stack of a library that is being unloaded. The thread goes on afterwards, so there is no exit

@@ -882,6 +882,27 @@ pub(crate) fn cases() -> Vec<Case> {
             says("A");
             exit(0)
         }),
+        // The status that handlers decide is the one that `exit` was called with, but not the one that C's was.
+        case(
+            "the_status_of_exit_survives_another_c_exit",
+            Code(5),
+            if DROPS_THREAD_LOCALS { &["leaves", "a thread-local's"] } else { &[] },
+            || {
+                struct LeavesLater;
+                impl Drop for LeavesLater {
+                    fn drop(&mut self) {
+                        drop(Registers);
+                        register(|| {
+                            say("leaves");
+                            c_exit(3)
+                        });
+                    }
+                }
+                thread_local!(static LATER: Cell<Option<LeavesLater>> = const { Cell::new(None) });
+                LATER.set(Some(LeavesLater));
+                exit(5)
+            },
+        ),
         // A thread other than the main one calls `exit`.
         a_thread_local_registers("what_a_threads_thread_local_registers_runs", &["A", "a thread-local's"], || {
             says("A");
