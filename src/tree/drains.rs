@@ -22,6 +22,9 @@ pub(super) struct Drain {
     pub(super) merged: Failures,
     /// Whether failures go to the report hook as they happen.
     pub(super) reports: bool,
+    /// Whether a thread that ends the process began it, or has come to it. The exit status that is requested in it counts
+    /// then, even if the thread has left, and a closer resumes it.
+    pub(super) exits: bool,
     pub(super) waiters: Waiters,
 }
 
@@ -128,18 +131,19 @@ impl SharedExitStack {
         state.ready &= matches!(state.lifecycle, Lifecycle::Open);
         let Some(drain) = &mut state.drain else {
             let (failures, merged) = (Failures::default(), Failures::default());
-            let (reports, waiters) = (purpose.reports(), Waiters::default());
+            let (reports, exits, waiters) = (purpose.reports(), purpose.exits(), Waiters::default());
             // A stack that is closed keeps its outcome: this drain only waits for a handler that an earlier one
             // skipped.
             if !matches!(state.lifecycle, Lifecycle::Closed) {
                 state.outcome = outcome;
             }
-            state.drain = Some(Drain { owner: me, teardown, failures, merged, reports, waiters });
+            state.drain = Some(Drain { owner: me, teardown, failures, merged, reports, exits, waiters });
             // This drain waits for what an earlier one skipped.
             state.children.newest_first().for_each(|child| child.skipped_by = None);
             state.out_of_turn.iter_mut().for_each(|handler| handler.skipped_by = None);
             return Claim::Mine;
         };
+        drain.exits |= purpose.exits();
         let (mut abandoned, mut waiters) = (None, None);
         let claim = if left == Some(drain.owner) {
             (drain.owner, drain.teardown) = (me, teardown);

@@ -125,7 +125,7 @@ pub(crate) struct Root {
     pub(crate) arm: fn() -> bool,
     /// Remembers an interpreter that has refused more than one handler, so that the number is reported at the end.
     pub(crate) note_refusals: fn(&Arc<Node>),
-    /// Keeps the exit status that was requested in a drain. Called under the root's lock, so it must not allocate.
+    /// Keeps the exit status that was requested in a drain. Called under a stack's lock, so it must not allocate.
     pub(crate) decide: fn(ExitRequest),
 }
 
@@ -311,12 +311,12 @@ impl SharedExitStack {
         }
     }
 
-    /// Returns whether the stack drains with the root: it is neither a value nor detached.
-    fn is_in_the_tree(&self) -> bool {
+    /// Returns the root of the stack's tree, with which it drains; `None` for a value, and where that is detached.
+    fn tree(&self) -> Option<&'static Root> {
         match &self.place {
-            Place::Value => false,
-            Place::Root(_) => true,
-            Place::Nested(node) => node.upgrade().is_some_and(|node| node.root().is_some()),
+            Place::Value => None,
+            Place::Root(root) => Some(root),
+            Place::Nested(node) => node.upgrade()?.root(),
         }
     }
 

@@ -122,7 +122,7 @@ impl SharedExitStack {
     /// still runs those of a stack in no tree, because no other thread would.
     #[cold]
     fn is_refused_here(&self) -> bool {
-        is_given_up_here() && self.is_in_the_tree()
+        is_given_up_here() && self.tree().is_some()
     }
 
     /// Takes a handler out and runs it now. While it runs, it counts as nested in the stack.

@@ -12,7 +12,7 @@ use super::frames::Late;
 use super::lifecycle::{Lifecycle, Purpose};
 use super::relief::go_on_for;
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
-use super::{Node, OutOfTurn, Place, SharedExitStack, State};
+use super::{Node, OutOfTurn, SharedExitStack, State};
 use crate::drain::{HandlerOutcome, Source, Work};
 use crate::error::{CloseError, Failures, HandlerError, Outcome, merged};
 use crate::handler::SharedEntry;
@@ -65,10 +65,10 @@ impl State {
 }
 
 impl SharedExitStack {
-    /// Returns what is next in the drain that this teardown runs. A handler is moved to `running`, where the previous
-    /// one has run.
+    /// Returns what is next in the drain that this teardown runs, and which is its outermost or nested in that. A
+    /// handler is moved to `running`, where the previous one has run.
     #[inline]
-    fn next(&self, running: &mut Option<SharedEntry>, teardown: usize, purpose: Purpose) -> Next {
+    fn next(&self, running: &mut Option<SharedEntry>, teardown: usize, is_outermost: bool) -> Next {
         let mut state = self.lock();
         if !state.nothing_nested() {
             if let Some(next) = state.next_nested() {
@@ -76,15 +76,15 @@ impl SharedExitStack {
             }
         }
         state.handlers.pop_to(running);
-        if running.is_some() { Next::Handler } else { Next::Finished(self.finish(state, teardown, purpose)) }
+        if running.is_some() { Next::Handler } else { Next::Finished(self.finish(state, teardown, is_outermost)) }
     }
 
     /// Ends the drain, as the lists are empty, if it is this teardown's to end.
     #[inline]
-    fn finish(&self, mut state: MutexGuard<'_, State>, teardown: usize, purpose: Purpose) -> Finished {
+    fn finish(&self, mut state: MutexGuard<'_, State>, teardown: usize, is_outermost: bool) -> Finished {
         let storage = state.handlers.release();
         if !matches!(state.lifecycle, Lifecycle::Open) {
-            self.note_drained(&mut state, teardown, purpose);
+            self.note_drained(&mut state, teardown, is_outermost);
         }
         let ended = state.drain.take_if(|drain| drain.teardown == teardown);
         let settled = state.is_settled();
@@ -111,15 +111,18 @@ impl SharedExitStack {
         Finished { result, waiters: Waiters::default(), settled }
     }
 
-    /// Reopens or closes a stack whose lists are empty. The root keeps the exit status that was requested, before any other
-    /// thread can find it closed: that thread may be the one that ends the process.
+    /// Reopens or closes a stack whose lists are empty. If the process exits, the exit status that was requested is kept
+    /// before any other thread can find the stack closed: that thread may be the one that ends the process.
     #[cold]
-    fn note_drained(&self, state: &mut State, teardown: usize, purpose: Purpose) {
+    fn note_drained(&self, state: &mut State, teardown: usize, is_outermost: bool) {
         state.lifecycle.drained();
-        if let (true, Place::Root(root)) = (purpose.exits(), &self.place) {
-            let ended = state.drain.as_ref().filter(|drain| drain.teardown == teardown);
+        // Otherwise this teardown merges it into the drain around this one.
+        if is_outermost {
+            let ended = state.drain.as_ref().filter(|drain| drain.teardown == teardown && drain.exits);
             let request = ended.and_then(|drain| drain.failures.exit_request().max(drain.merged.exit_request()));
-            request.into_iter().for_each(root.decide);
+            if let Some((request, root)) = request.and_then(|request| Some((request, self.tree()?))) {
+                (root.decide)(request);
+            }
         }
         if matches!(state.lifecycle, Lifecycle::Closed) {
             self.note_closed(); // seen without a lock
@@ -307,7 +310,7 @@ impl Source<dyn Bound + Send> for Teardown<'_> {
                 return None;
             }
             let top = self.top.as_ref().map_or(self.root, |node| &node.stack);
-            match top.next(&mut self.running, self.number, self.purpose) {
+            match top.next(&mut self.running, self.number, self.top.is_none()) {
                 // The drain loop runs it.
                 Next::Handler => return self.lent(),
                 // It drains before the handlers below its position.
@@ -336,27 +339,98 @@ impl Source<dyn Bound + Send> for Teardown<'_> {
 #[cfg(all(test, not(all(loom, feature = "loom"))))]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::mpsc::channel;
+    use std::thread;
 
-    use super::super::Root;
+    use super::super::{Parent, Root, leave};
     use super::*;
     use crate::error::Exit;
 
-    static STACK: SharedExitStack = SharedExitStack::root(&ROOT);
-    static ROOT: Root = Root {
-        name: "root",
-        stack: || &STACK,
-        arm: || true,
-        note_refusals: |_| (),
-        decide: |request| SEEN.lock().unwrap().push((request.code, STACK.is_closed())),
-    };
-    static SEEN: Mutex<Vec<(i32, bool)>> = Mutex::new(Vec::new());
+    /// The exit statuses that a root has kept, each with whether the root was closed by then.
+    type Decided = Mutex<Vec<(i32, bool)>>;
+
+    /// Creates the root of a tree.
+    macro_rules! root {
+        () => {{
+            static STACK: SharedExitStack = SharedExitStack::root(&ROOT);
+            static DECIDED: Decided = Decided::new(Vec::new());
+            static ROOT: Root = Root {
+                name: "root",
+                stack: || &STACK,
+                arm: || true,
+                note_refusals: |_| (),
+                decide: |request| DECIDED.lock().unwrap().push((request.code, STACK.is_closed())),
+            };
+            (&STACK, &DECIDED)
+        }};
+    }
+
+    /// Does what C's `exit` does first in a handler, and lets another thread do the rest.
+    fn leaves_it_to(other: impl FnOnce() -> Result<(), CloseError> + Send + 'static) {
+        leave();
+        let result = thread::spawn(other).join().unwrap();
+        assert_eq!(result.unwrap_err().exit_code(), Some(7));
+    }
 
     /// A thread that finds the root closed may end the process with the status that was decided by then.
     #[test]
     fn a_root_decides_before_it_is_closed() {
-        STACK.register(|| Err(Exit(7)));
-        STACK.drain_unattended(Purpose::Exit, Outcome::Success);
-        assert_eq!(*SEEN.lock().unwrap(), [(7, false)]);
-        assert!(STACK.is_closed());
+        let (stack, decided) = root!();
+        stack.register(|| Err(Exit(7)));
+        stack.drain_unattended(Purpose::Exit, Outcome::Success);
+        assert_eq!(*decided.lock().unwrap(), [(7, false)]);
+        assert!(stack.is_closed());
+    }
+
+    /// The thread that has called C's `exit` may find nothing left to drain.
+    #[test]
+    fn a_closer_that_resumes_the_last_drain_decides() {
+        let (stack, decided) = root!();
+        stack.register(|| Err(Exit(7)));
+        stack.register(|| leaves_it_to(|| stack.close()));
+        stack.drain_unattended(Purpose::Exit, Outcome::Success);
+        assert_eq!(*decided.lock().unwrap(), [(7, false)]);
+        assert!(stack.is_closed());
+    }
+
+    #[test]
+    fn a_closer_that_resumes_the_last_drain_of_an_interpreter_decides() {
+        let (stack, decided) = root!();
+        let plugin = Node::new("plugin".into(), Parent::Root(stack));
+        plugin.stack.register(|| Err(Exit(7)));
+        let other = Arc::clone(&plugin);
+        plugin.stack.register(|| leaves_it_to(move || other.stack.drain(Purpose::Finalize, Outcome::Success)));
+        stack.drain_unattended(Purpose::Exit, Outcome::Success);
+        assert_eq!(*decided.lock().unwrap(), [(7, false)]);
+    }
+
+    #[test]
+    fn a_close_that_an_exit_waits_for_decides() {
+        let (stack, decided) = root!();
+        stack.register(|| {
+            while !matches!(stack.lock().lifecycle, Lifecycle::Closing(_)) {
+                thread::yield_now();
+            }
+            Err(Exit(7))
+        });
+        let (closes, wait_closes) = channel();
+        stack.register(move || closes.send(()).unwrap());
+        thread::scope(|scope| {
+            scope.spawn(|| stack.drain(Purpose::Close, Outcome::Success));
+            wait_closes.recv().unwrap();
+            stack.drain_unattended(Purpose::Exit, Outcome::Success);
+        });
+        assert_eq!(*decided.lock().unwrap(), [(7, false)]);
+    }
+
+    /// Unless the process exits, the status is only returned to the caller.
+    #[test]
+    fn an_interpreter_that_is_finalized_decides_nothing() {
+        let (stack, decided) = root!();
+        let plugin = Node::new("plugin".into(), Parent::Root(stack));
+        plugin.stack.register(|| Err(Exit(7)));
+        stack.register(move || drop(plugin.stack.drain(Purpose::Finalize, Outcome::Success)));
+        stack.drain_unattended(Purpose::Exit, Outcome::Success);
+        assert_eq!(*decided.lock().unwrap(), []);
     }
 }
