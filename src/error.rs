@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use core::error::Error;
 use core::fmt::{self, Display, Write};
+use core::mem;
 use core::ops::Deref;
 use core::panic::Location;
 use core::slice;
@@ -12,6 +13,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 
 use smallvec::SmallVec;
+
+use crate::panics::discard;
 
 mod failures;
 #[cfg(feature = "std")]
@@ -161,6 +164,13 @@ struct Facts {
     more: usize,
     /// Whether the failure has been reported, or is about to be.
     told: AtomicBool,
+}
+
+impl Drop for Facts {
+    /// The drop of a user's error may panic, and must not end what happens to hold the last reference.
+    fn drop(&mut self) {
+        discard(mem::replace(&mut self.kind, HandlerErrorKind::Refused));
+    }
 }
 
 /// The name of a handler; cloning it does not allocate.

@@ -307,6 +307,7 @@ impl Draining {
         if let Some(mut request) = on_request {
             let called = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| request(signal)));
             let _ = called.map_err(crate::panics::discard);
+            crate::panics::discard(request); // the drop of a capture may panic, too
         }
         let step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
         let waits = |step: &mut Step| *step == Step::Asked;

@@ -11,7 +11,7 @@ use crate::drain::{HandlerOutcome, Source, drain, run_one};
 use crate::error::{CloseError, Failures, Outcome};
 use crate::handler::{HandlerResult, IntoHandler, LocalEntry, Only, PendingHandler, identity};
 use crate::list::{HandlerId, HandlerList, NewestFirst};
-use crate::panics::{discard, drop_all};
+use crate::panics::drop_all;
 use crate::raw::{Appendable, Bound};
 use crate::report::report;
 
@@ -467,6 +467,5 @@ pub(crate) fn keep_or_report(outcome: HandlerOutcome, failures: Option<&mut Fail
         drop(failures.merge(new));
     } else {
         error.iter().for_each(report);
-        discard((new, error)); // the drop of an error may panic, which is not a panic of the handler
     }
 }

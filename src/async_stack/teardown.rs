@@ -89,7 +89,6 @@ impl Teardown {
     pub(super) fn abandon(&mut self, queue: &Queue<'_>) {
         if let Err(unreturned) = mem::take(&mut self.failures).into_result() {
             unreturned.iter().for_each(report);
-            discard(unreturned);
         }
         queue.slot().abandon(); // also for handlers that other handlers are yet to register
         if let Some((future, error)) = self.ground(queue) {

@@ -9,7 +9,6 @@ use smallvec::SmallVec;
 
 use super::{CloseError, Details, HandlerError};
 use crate::chain::{Chain, Link};
-use crate::panics::discard;
 
 /// A point in the order of events in this process; later ones are greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,8 +135,5 @@ pub(crate) fn merged(first: Result<(), CloseError>, then: Result<(), CloseError>
 
 /// Returns the exit status that a result requests.
 pub(crate) fn request_of(result: Result<(), CloseError>) -> Option<ExitRequest> {
-    let error = result.err()?;
-    let request = error.exit_request();
-    discard(error); // a user's error, whose drop may panic
-    request
+    result.err()?.exit_request()
 }

@@ -86,6 +86,7 @@ impl Watching {
             observer.tell(Told::Closed(Closed::new(&self.watch, Some(result.clone()))));
             observer.settle();
         }
+        self.watch.clear();
     }
 }
 

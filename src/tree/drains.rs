@@ -8,7 +8,6 @@ use super::lifecycle::{Lifecycle, Purpose};
 use super::relief::go_on_for;
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
 use crate::error::{ExitRequest, Failures, HandlerError, Outcome};
-use crate::panics::discard;
 use crate::report::report;
 
 /// A drain that runs.
@@ -92,7 +91,7 @@ impl SharedExitStack {
                 continue;
             };
             let waited = wait(owner, theirs, &waiting, who);
-            discard(waiting); // it may hold the last reference to a user's error
+            drop(waiting);
             match waited {
                 // The owner has run everything.
                 Waited::Ended(result) => return Acquired::Ended(result),
@@ -184,7 +183,6 @@ impl SharedExitStack {
             errors.reserve(count);
         }
         errors.iter().rev().for_each(report);
-        discard(errors);
     }
 
     /// Adds failures to the drain of this stack. Returns whether they have to be reported.
@@ -192,8 +190,7 @@ impl SharedExitStack {
         let mut state = self.lock();
         let Some(drain) = &mut state.drain else {
             drop(state);
-            discard(failures); // no drain will return them
-            return true;
+            return true; // no drain will return them
         };
         let reports = drain.reports;
         let emptied = drain.failures.merge(failures);

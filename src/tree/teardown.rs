@@ -17,7 +17,6 @@ use crate::drain::{HandlerOutcome, Source, Work};
 use crate::error::{CloseError, Failures, HandlerError, Outcome, merged};
 use crate::handler::SharedEntry;
 use crate::list::HandlerId;
-use crate::panics::discard;
 use crate::raw::{self, Bound};
 use crate::report::report;
 use crate::sync::MutexGuard;
@@ -241,7 +240,6 @@ impl<'s> Teardown<'s> {
                 drop(left);
             }
         }
-        discard(slot);
     }
 
     /// Ends the teardown: the root is drained.
@@ -290,7 +288,6 @@ impl<'s> Teardown<'s> {
                 error.iter().for_each(report);
             }
         }
-        discard(nested); // a user's error, whose drop may panic
     }
 }
 

@@ -7,7 +7,7 @@
 //! Lock order: a [`Watch`]'s lock is taken alone.
 
 use std::cell::Cell;
-use std::mem::ManuallyDrop;
+use std::mem::{self, ManuallyDrop};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -134,6 +134,12 @@ impl Watch {
     pub(crate) fn end(&self) {
         self.progress.lock().is_over = true;
         self.changed.notify_all();
+    }
+
+    /// Drops the records here rather than on the keeper: the drop of a user's error may take forever.
+    pub(crate) fn clear(&self) {
+        let records = mem::take(&mut self.progress.lock().records);
+        drop(records);
     }
 
     pub(crate) fn is_over(&self) -> bool {

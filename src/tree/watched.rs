@@ -17,7 +17,6 @@ use super::watch::{Watch, here};
 use crate::drain::{HandlerOutcome, Source, drain};
 use crate::error::{Failures, HandlerError, HandlerErrorKind};
 use crate::handler::SharedEntry;
-use crate::panics::discard;
 use crate::raw::Bound;
 use crate::report::report;
 
@@ -106,8 +105,6 @@ impl Source<dyn Bound + Send> for Watched<'_, '_> {
         let (failures, error) = outcome.into_failures(path);
         if self.end_run(error.as_ref()) {
             self.teardown.keep(failures, error.as_ref());
-        } else {
-            discard((failures, error)); // an exit status that it requests does not count
-        }
+        } // otherwise, an exit status that it requests does not count
     }
 }

@@ -33,3 +33,14 @@ pub(crate) fn another_librarys_handler() {
     // SAFETY: the handler is a function that does not unwind.
     assert_eq!(unsafe { libc::atexit(handler) }, 0);
 }
+
+/// An error whose drop panics.
+#[derive(Debug, thiserror::Error)]
+#[error("rude")]
+pub(crate) struct Rude;
+
+impl Drop for Rude {
+    fn drop(&mut self) {
+        panic!("an error's drop");
+    }
+}

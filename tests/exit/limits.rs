@@ -16,7 +16,7 @@ use exitstack::{
 use libtest_mimic::{Failed, Trial};
 
 use crate::Status::Code;
-use crate::child::{DROPS_THREAD_LOCALS, c_exit, say, says};
+use crate::child::{DROPS_THREAD_LOCALS, Rude, c_exit, say, says};
 use crate::fork::{after, fork, say_child};
 use crate::watched::Watched;
 use crate::{Case, Ended, OK, Status, case, minutes, run_child, status_of};
@@ -109,6 +109,19 @@ struct Drops;
 impl Drop for Drops {
     fn drop(&mut self) {
         say("dropped");
+    }
+}
+
+/// An error that says where it is dropped. The drop panics.
+#[derive(Debug, thiserror::Error)]
+#[error("somewhere")]
+struct Somewhere(Sender<()>);
+
+impl Drop for Somewhere {
+    fn drop(&mut self) {
+        say(if this_thread() == main_thread() { "dropped on main" } else { "dropped on another thread" });
+        let _ = self.0.send(());
+        panic!("an error's drop");
     }
 }
 
@@ -1019,6 +1032,55 @@ fn watched() -> Vec<Case> {
                 _ => {}
             }));
             register(|| ());
+            OK
+        }),
+        case("an_observed_error_may_panic_when_dropped", Code(8), &["A"], || {
+            set_observer(Box::new(|_| ()));
+            says("A");
+            register(|| Err(Exit(8)));
+            register(|| Err(Rude));
+            OK
+        })
+        .err("failed: rude"),
+        case("an_observed_error_does_not_leave_run", Code(8), &["A"], || {
+            set_observer(Box::new(|_| ()));
+            Ok(run(|| {
+                says("A");
+                register(|| Err(Exit(8)));
+                register(|| Err(Rude));
+            }))
+        }),
+        // The observer is the last to have it.
+        case("an_error_whose_drop_panics_ends_no_observer", Code(0), &["told", "told"], || {
+            let (drop_it, dropped) = channel::<()>();
+            let (ends, ended) = channel();
+            let dropped = Mutex::new(dropped);
+            set_observer(Box::new(move |event| {
+                if let Event::Ended(_) = event {
+                    let _ = dropped.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let _ = ends.send(());
+                }
+            }));
+            for _ in 0..2 {
+                let plugin = Interpreter::new("plugin");
+                plugin.stack().register(|| Err(Rude));
+                drop(plugin.finalize_within(&Limits::new()));
+                let _ = drop_it.send(());
+                ended.recv_timeout(long()).map_err(|_| "the observer is gone")?;
+                say("told");
+            }
+            OK
+        }),
+        case("an_error_is_not_dropped_by_the_keeper", GAVE_UP, &["dropped on main", "A"], || {
+            let (drops, dropped) = channel();
+            main_thread();
+            limit(limits());
+            let _ = run(|| {
+                register(move || Err(Somewhere(drops)));
+            });
+            dropped.recv_timeout(long()).map_err(|_| "it is not dropped")?;
+            says("A");
+            stuck("stuck"); // the keeper is still there to give it up
             OK
         }),
         // The hook is called because the handler was given up.

@@ -16,7 +16,7 @@ use libc::{SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGSEGV, SIGTERM,
 use libtest_mimic::{Failed, Trial};
 
 use crate::Status::{Code, Signal};
-use crate::child::{c_exit, say, says};
+use crate::child::{Rude, c_exit, say, says};
 use crate::fork::{after, fork, raw_clone, say_child};
 use crate::limits::{exhaust_threads, restore_threads};
 use crate::random::Random;
@@ -309,6 +309,17 @@ pub(crate) fn cases() -> Vec<Case> {
             park()
         })
         .err("told"),
+        case("a_request_whose_capture_panics_stops_nothing", Signal(SIGINT), &["asked", "A"], || {
+            let rude = Rude;
+            let asked = move |_| {
+                let _ = &rude;
+                say("asked");
+            };
+            signals().on_request(asked).install().unwrap();
+            says("A");
+            send(SIGINT);
+            park()
+        }),
         // Steps.
         case("the_second_signal_gives_up_what_runs", Signal(SIGINT), &["sticks", "B", "failed", "A"], || {
             signals().install().unwrap();

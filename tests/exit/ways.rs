@@ -14,7 +14,7 @@ use std::time::Duration;
 use exitstack::{Exit, ExitStack, Interpreter, exit, process_stack, register, run};
 
 use crate::Status::{Code, Signal};
-use crate::child::{DROPS_THREAD_LOCALS, another_librarys_handler, c_exit, say, says};
+use crate::child::{DROPS_THREAD_LOCALS, Rude, another_librarys_handler, c_exit, say, says};
 use crate::{Case, Ended, OK, case};
 
 /// Calls `then` below frames with locals that would be dropped if the frames were left in any ordinary way.
@@ -28,17 +28,6 @@ fn under_frames(depth: usize, then: &dyn Fn()) {
 
 fn on_a_thread(body: impl FnOnce() + Send + 'static) {
     let _ = thread::spawn(body).join();
-}
-
-/// An error whose drop panics.
-#[derive(Debug, thiserror::Error)]
-#[error("rude")]
-struct Rude;
-
-impl Drop for Rude {
-    fn drop(&mut self) {
-        panic!("an error's drop");
-    }
 }
 
 /// A value that panics when `main` reports it.
