@@ -16,7 +16,7 @@ use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use super::{end, flush_stdout, process_stack, unload};
+use super::{end, flush_stdout_briefly, process_stack, unload};
 use crate::error::{CloseError, ExitRequest, Outcome, request_of};
 use crate::panics::discard;
 use crate::raw;
@@ -120,6 +120,7 @@ pub(crate) fn end_by_signal() -> ! {
     });
     if let Some(status) = status {
         GIVEN.set(Some(status));
+        flush_stdout_briefly(); // std's `exit` would wait for a reader forever
         // What others have registered with C runs as well. If another thread is in std's `exit` already, this one
         // blocks there forever, so it must not claim to be the one that leaves.
         std::process::exit(status);
@@ -127,7 +128,7 @@ pub(crate) fn end_by_signal() -> ! {
     if !end::leaves_first() {
         raw::park() // another thread is past the last drain, and ends the process
     }
-    flush_stdout();
+    flush_stdout_briefly();
     end::signal().into_iter().for_each(die_by);
     raw::end_now(1)
 }
@@ -237,7 +238,7 @@ fn end_now(status: i32) -> ! {
     }
     shutdown::settle();
     if !is_in_exit() {
-        flush_stdout(); // otherwise std has done so, and no thread can be started
+        flush_stdout_briefly(); // otherwise std has done so, and no thread can be started
     }
     // The status passed to `exit` does not count: it was meant for a process whose handlers have all ended.
     if let Some(status) = end::decided_by_handlers() {

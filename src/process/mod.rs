@@ -9,9 +9,9 @@ mod unload;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::{ExitCode, Termination};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[cfg(all(loom, feature = "loom"))]
 pub use self::at_exit::drain_for_good;
@@ -189,27 +189,41 @@ pub fn run<T: Termination>(body: impl FnOnce() -> T) -> ExitCode {
 /// The status of a `main` that panics.
 const PANICKED: u8 = 101;
 
-/// How long [`run`] waits for a thread that has locked standard output.
-const LOCKED: Duration = Duration::from_millis(100);
+/// How long to wait for a thread that has locked standard output, and for its reader where the process cannot wait.
+const PATIENCE: Duration = Duration::from_millis(100);
 
-/// Flushes standard output, which std does not do before it reports an error. This needs a thread of its own, because
-/// another one may hold the lock forever and there is no `try_lock`.
+/// Flushes standard output, which std does not do before it reports an error.
 fn flush_stdout() {
-    let (locked, is_locked) = mpsc::sync_channel(0);
-    let flushing = thread::Builder::new().spawn(move || {
-        let mut stdout = io::stdout().lock();
-        if locked.send(()).is_ok() {
-            let _ = stdout.flush();
-        }
-    });
-    match flushing {
-        // Wait for a thread that has the lock, so that a slow reader gets everything.
-        Ok(flushing) if is_locked.recv_timeout(LOCKED).is_ok() => _ = flushing.join(),
+    match start_flush() {
+        // A slow reader gets everything.
+        Ok(steps) if steps.recv_timeout(PATIENCE).is_ok() => _ = steps.recv(),
         // Where there are no threads, no other one has the lock.
         Err(error) if error.kind() == io::ErrorKind::Unsupported => _ = io::stdout().flush(),
         // Another thread keeps the lock, perhaps forever; or it may, and no thread can be started to find out.
         Ok(_) | Err(_) => {}
     }
+}
+
+/// Flushes standard output as far as its reader allows within [`PATIENCE`]. What is left in its buffer is lost: std does
+/// not wait for it either, as the lock is kept.
+fn flush_stdout_briefly() {
+    let until = Instant::now() + PATIENCE;
+    if let Ok(steps) = start_flush() {
+        while steps.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok() {}
+    }
+}
+
+/// Starts to flush standard output. What is returned receives something once that is locked, and is disconnected once
+/// it is flushed. This needs a thread, because another one may hold the lock forever and there is no `try_lock`.
+fn start_flush() -> io::Result<Receiver<()>> {
+    let (locked, steps) = mpsc::sync_channel(0);
+    thread::Builder::new().spawn(move || {
+        let mut stdout = io::stdout().lock();
+        if locked.send(()).is_ok() {
+            let _ = stdout.flush();
+        }
+    })?;
+    Ok(steps)
 }
 
 /// Returns whether this process is on its way out.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use super::event::{Closed, Reason};
 use super::keeper::{Job, Look, Spare};
 use super::limits::{Expiry, Limits};
-use super::observer::{Observer, Told};
-use super::setup::{Setup, setup};
+use super::observer::{Observer, PATIENCE, Told};
+use super::setup::{Setup, settle_lines, setup};
 use crate::error::{CloseError, Outcome};
 use crate::sync::Lock;
 use crate::tree::{Lean, Node, Purpose, Run, Spot, Tell, ThreadKey, Watch};
@@ -50,7 +50,7 @@ pub(crate) fn watch_end(
     finish: fn(Result<(), CloseError>) -> !,
     force: fn() -> !,
 ) -> Option<Watching> {
-    let Setup { limits, keeper, observer } = setup();
+    let Setup { limits, keeper, observer, .. } = setup();
     if keeper.is_none() && observer.is_none() {
         return None;
     }
@@ -84,8 +84,9 @@ impl Watching {
         self.watch.end();
         if let Some(observer) = &self.observer {
             observer.tell(Told::Closed(Closed::new(&self.watch, Some(result.clone()))));
-            observer.settle();
+            observer.settle(PATIENCE);
         }
+        settle_lines(PATIENCE);
         self.watch.clear();
     }
 }
@@ -111,7 +112,9 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
         let relieved = Arc::new(move || leaning.upgrade().into_iter().for_each(|lean| lean.on(ThreadKey::current())));
         Job { began, watch, limits, observer, finish, relieved, force: None }
     };
+    let returns = returns(&job);
     drain_elsewhere(job, Arc::clone(node), &lean);
+    settle_lines(returns.map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()).min(PATIENCE)));
     let result = result.lock().clone();
     let closed = Closed::new(&watch, result);
     tell(observer.as_ref(), || Told::Closed(closed.clone()));
@@ -149,9 +152,14 @@ fn drain_elsewhere(job: Job, node: Arc<Node>, lean: &Lean) {
 /// How much longer than its time `finalize_within` may take, to record the handlers that were not run.
 const GRACE: Duration = Duration::from_millis(50);
 
+/// Returns when `finalize_within` returns at the latest.
+fn returns(job: &Job) -> Option<Instant> {
+    job.limits.total.and_then(|total| job.began.checked_add(total + GRACE))
+}
+
 /// Watches a drain until it is over or its time is, and returns true; or until `cut` says so, and returns false.
 fn await_end(mut job: Job, spare: &mut Option<Spare>, cut: impl Fn() -> bool) -> bool {
-    let returns = job.limits.total.and_then(|total| job.began.checked_add(total + GRACE));
+    let returns = returns(&job);
     loop {
         let now = Instant::now();
         match job.look(spare) {

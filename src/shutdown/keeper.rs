@@ -11,8 +11,8 @@ use std::{io, thread};
 
 use super::limits::{Expiry, Limits};
 use super::observer::{Observer, Told};
+use super::setup::lines;
 use crate::error::{CloseError, OneLine};
-use crate::raw;
 use crate::sync::{PerProcess, global};
 use crate::tree::{Blocking, Running, Watch};
 
@@ -167,7 +167,7 @@ impl Job {
     fn tell_slow(&self, running: &Running) {
         match &self.observer {
             Some(observer) => observer.tell(Told::Slow(running.clone())),
-            None => raw::write_stderr(line(running, "is still running").as_bytes()),
+            None => write(line(running, "is still running")),
         }
     }
 
@@ -175,7 +175,7 @@ impl Job {
         let running = blocking.run.running(0);
         let Some(needs_relief) = self.watch.give_up(blocking) else { return };
         if self.observer.is_none() && self.force.is_none() {
-            raw::write_stderr(line(&running, "was given up").as_bytes()); // otherwise it is reported as a failure
+            write(line(&running, "was given up")); // otherwise it is reported as a failure
         }
         if needs_relief {
             self.relieve(spare);
@@ -200,6 +200,13 @@ impl Job {
             }
         });
         *spare = Spare::new().ok();
+    }
+}
+
+/// Writes a line on another thread. Without one, it is lost: this thread must not wait for a reader.
+fn write(line: String) {
+    if let Ok(lines) = lines() {
+        lines.tell(Told::Line(line));
     }
 }
 

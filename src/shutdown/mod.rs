@@ -61,8 +61,8 @@ pub use self::event::{Closed, Event, Reason};
 #[cfg(all(any(unix, windows), feature = "signals"))]
 pub(crate) use self::keeper::hurry;
 pub use self::limits::{Expiry, Limits};
-use self::observer::Observer;
-use self::setup::setup;
+use self::observer::{Observer, PATIENCE};
+use self::setup::{Setup, setup};
 use crate::tree::{self, here, run_here};
 pub use crate::tree::{Fate, Record, Running};
 pub(crate) use crate::tree::{end_gave_up, is_lost_here};
@@ -151,7 +151,8 @@ pub(crate) fn status() -> i32 {
     setup().limits.status
 }
 
-/// Waits until the observer has seen everything it was told, if that does not take long.
+/// Waits until the observer has seen everything it was told, and all lines are written, if that does not take long.
 pub(crate) fn settle() {
-    setup().observer.iter().for_each(Observer::settle);
+    let Setup { observer, lines, .. } = setup();
+    observer.iter().chain(&lines).for_each(|observer| observer.settle(PATIENCE));
 }

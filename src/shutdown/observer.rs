@@ -9,11 +9,12 @@ use std::{io, thread};
 
 use super::event::{Closed, Event, Reason};
 use crate::panics::discard;
+use crate::raw;
 use crate::sync::{Condvar, Lock};
 use crate::tree::{Fate, Record, Running};
 
 /// How long the end of the process waits for an observer that has not seen everything.
-const PATIENCE: Duration = Duration::from_millis(200);
+pub(super) const PATIENCE: Duration = Duration::from_millis(200);
 
 /// What is sent to the observer.
 pub(super) enum Told {
@@ -21,6 +22,8 @@ pub(super) enum Told {
     Slow(Running),
     Ended(Record),
     Closed(Closed),
+    /// Is written to standard error, which may be a full pipe that nobody reads: no other thread must wait for that.
+    Line(String),
     /// Sets this once the observer has seen everything sent before.
     Seen(Arc<Seen>),
 }
@@ -37,8 +40,8 @@ impl Seen {
     }
 
     /// Waits until it is set, or patience is over. Returns whether it is set.
-    fn wait(&self) -> bool {
-        let until = Instant::now() + PATIENCE;
+    fn wait(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
         let mut seen = self.0.lock();
         while !*seen {
             let left = until.saturating_duration_since(Instant::now());
@@ -71,6 +74,10 @@ impl Observer {
                     Told::Ended(record) if matches!(record.fate(), Fate::GivenUp) => Event::GivenUp(record),
                     Told::Ended(record) => Event::Finished(record),
                     Told::Closed(closed) => Event::Ended(closed),
+                    Told::Line(line) => {
+                        raw::write_stderr(line.as_bytes());
+                        continue;
+                    }
                     Told::Seen(seen) => {
                         seen.set();
                         continue;
@@ -83,18 +90,23 @@ impl Observer {
         Ok(Self { sender, hangs: Arc::default() })
     }
 
+    /// Starts the thread that writes lines where no observer is set.
+    pub(super) fn of_lines() -> io::Result<Self> {
+        Self::new(Box::new(|_| ()))
+    }
+
     /// Sends something to the observer, without waiting.
     pub(super) fn tell(&self, told: Told) {
         let _ = self.sender.send(told);
     }
 
     /// Waits until the observer has seen everything sent, if that does not take long.
-    pub(super) fn settle(&self) {
-        if self.hangs.load(Ordering::Relaxed) {
+    pub(super) fn settle(&self, patience: Duration) {
+        if self.hangs.load(Ordering::Relaxed) || patience.is_zero() {
             return;
         }
         let seen = Arc::<Seen>::default();
         self.tell(Told::Seen(Arc::clone(&seen)));
-        self.hangs.store(!seen.wait(), Ordering::Relaxed);
+        self.hangs.store(!seen.wait(patience), Ordering::Relaxed);
     }
 }

@@ -1,7 +1,9 @@
-//! What this process has set up: limits, the keeper that enforces them, the observer.
+//! What this process has set up: limits, the keeper that enforces them, the observer, or the thread that writes lines
+//! in its place.
 
 use std::io;
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
 use super::keeper::{self, Job};
 use super::limits::Limits;
@@ -15,10 +17,12 @@ pub(crate) struct Setup {
     pub(super) limits: Limits,
     pub(super) keeper: Option<Sender<Job>>,
     pub(super) observer: Option<Observer>,
+    pub(super) lines: Option<Observer>,
 }
 
 global! {
-    static SETUP: PerProcess<Setup> = PerProcess::new(Setup { limits: Limits::new(), keeper: None, observer: None });
+    static SETUP: PerProcess<Setup> =
+        PerProcess::new(Setup { limits: Limits::new(), keeper: None, observer: None, lines: None });
 }
 
 /// Returns what is set up now.
@@ -26,8 +30,25 @@ pub(super) fn setup() -> Setup {
     SETUP.lock().clone()
 }
 
+/// Returns the thread that writes lines, and starts it if there is none.
+pub(super) fn lines() -> io::Result<Observer> {
+    if let Some(lines) = setup().lines {
+        return Ok(lines);
+    }
+    let lines = Observer::of_lines()?;
+    let before = SETUP.lock().lines.replace(lines.clone());
+    drop(before);
+    Ok(lines)
+}
+
+/// Waits until all lines are written, if that does not take long.
+pub(super) fn settle_lines(patience: Duration) {
+    setup().lines.iter().for_each(|lines| lines.settle(patience));
+}
+
 /// Sets the limits, and starts the keeper if there is none.
 pub(super) fn limit(limits: Limits) -> io::Result<()> {
+    lines()?; // beforehand: the keeper may have no thread left to start
     let keeper = match setup().keeper {
         Some(keeper) => keeper,
         None => keeper::start()?,

@@ -44,3 +44,22 @@ impl Drop for Rude {
         panic!("an error's drop");
     }
 }
+
+/// Replaces a descriptor by a pipe that is full and that nobody reads.
+pub(crate) fn full_pipe(replaced: c_int) {
+    let mut ends = [0; 2];
+    // SAFETY: the array has room for both descriptors.
+    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+    let set_flags = |flags: c_int| {
+        // SAFETY: the descriptor is open.
+        assert_eq!(unsafe { libc::fcntl(ends[1], libc::F_SETFL, flags) }, 0);
+    };
+    set_flags(libc::O_WRONLY | libc::O_NONBLOCK);
+    for length in [4096, 1] {
+        // SAFETY: the array is at least as long.
+        while unsafe { libc::write(ends[1], [0_u8; 4096].as_ptr().cast(), length) } > 0 {}
+    }
+    set_flags(libc::O_WRONLY);
+    // SAFETY: both descriptors are open.
+    assert_eq!(unsafe { libc::dup2(ends[1], replaced) }, replaced);
+}

@@ -16,7 +16,7 @@ use exitstack::{
 use libtest_mimic::{Failed, Trial};
 
 use crate::Status::Code;
-use crate::child::{DROPS_THREAD_LOCALS, Rude, c_exit, say, says};
+use crate::child::{DROPS_THREAD_LOCALS, Rude, c_exit, full_pipe, say, says};
 use crate::fork::{after, fork, say_child};
 use crate::watched::Watched;
 use crate::{Case, Ended, OK, Status, case, minutes, run_child, status_of};
@@ -925,6 +925,26 @@ fn totals() -> Vec<Case> {
             OK
         })
         .err("`never idle`"),
+        case("limits_hold_though_nobody_reads_standard_error", GAVE_UP, &[], || {
+            full_pipe(libc::STDERR_FILENO);
+            limit(limits().within(2 * SHORT).warn_after(SHORT / 2));
+            register(|| forever());
+            OK
+        }),
+        case("finalize_within_returns_though_nobody_reads_it", Code(4), &["over false"], || {
+            full_pipe(libc::STDERR_FILENO);
+            let plugin = plugin("plugin");
+            plugin.stack().register(|| forever());
+            say(&format!("over {}", plugin.finalize_within(&Limits::new().within(SHORT)).is_over()));
+            std::process::exit(4)
+        }),
+        case("limits_hold_though_nobody_reads_standard_output", GAVE_UP, &[], || {
+            full_pipe(libc::STDOUT_FILENO);
+            print!("held back");
+            limit(limits());
+            stuck("stuck");
+            exit(0)
+        }),
         case("without_threads_there_are_no_limits", Code(0), &["A"], || {
             says("A");
             exhaust_threads();

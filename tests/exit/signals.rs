@@ -16,7 +16,7 @@ use libc::{SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGSEGV, SIGTERM,
 use libtest_mimic::{Failed, Trial};
 
 use crate::Status::{Code, Signal};
-use crate::child::{Rude, c_exit, say, says};
+use crate::child::{Rude, c_exit, full_pipe, say, says};
 use crate::fork::{after, fork, raw_clone, say_child};
 use crate::limits::{exhaust_threads, restore_threads};
 use crate::random::Random;
@@ -223,6 +223,21 @@ pub(crate) fn cases() -> Vec<Case> {
             assert_eq!(action_of(SIGTERM), before);
             says("A");
             assert_eq!(signals().install().unwrap(), [SIGINT, SIGTERM, SIGHUP]);
+            send(SIGTERM);
+            park()
+        }),
+        case("a_signal_kills_though_nobody_reads_the_output", Signal(SIGTERM), &[], || {
+            full_pipe(libc::STDOUT_FILENO);
+            print!("held back");
+            signals().install().unwrap();
+            send(SIGTERM);
+            park()
+        }),
+        case("exit_decides_though_nobody_reads_the_output", Code(7), &[], || {
+            full_pipe(libc::STDOUT_FILENO);
+            print!("held back");
+            signals().install().unwrap();
+            register(|| Err(Exit(7)));
             send(SIGTERM);
             park()
         }),
