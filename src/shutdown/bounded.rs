@@ -154,7 +154,7 @@ const GRACE: Duration = Duration::from_millis(50);
 
 /// Returns when `finalize_within` returns at the latest.
 fn returns(job: &Job) -> Option<Instant> {
-    job.limits.total.and_then(|total| job.began.checked_add(total + GRACE))
+    job.limits.total.and_then(|total| job.began.checked_add(total.saturating_add(GRACE)))
 }
 
 /// Watches a drain until it is over or its time is, and returns true; or until `cut` says so, and returns false.

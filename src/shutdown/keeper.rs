@@ -129,13 +129,14 @@ impl Job {
         let now = Instant::now();
         let mut next = now + TICK;
         if let Some(force) = self.force {
-            if self.limits.expiry != Expiry::Wait && self.watch.stopped_since().is_some_and(|at| now > at + PATIENCE) {
+            if self.limits.expiry != Expiry::Wait
+                && self.watch.stopped_since().is_some_and(|at| now.saturating_duration_since(at) > PATIENCE)
+            {
                 force();
             }
         }
         let Some(blocking) = self.watch.blocking() else { return Look::At(next) };
-        if let Some(after) = self.limits.warn_after {
-            let at = blocking.since + after;
+        if let Some(at) = self.limits.warn_after.and_then(|after| blocking.since.checked_add(after)) {
             if now < at {
                 next = next.min(at);
             } else if !blocking.run.is_slow.swap(true, Ordering::Relaxed) {

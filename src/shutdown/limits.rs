@@ -165,8 +165,9 @@ impl Limits {
         waiting: usize,
     ) -> Option<Instant> {
         let by_total = ends.map(|ends| {
-            let reserved = ends.checked_sub(self.reserve).unwrap_or(ends);
-            if since < reserved || self.reserve.is_zero() {
+            // `None` if more is reserved than there is.
+            let reserved = ends.checked_sub(self.reserve);
+            if let Some(reserved) = reserved.filter(|reserved| since < *reserved || self.reserve.is_zero()) {
                 return reserved;
             }
             let share = u32::try_from(waiting).unwrap_or(u32::MAX).saturating_add(1);
@@ -210,5 +211,6 @@ mod tests {
         assert_eq!(limits.due(None, now + 6 * SECOND, ends, 3), Some(now + 7 * SECOND));
         assert_eq!(limits.due(None, now + 7 * SECOND, ends, 2), Some(now + 8 * SECOND));
         assert_eq!(limits.due(None, now + 11 * SECOND, ends, 2), Some(now + 11 * SECOND));
+        assert_eq!(limits.reserve(Duration::MAX).due(None, now, ends, 4), Some(now + 2 * SECOND));
     }
 }

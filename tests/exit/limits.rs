@@ -865,6 +865,16 @@ fn totals() -> Vec<Case> {
             register(|| forever());
             OK
         }),
+        case("limits_may_be_endless", GAVE_UP, &["p1", "A"], || {
+            let endless = Duration::MAX;
+            limit(limits().within(endless).each(endless).reserve(endless).warn_after(endless));
+            says("A");
+            stuck("stuck");
+            let plugin = plugin("plugin");
+            says_in(&plugin, "p1");
+            let _ = plugin.finalize_within(&Limits::new().within(endless).each(endless).reserve(endless));
+            OK
+        }),
         case("each_expires_before_the_total", GAVE_UP, &["A"], || {
             limit(limits().within(long()).each(3 * SHORT));
             says("A");
