@@ -27,7 +27,7 @@ pub(super) fn drain_watched(teardown: &mut Teardown<'_>, root: Spot, first: impl
     let number = teardown.number;
     push_frame(number, root, Some(teardown.purpose));
     first();
-    drain(&mut Watched { teardown, watch: here(), run: None });
+    drain(&mut Watched { teardown, watch: here(), run: None, is_run: false });
     drop_frame(number);
 }
 
@@ -47,6 +47,9 @@ struct Watched<'t, 's> {
     teardown: &'t mut Teardown<'s>,
     watch: Option<Arc<Watch>>,
     run: Option<Arc<Run>>,
+    /// Whether that handler is run. One for the other outcome is dropped, of which there is nothing to record, unless it
+    /// is given up or its drop panics.
+    is_run: bool,
 }
 
 impl Watched<'_, '_> {
@@ -65,7 +68,8 @@ impl Watched<'_, '_> {
         }
         // A watch that has given the handler up has recorded that.
         if let (None | Some(Late::ForAnother), Some((watch, run))) = (late, self.watch().zip(run)) {
-            watch.add(run.record(failure.map_or(Fate::Done, |error| Fate::Failed(error.clone()))));
+            let fate = failure.map(|error| Fate::Failed(error.clone())).or(self.is_run.then_some(Fate::Done));
+            fate.into_iter().for_each(|fate| watch.add(run.record(fate)));
         }
         late.is_none()
     }
@@ -82,9 +86,13 @@ impl Source<dyn Bound + Send> for Watched<'_, '_> {
             self.teardown.next()?; // `None` too if this thread was given up while it waited
             let (entry, top) = self.teardown.lent()?;
             let run = Arc::new(Run::new(entry, top.spot()?));
+            self.is_run = entry.closure.only().is_none_or(|only| only == top.outcome());
             if self.watch().is_some_and(|watch| watch.stopped_since().is_some()) {
                 // Neither run nor dropped: its drop might take as long.
                 mem::forget(self.teardown.take_lent());
+                if !self.is_run {
+                    continue;
+                }
                 let error = run.error(HandlerErrorKind::NotRun);
                 self.teardown.keep(Failures::failure(error.clone()), Some(&error));
                 self.watch().into_iter().for_each(|watch| watch.add(run.record(Fate::NotRun)));

@@ -749,7 +749,11 @@ impl Model {
         }
         self.frames[this_frame].run = None;
         self.gather(stack, &gathered);
-        let fate = if gathered.errors.is_empty() { "done" } else { "failed" };
+        let fate = match gathered.errors[..] {
+            [] if !handler.spec.when.includes(outcome) => return Ok(()), // it was dropped
+            [] => "done",
+            _ => "failed",
+        };
         if let Some(watch) = &mut self.watch {
             watch.records.push(format!("{name} {fate}"));
         }

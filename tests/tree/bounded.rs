@@ -107,6 +107,28 @@ fn without_a_handler_that_hangs_all_is_done() {
     assert!(closed.records().iter().all(|record| record.thread().is_none_or(|thread| thread == "exitstack-drain")));
 }
 
+/// It did not run, and nothing was missed.
+#[test]
+fn a_handler_for_the_other_outcome_has_no_record() {
+    let (plugin, log) = (Interpreter::new("bounded-outcomes"), Log::default());
+    plugin.stack().on_failure(Handler::new(log.handler("undo 1")).named("undo 1"));
+    plugin.stack().on_success(Handler::new(log.handler("commit")).named("commit"));
+    plugin.stack().on_failure(Handler::new(log.handler("undo 2")).named("undo 2"));
+    let closed = plugin.finalize_within(&Limits::new().within(LONG));
+    assert_eq!(log.take(), ["commit"]);
+    assert_eq!(fates(&closed), ["commit done"]);
+
+    let plugin = Interpreter::new("bounded-outcomes-without-time");
+    plugin.stack().on_failure(Handler::new(|| ()).named("undo"));
+    plugin.stack().on_success(Handler::new(|| ()).named("commit"));
+    let (handler, held) = held("held", || ());
+    plugin.stack().register(handler);
+    let closed = plugin.finalize_within(&Limits::new().each(SHORT).on_expiry(Expiry::Leave));
+    assert_eq!(fates(&closed), ["held given up", "commit not run"]);
+    assert_eq!(kinds(&closed.result()), ["held timed out", "commit not run"]);
+    held.release();
+}
+
 #[test]
 fn a_handler_that_hangs_is_given_up() {
     file_reports();
