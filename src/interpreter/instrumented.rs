@@ -30,7 +30,7 @@ pin_project! {
 
 impl<F> Instrumented<F> {
     pub(super) fn new(interpreter: Interpreter, future: F) -> Self {
-        Self { interpreter, future }
+        Self { future, interpreter }
     }
 }
 

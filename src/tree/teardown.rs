@@ -200,7 +200,7 @@ impl<'s> Teardown<'s> {
                 self.top = Some(node);
             }
             // Another thread has drained it: the drain around it gets the failures as well.
-            Acquired::Ended(result) => self.merge(result),
+            Acquired::Ended(result) => self.merge(&result),
             Acquired::CycleBroken => {} // never: only a closer's wait ends like that
             // Another thread has gone on with this teardown.
             Acquired::Late(late) => self.late = Some(late),
@@ -225,7 +225,7 @@ impl<'s> Teardown<'s> {
         drop(abandoned);
         match wait(thread, theirs, &slot, Who::MustWait) {
             // The drain that waited gets its failure as well.
-            Waited::Ended(result) => self.merge(result),
+            Waited::Ended(result) => self.merge(&result),
             // It waits for this thread, so this one goes on without it.
             Waited::CycleBroken | Waited::TakeOver => {
                 let mut state = self.top().lock();
@@ -267,7 +267,7 @@ impl<'s> Teardown<'s> {
         finished.waiters.tell(&finished.result);
         self.top = node.parent_node().filter(|parent| !ptr::eq(&raw const parent.stack, self.root)).cloned();
         set_current(self.top.clone().or_else(|| self.root.node()));
-        self.merge(finished.result);
+        self.merge(&finished.result);
     }
 
     /// Keeps the failures of a handler, and reports them if there is no caller to return them to.
@@ -282,7 +282,7 @@ impl<'s> Teardown<'s> {
     }
 
     /// Merges the result of a nested drain into the top's.
-    fn merge(&self, nested: DrainResult) {
+    fn merge(&self, nested: &DrainResult) {
         if let Err(error) = &nested.unmerged {
             if self.top().gather(error.into()) {
                 error.iter().for_each(report);
