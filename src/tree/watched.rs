@@ -68,8 +68,10 @@ impl Watched<'_, '_> {
         }
         // A watch that has given the handler up has recorded that.
         if let (None | Some(Late::ForAnother), Some((watch, run))) = (late, self.watch().zip(run)) {
-            let fate = failure.map(|error| Fate::Failed(error.clone())).or(self.is_run.then_some(Fate::Done));
-            fate.into_iter().for_each(|fate| watch.add(run.record(fate)));
+            let failed = failure.map(|error| Fate::Failed(error.clone()));
+            if let Some(fate) = failed.or(self.is_run.then_some(Fate::Done)) {
+                watch.add(run.record(fate));
+            }
         }
         late.is_none()
     }
