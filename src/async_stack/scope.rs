@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
+use std::panic::{Location, resume_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::thread;
+
+use scopeguard::{ScopeGuard, guard};
 
 use super::flight::Deferred;
 use super::queue::Queue;
@@ -14,6 +16,7 @@ use super::teardown::{Failing, Teardown};
 use crate::error::{CloseError, Outcome, Refused};
 use crate::handler::{IntoAsyncHandler, IntoHandler, Only, PendingHandler};
 use crate::list::HandlerId;
+use crate::panics::{catch, discard};
 use crate::raw::Task;
 
 /// Runs an async `body` with a new stack, then drains the stack with the outcome of the body.
@@ -82,30 +85,45 @@ where
     // Declared before the body's future, and so dropped after it.
     let mut stack = ScopeStack { queue: Arc::new(Queue::of_scope()), teardown: Teardown::new() };
     let scope = AsyncScope { queue: Arc::clone(&stack.queue) };
-    match caught(async move { body(scope).await }).await {
-        Ok(Ok(value)) => {
-            stack.close(Outcome::Success, Failing::Returned).await?;
-            Ok(value)
-        }
-        Ok(Err(error)) => {
-            let _ = stack.close(Outcome::Failure, Failing::Reported).await; // nothing is returned
-            Err(error)
-        }
-        Err(payload) => {
-            let _ = stack.close(Outcome::Failure, Failing::Reported).await; // nothing is returned
-            resume_unwind(payload)
-        }
+    let ended = guard(caught(|| body(scope)).await, discard); // if this future is dropped, nobody receives it
+    let (outcome, failing) = match &*ended {
+        Ok(Ok(_)) => (Outcome::Success, Failing::Returned),
+        _ => (Outcome::Failure, Failing::Reported),
+    };
+    let closed = stack.close(outcome, failing).await;
+    match ScopeGuard::into_inner(ended) {
+        Ok(Ok(value)) => closed.map(|()| value).map_err(E::from),
+        Ok(Err(error)) => Err(error),
+        Err(payload) => resume_unwind(payload),
     }
 }
 
-/// Returns what the future returns, or the payload of its panic.
-async fn caught<F: Future>(future: F) -> thread::Result<F::Output> {
-    let mut future = pin!(future);
-    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-        Ok(poll) => poll.map(Ok),
-        Err(payload) => Poll::Ready(Err(payload)),
+/// Returns what the body returns, or the payload if it panics: when it is called, in a poll of its future, or in the drop
+/// of the future, unless it has failed before.
+///
+/// An `async` block around it would drop a future that panics while it unwinds, and a second panic in that drop would
+/// abort the process.
+async fn caught<T, E, F: Future<Output = Result<T, E>>>(body: impl FnOnce() -> F) -> thread::Result<F::Output> {
+    let mut future = pin!(Some(catch(body)?));
+    let ended = poll_fn(|context| {
+        let future = future.as_mut().as_pin_mut();
+        match catch(|| future.map_or(Poll::Pending, |future| future.poll(context))) {
+            Ok(poll) => poll.map(Ok),
+            Err(payload) => Poll::Ready(Err(payload)),
+        }
     })
-    .await
+    .await;
+    match (ended, catch(|| future.set(None))) {
+        (ended, Ok(())) => ended,
+        (Ok(Ok(value)), Err(payload)) => {
+            discard(value);
+            Err(payload)
+        }
+        (ended, Err(payload)) => {
+            discard(payload);
+            ended
+        }
+    }
 }
 
 /// The stack of a scope. Its handles share the queue.

@@ -1,15 +1,18 @@
 //! Panics at every position: in the function, in each poll, and in the drop of a future, a capture or an output.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use exitstack::{AsyncExitStack, Exit, Handler};
+use exitstack::{AsyncExitStack, CloseError, Exit, Handler, scope_async};
 
 use crate::Log;
 use crate::panicking::{panic_with_nothing, quiet_panic};
 use crate::rude::Rude;
-use crate::support::{Yields, failures, finished};
+use crate::support::{Yields, failures, finished, idle, reported};
+
+type Failure = Box<dyn Error + Send + Sync>;
 
 /// Panics when dropped.
 #[derive(PartialEq)]
@@ -159,6 +162,52 @@ fn a_futures_drop_that_panics_loses_no_failure() {
     let (result, _) = finished(stack.close());
     assert_eq!(failures(&result), ["rude failed: rude"]);
     assert!(catch_unwind(AssertUnwindSafe(|| drop(result))).is_err());
+}
+
+/// A body whose future ends in its first poll, with a panic if there is no result, and panics when dropped.
+struct Body(Option<Result<(), Failure>>, Bomb);
+
+impl Future for Body {
+    type Output = Result<(), Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(self.0.take().unwrap_or_else(|| quiet_panic("poll")))
+    }
+}
+
+#[test]
+fn a_bodys_drop_that_panics_stops_nothing() {
+    let log = Log::default();
+    let ended = |result| {
+        catch_unwind(AssertUnwindSafe(|| {
+            let scope = scope_async(|stack| {
+                stack.register(log.handler("below"));
+                stack.on_failure_async(async || log.push("failure"));
+                Body(result, Bomb)
+            });
+            finished(scope).0
+        }))
+    };
+    assert_eq!(*ended(None).unwrap_err().downcast::<&str>().unwrap(), "poll");
+    assert!(ended(Some(Ok(()))).unwrap_err().is::<()>(), "the drop's");
+    assert_eq!(ended(Some(Err("disk full".into()))).unwrap().unwrap_err().to_string(), "disk full");
+    assert_eq!(log.take(), ["failure", "below"].repeat(3));
+}
+
+/// What the body ended with has nobody to be returned to any more, be it a value or the payload of a panic.
+#[test]
+fn a_scope_dropped_in_its_cleanup_never_panics() {
+    for panics in [false, true] {
+        let log = Log::default();
+        let mut scope = Box::pin(scope_async(|stack| {
+            stack.register(log.handler("below"));
+            stack.register_async(|| Yields(1));
+            async move { if panics { resume_unwind(Box::new(Bomb)) } else { Ok::<_, CloseError>(Bomb) } }
+        }));
+        assert!(scope.as_mut().poll(&mut idle()).is_pending());
+        assert_eq!(reported(|| drop(scope)).len(), 1);
+        assert_eq!(log.take(), ["below"]);
+    }
 }
 
 #[test]
