@@ -3,9 +3,7 @@
 use std::mem;
 
 use super::SharedExitStack;
-use super::frames::Late;
 use super::lifecycle::{Lifecycle, Purpose};
-use super::relief::go_on_for;
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
 use crate::error::{ExitRequest, Failures, HandlerError, Outcome};
 use crate::report::report;
@@ -42,8 +40,9 @@ pub(super) enum Claim {
 
 /// The answer of [`SharedExitStack::acquire`].
 pub(super) enum Acquired {
-    /// This thread runs what is left.
-    Mine,
+    /// This thread runs what is left, after it has [gone on](super::relief::go_on_for) for the owner that has left, if one
+    /// has.
+    Mine(Option<ThreadKey>),
     /// This thread is in the drain, further up the call stack.
     AlreadyMine,
     /// Another thread's drain has ended.
@@ -52,8 +51,6 @@ pub(super) enum Acquired {
     CycleBroken,
     /// Nothing is left to drain.
     Settled,
-    /// This thread was given up, and runs nothing.
-    Late(Late),
 }
 
 impl Drain {
@@ -71,14 +68,21 @@ impl Drain {
 }
 
 impl SharedExitStack {
-    /// Claims the drain of this stack for this teardown, or waits for the thread that owns it.
+    /// Claims the drain of this stack for this teardown, or waits for the thread that owns it, unless that one has `left`.
     #[inline]
-    pub(super) fn acquire(&self, purpose: Purpose, outcome: Outcome, teardown: usize, who: Who) -> Acquired {
-        let (mut slot, mut left) = (None, None);
+    pub(super) fn acquire(
+        &self,
+        purpose: Purpose,
+        outcome: Outcome,
+        teardown: usize,
+        mut left: Option<ThreadKey>,
+        who: Who,
+    ) -> Acquired {
+        let mut slot = None;
         loop {
             let (owner, theirs) = match self.claim(purpose, outcome, teardown, left, slot.as_mut()) {
                 // Nobody's until now, or left by the thread that this one waited for.
-                Claim::Mine => return Acquired::Mine,
+                Claim::Mine => return Acquired::Mine(left),
                 // A thread that waited for itself would block forever.
                 Claim::AlreadyMine => return Acquired::AlreadyMine,
                 // Nothing will ever run here again.
@@ -98,14 +102,9 @@ impl SharedExitStack {
                 // The owner waits for this closer: both can go on once it returns.
                 Waited::CycleBroken => return Acquired::CycleBroken,
                 // The owner waits for this thread, so this one runs what is left. The other stays the owner.
-                Waited::TakeOver => return Acquired::Mine,
-                // The owner never comes back: once what it left behind is done, its drain can be claimed.
-                Waited::OwnerLeft(owner) => {
-                    if let Err(late) = go_on_for(owner) {
-                        return Acquired::Late(late);
-                    }
-                    left = Some(owner);
-                }
+                Waited::TakeOver => return Acquired::Mine(None),
+                // The owner never comes back: its drain can be claimed.
+                Waited::OwnerLeft(owner) => left = Some(owner),
             }
         }
     }

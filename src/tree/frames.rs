@@ -139,9 +139,10 @@ pub(super) fn push_frame(teardown: usize, root: Spot, purpose: Option<Purpose>) 
     FRAMES.lock().push(link);
 }
 
-pub(super) fn drop_frame(teardown: usize) {
-    let frame = FRAMES.lock().take_if(|frame| frame.teardown == teardown);
-    drop(frame);
+/// Removes a frame. Returns what its thread is if the frame was given up.
+pub(super) fn drop_frame(teardown: usize) -> Option<Late> {
+    let frames = FRAMES.lock().take_if(|frame| frame.teardown == teardown);
+    frames.iter().find(|frame| frame.is_given_up).map(Frame::late)
 }
 
 /// Removes the frames of a thread that never comes back to them.

@@ -46,7 +46,8 @@ global! {
     static BEHIND: PerProcess<Chain<Behind>> = PerProcess::new(Chain::new());
 }
 
-/// Does what was left behind for the drains of this owner.
+/// Does what was left behind for the drains of this owner, one of which is this thread's by now: `exit` in the report hook
+/// counts as in one of its handlers, and what is resumed further in may come to it.
 #[cold]
 pub(super) fn go_on_for(key: ThreadKey) -> Result<(), Late> {
     loop {
@@ -70,7 +71,7 @@ pub(super) fn go_on_for(key: ThreadKey) -> Result<(), Late> {
         left.root.stack().disown(left.teardown, left.key, own);
         note_left(own);
         left.root.stack().report_all(); // this drain's result is returned to nobody
-        discard(left.root.stack().resume(left.purpose)?);
+        discard(left.root.stack().resume(left.purpose, own)?);
     }
 }
 
@@ -187,11 +188,10 @@ impl Watch {
                 let Some((Left { root, purpose, teardown, key }, is_outermost)) = next else { return Ok(result) };
                 root.stack().disown(teardown, ThreadKey::current(), key);
                 note_left(key);
-                go_on_for(key)?;
                 if !is_outermost {
                     root.stack().report_all(); // this drain's result is returned to nobody
                 }
-                let resumed = root.stack().resume(purpose)?;
+                let resumed = root.stack().resume(purpose, key)?;
                 if is_outermost {
                     result = resumed;
                 } else {

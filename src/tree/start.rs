@@ -9,6 +9,7 @@ use super::current::limit_registrations;
 use super::drains::Acquired;
 use super::frames::{Late, forget_frames, is_given_up_here, is_lost_here};
 use super::lifecycle::Purpose;
+use super::relief::go_on_for;
 use super::teardown::{Teardown, next_number};
 use super::wait_graph::{DrainResult, ThreadKey, Waiters, Who};
 use super::watch::is_on;
@@ -24,25 +25,28 @@ impl SharedExitStack {
     /// Drains the stack and what is nested in it, and returns the failures.
     pub(crate) fn drain(&self, purpose: Purpose, outcome: Outcome) -> Result<(), CloseError> {
         // A late thread gets no failures: the drain belongs to another thread by now.
-        self.drain_after(purpose, outcome, || ()).unwrap_or(Ok(()))
+        self.drain_after(purpose, outcome, None, || ()).unwrap_or(Ok(()))
     }
 
     /// Does what [`drain`](Self::drain) does, and returns an error if this thread was given up.
     pub(crate) fn drain_watched(&self, purpose: Purpose, outcome: Outcome) -> Result<Result<(), CloseError>, Late> {
-        self.drain_after(purpose, outcome, || ())
+        self.drain_after(purpose, outcome, None, || ())
     }
 
-    /// Resumes the drain of a thread that never comes back to it. This thread may be given up in turn.
-    pub(super) fn resume(&self, purpose: Purpose) -> Result<Result<(), CloseError>, Late> {
-        self.drain_after(purpose, Outcome::Failure, || ()) // ignored: the drain keeps the outcome it began with
+    /// Resumes the drain of the owner that has `left`. This thread may be given up in turn.
+    pub(super) fn resume(&self, purpose: Purpose, left: ThreadKey) -> Result<Result<(), CloseError>, Late> {
+        // The outcome is ignored: the drain keeps the one it began with.
+        self.drain_after(purpose, Outcome::Failure, Some(left), || ())
     }
 
-    /// Does what [`drain`](Self::drain) does, but calls `first` once the drain is this thread's.
+    /// Does what [`drain`](Self::drain) does, but calls `first` once the drain is this thread's. The drain of an owner that
+    /// has `left` becomes that at once.
     #[inline]
     fn drain_after(
         &self,
         purpose: Purpose,
         outcome: Outcome,
+        left: Option<ThreadKey>,
         first: impl FnOnce(),
     ) -> Result<Result<(), CloseError>, Late> {
         let mut first = Some(first);
@@ -54,9 +58,9 @@ impl SharedExitStack {
             if is_on(teardown.epoch) && self.is_refused_here() {
                 return Err(if is_lost_here() { Late::Lost } else { Late::Replaced });
             }
-            let result = match self.acquire(purpose, outcome, teardown.number, who) {
+            let result = match self.acquire(purpose, outcome, teardown.number, left, who) {
                 // Nobody else runs it, or its owner waits for this thread.
-                Acquired::Mine => run(&mut teardown, first.take()),
+                Acquired::Mine(left) => run(&mut teardown, left, first.take()),
                 // The other thread may have skipped an interpreter that still has a handler running, so look again.
                 Acquired::Ended(ended) if purpose.closes() => {
                     before = merged(before, ended.all);
@@ -66,8 +70,6 @@ impl SharedExitStack {
                 Acquired::Ended(ended) => ended.all,
                 // The drain goes on further up the call stack or on the thread that waits for this one, or it is over.
                 Acquired::AlreadyMine | Acquired::CycleBroken | Acquired::Settled => Ok(()),
-                // Another thread has gone on, and gets the result.
-                Acquired::Late(late) => return Err(late),
             };
             if teardown.is_parents() {
                 // A handler has forked, and this is the child. It goes on with what it has registered itself. The
@@ -106,7 +108,7 @@ impl SharedExitStack {
     ) -> Result<Result<(), CloseError>, Late> {
         forget_frames(left);
         let drains = self.left_by(left);
-        self.drain_after(purpose, outcome, || {
+        self.drain_after(purpose, outcome, None, || {
             for node in &drains {
                 // The outcome is ignored: each keeps the one it began with.
                 let request = node.stack.drain_unattended(Purpose::Exit, Outcome::Failure);
@@ -182,11 +184,14 @@ impl SharedExitStack {
     }
 }
 
-/// Calls `first`, runs a drain that was acquired, and returns its result.
+/// Goes on for the owner that has `left`, calls `first`, runs a drain that was acquired, and returns its result.
 #[inline]
-fn run(teardown: &mut Teardown<'_>, first: Option<impl FnOnce()>) -> Result<(), CloseError> {
+fn run(teardown: &mut Teardown<'_>, left: Option<ThreadKey>, first: Option<impl FnOnce()>) -> Result<(), CloseError> {
     let _restored = teardown.root.make_current();
     let first = || {
+        if left.is_some_and(|owner| go_on_for(owner).is_err()) {
+            return; // this thread was given up, which the drain notices
+        }
         if let Some(first) = first {
             first();
         }

@@ -193,22 +193,27 @@ impl<'s> Teardown<'s> {
     /// Begins to drain the interpreter at this position in the top, or waits until another thread has drained it.
     #[cold]
     fn descend(&mut self, id: HandlerId, node: Arc<Node>) {
-        match node.stack.acquire(self.purpose.for_children(), Outcome::Failure, self.number, Who::MustWait) {
+        match node.stack.acquire(self.purpose.for_children(), Outcome::Failure, self.number, None, Who::MustWait) {
             // If this thread is in its drain already, what is left of that runs here, at the interpreter's position.
-            Acquired::Mine | Acquired::AlreadyMine => {
-                set_current(Some(Arc::clone(&node)));
-                self.top = Some(node);
+            Acquired::Mine(None) | Acquired::AlreadyMine => self.begin(node),
+            // What its thread was in further in comes first.
+            Acquired::Mine(Some(owner)) => {
+                self.begin(node);
+                self.late = go_on_for(owner).err();
             }
             // Another thread has drained it: the drain around it gets the failures as well.
             Acquired::Ended(result) => self.merge(&result),
             Acquired::CycleBroken => {} // never: only a closer's wait ends like that
-            // Another thread has gone on with this teardown.
-            Acquired::Late(late) => self.late = Some(late),
             // Nothing is left of it but its entry.
             Acquired::Settled => {
                 self.top().unlink(id);
             }
         }
+    }
+
+    fn begin(&mut self, node: Arc<Node>) {
+        set_current(Some(Arc::clone(&node)));
+        self.top = Some(node);
     }
 
     /// Waits for a handler that `run_now` runs on another thread.

@@ -28,7 +28,8 @@ pub(super) fn drain_watched(teardown: &mut Teardown<'_>, root: Spot, first: impl
     push_frame(number, root, Some(teardown.purpose));
     first();
     drain(&mut Watched { teardown, watch: here(), run: None, is_run: false });
-    drop_frame(number);
+    // If it was an inner drain that this thread was given up in, the rest of this one is still to be done.
+    teardown.late = drop_frame(number).or(teardown.late.map(|_| Late::ForAnother));
 }
 
 /// Runs a handler out of turn by calling `run`, and notes that it is running.

@@ -1121,6 +1121,50 @@ fn watched() -> Vec<Case> {
             stuck("stuck");
             OK
         }),
+        // As in the report of an ordinary failure.
+        case("exit_in_the_report_of_one_given_up", Code(5), &["reported stuck", "A"], || {
+            limit(limits());
+            reports(|| exit(5));
+            says("A");
+            stuck("stuck");
+            OK
+        }),
+        case(
+            "exit_in_the_report_of_one_on_another_thread",
+            Code(5),
+            &["reported stuck on another thread", "A"],
+            || {
+                limit(limits());
+                reports(|| exit(5));
+                says("A");
+                let (begins, inside) = channel();
+                register(begins_and_sticks(begins));
+                until_inside(|| process_stack().close(), &inside);
+                OK
+            },
+        ),
+        // That handler is from a plugin that a handler of the process stack finalizes.
+        case("exit_in_the_report_of_one_further_in", Code(5), &["reported stuck on another thread", "A"], || {
+            limit(limits());
+            reports(|| exit(5));
+            says("A");
+            let (begins, inside) = channel();
+            let plugin = plugin("plugin");
+            plugin.stack().register(begins_and_sticks(begins));
+            register(move || _ = plugin.finalize());
+            until_inside(|| process_stack().close(), &inside);
+            OK
+        }),
+        case("a_close_in_the_report_of_one_given_up", GAVE_UP, &["reported stuck", "closed", "A"], || {
+            limit(limits());
+            reports(|| {
+                let _ = process_stack().close();
+                say("closed");
+            });
+            says("A");
+            stuck("stuck");
+            OK
+        }),
         case("a_report_hook_that_hangs_at_a_failure", GAVE_UP, &["reported fails"], || {
             limit(limits().within(3 * SHORT));
             reports(|| forever());
