@@ -310,9 +310,9 @@ impl SharedExitStack {
     ///
     /// Interpreters nested in the stack are finalized at their positions. The stack can be used again afterwards.
     ///
-    /// If another thread is draining the stack, the call waits for that drain and returns its result. From inside a
-    /// handler of the drain, or if waiting would close a cycle, it returns `Ok(())` at once, and the drain continues
-    /// with the handlers below.
+    /// If another thread is draining the stack, the call waits for that drain and returns its result. It also waits for a
+    /// handler that the other thread was in when it began to drain. From inside a handler of the drain, or if waiting would
+    /// close a cycle, it returns `Ok(())` at once, and the drain continues with the handlers below.
     ///
     /// # Errors
     ///

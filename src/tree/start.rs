@@ -61,8 +61,8 @@ impl SharedExitStack {
             let result = match self.acquire(purpose, outcome, teardown.number, left, who) {
                 // Nobody else runs it, or its owner waits for this thread.
                 Acquired::Mine(left) => run(&mut teardown, left, first.take()),
-                // The other thread may have skipped an interpreter that still has a handler running, so look again.
-                Acquired::Ended(ended) if purpose.closes() => {
+                // The other thread may have skipped a handler that it was in itself and that still runs, so look again.
+                Acquired::Ended(ended) if purpose.closes() || self.has_skipped() => {
                     before = merged(before, ended.all);
                     continue;
                 }
@@ -162,6 +162,14 @@ impl SharedExitStack {
             self.unlink_settled();
         }
         Some(result)
+    }
+
+    /// Returns whether something that the last drain had to skip still runs on another thread.
+    fn has_skipped(&self) -> bool {
+        let me = ThreadKey::current();
+        let state = self.lock();
+        state.children.iter().any(|(_, child)| child.skipped_by.is_some_and(|by| by != me))
+            || state.out_of_turn.iter().any(|handler| handler.thread != me && !handler.is_given_up)
     }
 
     /// Returns the interpreters nested in this stack whose drains the thread with this key was in, the last begun first.

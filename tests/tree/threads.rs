@@ -438,6 +438,56 @@ fn a_close_waits_for_a_run_now_that_was_passed() {
     });
 }
 
+/// A handler closes `parent` while another thread does, too. That thread waits for the close, and then for the handler,
+/// which belongs to the interpreter that `inside` returns; `run` starts it.
+fn closed_beside_a_handler(inside: fn(&Interpreter) -> Interpreter, run: fn(&Interpreter, HandlerId)) {
+    for _ in rounds().take(20) {
+        let done = Count::default();
+        let parent = Interpreter::new("parent");
+        let passed = inside(&parent);
+        let (waits, wait_waits) = channel::<Watched>();
+        let (then_waits, wait_then_waits) = channel::<Watched>();
+        let both_run = Arc::new(Barrier::new(2));
+        let (around, then) = (parent.clone(), done.handler());
+        let id = passed.stack().register(move || {
+            let _ = around.stack().close();
+            wait_then_waits.recv().unwrap().until_it_sleeps(); // once more, or it has ended
+            then();
+            Err("second")
+        });
+        let runs = Arc::clone(&both_run);
+        parent.stack().register(move || {
+            runs.wait();
+            let closer = wait_waits.recv().unwrap();
+            closer.until_it_sleeps();
+            then_waits.send(closer).unwrap();
+            Err("first")
+        });
+        let close = || {
+            both_run.wait();
+            waits.send(Watched::this()).unwrap();
+            assert_eq!(messages(&parent.stack().close()), ["first", "second"]);
+            assert_eq!(done.get(), 1);
+        };
+        at_once([&|| run(&passed, id), &close]);
+    }
+}
+
+#[test]
+fn a_close_waits_for_a_handler_that_closes() {
+    within_a_minute(|| {
+        let child = |parent: &Interpreter| parent.subinterpreter("inner");
+        closed_beside_a_handler(child, |child, _| _ = child.finalize());
+    });
+}
+
+#[test]
+fn a_close_waits_for_a_run_now_that_closes() {
+    within_a_minute(|| {
+        closed_beside_a_handler(Interpreter::clone, |parent, id| _ = parent.stack().run_now(id).unwrap());
+    });
+}
+
 /// Calls `wait` while two handlers of `interpreter` run out of turn on other threads, and checks that it waited for
 /// both.
 fn beside_run_now(interpreter: &Interpreter, wait: impl FnOnce()) {
