@@ -60,7 +60,8 @@ global! {
 ///   some thousands of them overflow the call stack, as they do in C; [`exit`] and [`Exit`] leave the handler first.
 /// - What is registered during the last drain runs next, up to 65,536 registrations by each thread and on each stack.
 ///   Past that, and once the stack has been empty, registrations are [refused](SharedExitStack::try_register). So the
-///   process always ends, even if handlers register themselves again.
+///   process always ends, even if handlers register themselves again. Stacks that are values are not limited: they
+///   drain when their owner says so.
 /// - Handlers do not change the exit status, except with [`Exit`]: a handler that fails is reported, and the status
 ///   stays as it is. No panic unwinds into C, and nothing is printed but [reports](crate::report).
 ///

@@ -17,8 +17,8 @@ use crate::sync::MutexGuard;
 
 impl State {
     /// Returns whether one more registration is accepted, and counts it. During a bounded drain it counts for the
-    /// stack, whichever thread makes it, and for a thread in such a drain, whichever stack it registers with: a handler
-    /// that keeps creating interpreters must not evade the limit.
+    /// stack, whichever thread makes it, and for a thread in such a drain, whichever stack of a tree it registers with: a
+    /// handler that keeps creating interpreters must not evade the limit.
     fn admits(&mut self) -> bool {
         let mut unlimited = LateBudget::new();
         let own = match &mut self.lifecycle {
@@ -79,7 +79,9 @@ impl SharedExitStack {
             state = self.lock();
         }
         state.ready = matches!(state.lifecycle, Lifecycle::Open);
-        state.admits().then_some(state)
+        // A value drains when its owner says so, not as part of a bounded drain.
+        let is_free = matches!(self.place, Place::Value);
+        (is_free || state.admits()).then_some(state)
     }
 
     /// Arranges for the stack to be drained at the end, and locks the state. Returns `None` if that is impossible.

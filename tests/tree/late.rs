@@ -230,6 +230,28 @@ fn a_threads_late_ones_count_across_inner_drains() {
     elsewhere.stack().clear();
 }
 
+/// A stack that is a value is drained by the handler that has it. What its handlers register in the tree counts.
+#[test]
+fn a_threads_late_ones_do_not_count_in_values() {
+    within_a_minute(|| {
+        let drained = Interpreter::new("uses values");
+        let own = drained.clone();
+        let (tell, taken) = channel();
+        drained.stack().register(move || {
+            let in_a_value = || {
+                let (value, own, tell) = (SharedExitStack::new(), own.clone(), tell.clone());
+                assert!(
+                    value.try_register(move || tell.send(own.stack().try_register(|| ()).is_ok()).unwrap()).is_ok()
+                );
+                value.close().unwrap();
+            };
+            (0..=LATE).for_each(|_| in_a_value());
+        });
+        drained.finalize().unwrap();
+        assert_eq!(taken.try_iter().filter(|is_taken| *is_taken).count(), LATE);
+    });
+}
+
 #[test]
 fn a_stacks_late_ones_count_on_any_thread() {
     within_a_minute(|| {
