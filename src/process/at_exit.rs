@@ -21,7 +21,7 @@ use crate::error::{CloseError, ExitRequest, Outcome, request_of};
 use crate::panics::discard;
 use crate::raw;
 use crate::shutdown::{self, Reason};
-use crate::tree::{Late, Purpose, Spot, leave};
+use crate::tree::{Late, Purpose, Spot, enter, leave};
 
 /// How many times the hook is registered at first, and how many more when the drain begins. Together with the one entry
 /// of the dynamic linker they fill the block of 32 that C's list begins with: glibc before 2.41 frees further blocks
@@ -254,6 +254,8 @@ pub(super) fn leave_with(code: i32) -> ! {
     // may still register.
     let purpose = if raw::EXIT_CALLS_HOOKS && !is_in_exit() { Purpose::BeforeExit } else { Purpose::Exit };
     let code = drain_to_exit(purpose, outcome_of(Some(code))).unwrap_or(code);
+    // The current interpreter is closed, while the process stack may be open.
+    let _current = enter(None);
     GIVEN.set(Some(code));
     if is_in_exit() {
         raw::exit_inside_exit(code)

@@ -107,8 +107,8 @@ pub fn process_stack() -> &'static SharedExitStack {
 /// This is `std::process::exit`, with the handlers run first, while thread-locals are alive; it also runs them where
 /// `std::process::exit` reaches no `atexit` handler (Windows). Like that, it drops no local variables. If another
 /// thread is draining the stack, it waits until that is done. Handlers that the destructors of this thread's
-/// thread-locals register run last. An [`Exit`] that a handler returns replaces the status, of which Unix keeps the low
-/// byte.
+/// thread-locals register run last: no interpreter is current in these, and those of the process accept no handlers any
+/// more. An [`Exit`] that a handler returns replaces the status, of which Unix keeps the low byte.
 ///
 /// Inside a handler of the process stack, or of an interpreter that drains with it, this acts as [`Exit`]: the status
 /// is recorded at once, the handler is left by unwinding, and the drain continues with the handlers below. (If the

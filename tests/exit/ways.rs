@@ -871,6 +871,18 @@ pub(crate) fn cases() -> Vec<Case> {
             says("A");
             exit(0)
         }),
+        // The interpreter is closed by then.
+        a_thread_local_registers("what_a_thread_local_registers_runs_inside_enter", &["A", "a thread-local's"], || {
+            REGISTERS.set(Some(Registers));
+            says("A");
+            Interpreter::new("plugin").enter(|| exit(0))
+        }),
+        a_thread_local_registers("what_a_thread_local_registers_runs_in_a_scope", &["A", "a thread-local's"], || {
+            REGISTERS.set(Some(Registers));
+            says("A");
+            let _: Result<(), exitstack::CloseError> = Interpreter::scope("transaction", |_| exit(0));
+            OK
+        }),
         // The status that handlers decide is the one that `exit` was called with, but not the one that C's was.
         case(
             "the_status_of_exit_survives_another_c_exit",
