@@ -20,7 +20,7 @@ use super::{end, flush_stdout_briefly, process_stack, unload};
 use crate::error::{CloseError, ExitRequest, Outcome, request_of};
 use crate::panics::discard;
 use crate::raw;
-use crate::shutdown::{self, Reason};
+use crate::shutdown::{self, Reason, Watching};
 use crate::tree::{Late, Purpose, Spot, enter, leave};
 
 /// How many times the hook is registered at first, and how many more when the drain begins. Together with the one entry
@@ -72,7 +72,7 @@ extern "C" fn exit_hook() {
     let given = GIVEN.take();
     let status = if process_stack().is_closed() {
         if unload::are_all(called) {
-            let _ = catch_unwind(end::report_refused).map_err(discard);
+            report_refused();
         }
         unload::begin_list_anew(); // as C does by itself below, where hooks are registered
         // The thread that has drained, or that of a signal, may leave the end of the process to this one.
@@ -95,12 +95,20 @@ extern "C" fn exit_hook() {
         return;
     }
     if status.or_else(end::decided).is_none() {
-        end::signal().into_iter().for_each(die_by); // what was registered with C before ours does not run
+        if let Some(signal) = end::signal() {
+            report_refused(); // no other hook is called
+            die_by(signal); // what was registered with C before ours does not run
+        }
     }
     GIVEN.set(status.or(given));
     if let Some(status) = status.filter(|status| given != Some(*status)) {
         raw::end_with(status);
     }
+}
+
+/// Reports the refusals that were only counted, once nothing runs that may be refused.
+fn report_refused() {
+    let _ = catch_unwind(end::report_refused).map_err(discard);
 }
 
 /// Ends the process as this signal does by default.
@@ -128,6 +136,7 @@ pub(crate) fn end_by_signal() -> ! {
     if !end::leaves_first() {
         raw::park() // another thread is past the last drain, and ends the process
     }
+    report_refused();
     flush_stdout_briefly();
     end::signal().into_iter().for_each(die_by);
     raw::end_now(1)
@@ -207,17 +216,19 @@ fn drain_watched(
         Err(Late::ForAnother | Late::Replaced) => return None,
     };
     if let Some(watching) = &watching {
+        // `run` in a handler returns into the drain, which goes on.
+        if shutdown::end_gave_up() && !process_stack().is_draining() {
+            finish(watching, result)
+        }
         watching.end(&result);
-    }
-    // `run` in a handler returns into the drain, which goes on.
-    if shutdown::end_gave_up() && !process_stack().is_draining() {
-        finish(result)
     }
     request_of(result)
 }
 
 /// Ends the process on a thread that has gone on for one that was given up.
-fn finish(result: Result<(), CloseError>) -> ! {
+fn finish(watching: &Watching, result: Result<(), CloseError>) -> ! {
+    report_refused(); // while the drain is still watched: the report hook may hang
+    watching.end(&result);
     request_of(result).into_iter().for_each(end::decide);
     // In a child forked by this thread, nothing was given up.
     end_now(if shutdown::end_gave_up() { shutdown::status() } else { 0 })

@@ -41,13 +41,13 @@ pub(crate) struct Watching {
 }
 
 /// Begins to watch a drain of the process stack, if there are limits or an observer. On a thread that goes on for one
-/// that was given up, `finish` is called with the result, and ends the process. `force` ends the process if the drain
-/// is not over in time.
+/// that was given up, `finish` is called with the result, notes that the drain is over, and ends the process. `force`
+/// ends the process if the drain is not over in time.
 pub(crate) fn watch_end(
     root: Spot,
     reason: Reason,
     began: Instant,
-    finish: fn(Result<(), CloseError>) -> !,
+    finish: fn(&Watching, Result<(), CloseError>) -> !,
     force: fn() -> !,
 ) -> Option<Watching> {
     let Setup { limits, keeper, observer, .. } = setup();
@@ -60,10 +60,7 @@ pub(crate) fn watch_end(
     if let Some(keeper) = keeper {
         let Watching { watch, observer } = watching.clone();
         let ended = watching.clone();
-        let finish = Arc::new(move |result| {
-            ended.end(&result);
-            finish(result);
-        });
+        let finish = Arc::new(move |result| finish(&ended, result));
         let _ =
             keeper.send(Job { began, watch, limits, observer, finish, relieved: Arc::new(|| ()), force: Some(force) });
     }

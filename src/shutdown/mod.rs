@@ -56,7 +56,7 @@ use std::time::{Duration, Instant};
 
 #[cfg(any(fuzzing, all(loom, feature = "loom")))]
 pub use self::bounded::Modelled;
-pub(crate) use self::bounded::{finalize_within, watch_end};
+pub(crate) use self::bounded::{Watching, finalize_within, watch_end};
 pub use self::event::{Closed, Event, Reason};
 #[cfg(all(any(unix, windows), feature = "signals"))]
 pub(crate) use self::keeper::hurry;

@@ -447,6 +447,15 @@ fn given_up() -> Vec<Case> {
             stuck("stuck");
             c_exit(0)
         }),
+        case("refusals_are_counted_though_one_was_given_up", GAVE_UP, &[], || {
+            limit(limits());
+            let plugin = plugin("plugin");
+            let _ = plugin.finalize();
+            (0..4).for_each(|_| _ = plugin.stack().register(|| ()));
+            stuck("stuck");
+            OK
+        })
+        .err("process > plugin: 3 more exit handlers were refused"),
         case("other_libraries_handlers_are_not_called", GAVE_UP, &["A"], || {
             crate::child::another_librarys_handler();
             limit(limits());

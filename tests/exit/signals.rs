@@ -67,6 +67,14 @@ fn dies_by(signal: i32) -> Ended {
     park()
 }
 
+/// Lets four handlers be refused.
+fn is_refused() {
+    let plugin = Interpreter::new("plugin");
+    plugin.finalize().unwrap();
+    (0..4).for_each(|_| _ = plugin.stack().register(|| ()));
+    std::mem::forget(plugin);
+}
+
 /// Registers a handler that says this line, sends the next signal, and never returns.
 fn sticks(line: &'static str, next: i32) {
     register(move || {
@@ -241,6 +249,19 @@ pub(crate) fn cases() -> Vec<Case> {
             send(SIGTERM);
             park()
         }),
+        case("refusals_are_counted_on_the_way_out_by_a_signal", Signal(SIGTERM), &[], || {
+            signals().install().unwrap();
+            is_refused();
+            send(SIGTERM);
+            park()
+        })
+        .err("process > plugin: 3 more exit handlers were refused"),
+        case("refusals_are_counted_if_main_returns_in_time", Signal(SIGTERM), &["succeeded", "A"], || {
+            is_refused();
+            on_request(|| std::process::exit(5));
+            OK
+        })
+        .err("process > plugin: 3 more exit handlers were refused"),
         // What decides the status.
         case("exit_of_a_handler_decides_over_a_signal", Code(7), &["B", "A", "another library's"], || {
             crate::child::another_librarys_handler();
