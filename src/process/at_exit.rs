@@ -126,7 +126,7 @@ pub(crate) fn end_by_signal() -> ! {
         discard(payload);
         None
     });
-    if let Some(status) = status {
+    if let Some(status) = status.filter(|_| !is_in_exit()) {
         GIVEN.set(Some(status));
         flush_stdout_briefly(); // std's `exit` would wait for a reader forever
         // What others have registered with C runs as well. If another thread is in std's `exit` already, this one
@@ -138,6 +138,9 @@ pub(crate) fn end_by_signal() -> ! {
     }
     report_refused();
     flush_stdout_briefly();
+    if let Some(status) = status {
+        raw::end_now(status); // forked inside `exit`, which this thread may not be able to enter
+    }
     end::signal().into_iter().for_each(die_by);
     raw::end_now(1)
 }

@@ -457,6 +457,22 @@ pub(crate) fn cases() -> Vec<Case> {
             send(SIGINT);
             park()
         }),
+        // std's `exit` is the parent's: in the child it would wait for a thread that is not there.
+        case("exit_decides_in_a_child_of_an_exiting_process", Code(0), &["the child's", "child 7"], || {
+            register(|| {
+                let forked = fork(|| {
+                    signals().install().unwrap();
+                    says("the child's");
+                    register(|| Err(Exit(7)));
+                    send(SIGTERM);
+                    park()
+                });
+                if let Ok(status) = forked {
+                    say_child(status);
+                }
+            });
+            std::process::exit(0)
+        }),
         // While something is already draining.
         case("a_signal_during_exit_runs_nothing_twice", Code(4), &["B", "interrupted", "failed", "A"], || {
             signals().install().unwrap();
