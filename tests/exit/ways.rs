@@ -329,6 +329,13 @@ pub(crate) fn cases() -> Vec<Case> {
                 Ok(code)
             },
         ),
+        case("run_shows_an_error_in_an_ok_after_it_too", Code(1), &["restored Error: \"bad\""], || {
+            errors_join_output();
+            Ok(run(|| {
+                register(|| print!("restored "));
+                Ok::<_, String>(Err::<(), _>("bad"))
+            }))
+        }),
         case("run_shows_an_error_after_what_handlers_report", Code(1), &["told", "Error: \"bad\""], || {
             errors_join_output();
             exitstack::report::set_hook(Box::new(|_| say("told")));
