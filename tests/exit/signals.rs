@@ -222,6 +222,43 @@ pub(crate) fn cases() -> Vec<Case> {
             send(SIGUSR1);
             park()
         }),
+        #[cfg(target_os = "linux")]
+        case("a_real_time_signal_can_end_the_process", Signal(libc::SIGRTMIN() + 3), &["A"], || {
+            signals().only(&[libc::SIGRTMIN() + 3]).install().unwrap();
+            says("A");
+            send(libc::SIGRTMIN() + 3);
+            park()
+        }),
+        #[cfg(target_os = "linux")]
+        case("a_power_failure_can_end_the_process", Signal(libc::SIGPWR), &["A"], || {
+            signals().only(&[libc::SIGPWR]).install().unwrap();
+            says("A");
+            send(libc::SIGPWR);
+            park()
+        }),
+        #[cfg(target_os = "linux")]
+        case("input_that_is_ready_can_end_the_process", Signal(libc::SIGIO), &["A"], || {
+            signals().only(&[libc::SIGIO]).install().unwrap();
+            says("A");
+            send(libc::SIGIO);
+            park()
+        }),
+        #[cfg(target_os = "linux")]
+        case("any_signal_has_its_default_in_a_child", Code(0), &["true", "true", "true"], || {
+            let all = [libc::SIGRTMIN() + 3, libc::SIGPWR, libc::SIGIO];
+            signals().only(&all).install().unwrap();
+            for signal in all {
+                let forked = fork(|| {
+                    send(signal);
+                    park()
+                });
+                match forked {
+                    Ok(status) => say(&(status == -signal).to_string()),
+                    Err(ended) => return ended,
+                }
+            }
+            OK
+        }),
         case("without_threads_no_signal_is_caught", Signal(SIGTERM), &["A"], || {
             set_limits(Limits::new()).unwrap(); // the thread for these is there already
             let before = action_of(SIGTERM);
