@@ -157,7 +157,6 @@ pub fn drain_for_good(given: Option<i32>) -> Option<i32> {
 /// status to decide.
 fn drain_at_unload() -> Option<i32> {
     note_exiting();
-    end::began(); // in a child, the first look at the end allocates, which must not happen under the stack's lock
     process_stack().drain_unattended(Purpose::Exit, outcome_of(None));
     None
 }

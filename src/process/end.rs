@@ -41,6 +41,11 @@ global! {
     });
 }
 
+/// Allocates what the first use in a forked child allocates.
+pub(super) fn prepare() {
+    drop(END.lock());
+}
+
 /// Notes an exit status that a handler requested. The last request counts.
 pub(super) fn decide(request: ExitRequest) {
     let mut end = END.lock();

@@ -28,6 +28,7 @@ static ROOT: Root = Root {
     stack: process_stack,
     arm: at_exit::arm,
     note_refusals: end::note_refusals,
+    prepare: end::prepare,
     decide: end::decide,
 };
 

@@ -125,6 +125,8 @@ pub(crate) struct Root {
     pub(crate) arm: fn() -> bool,
     /// Remembers an interpreter that has refused more than one handler, so that the number is reported at the end.
     pub(crate) note_refusals: fn(&Arc<Node>),
+    /// Called before a drain that may call `decide`, which allocates at its first use in a forked child otherwise.
+    pub(crate) prepare: fn(),
     /// Keeps the exit status that was requested in a drain. Called under a stack's lock, so it must not allocate.
     pub(crate) decide: fn(ExitRequest),
 }

@@ -12,7 +12,7 @@ use super::frames::Late;
 use super::lifecycle::{Lifecycle, Purpose};
 use super::relief::go_on_for;
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
-use super::{Node, OutOfTurn, SharedExitStack, State};
+use super::{Node, OutOfTurn, Place, SharedExitStack, State};
 use crate::drain::{HandlerOutcome, Source, Work};
 use crate::error::{CloseError, Failures, HandlerError, Outcome, merged};
 use crate::handler::SharedEntry;
@@ -167,6 +167,9 @@ impl<'s> Teardown<'s> {
     #[inline]
     pub(super) fn new(root: &'s SharedExitStack, purpose: Purpose) -> Self {
         let number = next_number();
+        if let (true, Place::Root(root)) = (purpose.exits(), &root.place) {
+            (root.prepare)();
+        }
         Self { root, top: None, running: None, purpose, number, epoch: raw::epoch(), result: Ok(()), late: None }
     }
 
@@ -361,6 +364,7 @@ mod tests {
                 stack: || &STACK,
                 arm: || true,
                 note_refusals: |_| (),
+                prepare: || (),
                 decide: |request| DECIDED.lock().unwrap().push((request.code, STACK.is_closed())),
             };
             (&STACK, &DECIDED)

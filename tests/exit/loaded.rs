@@ -108,6 +108,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             let lines = ["watched", "the child's", "the parent's", "the child ended with 0"];
             allocating("child", &lines)
         }),
+        trial("an_allocator_in_a_child_of_a_handler_may_look", || allocating("handler", &["the child ended with 5"])),
         trial("around_a_fork_nothing_is_allocated", || allocating("fork", &["child: 0 calls", "parent: 0 calls"])),
         // A handler that returns an error or calls `exit` does not abort.
         trial("with_panic_abort_a_panicking_handler_aborts", || {
