@@ -102,6 +102,9 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
         let (watch, observer) = (Arc::clone(&watch), observer.clone());
         let (ended, kept, leaning) = (Arc::clone(&watch), Arc::clone(&result), Arc::downgrade(&lean));
         let finish = Arc::new(move |result| {
+            if !ended.is_ours() {
+                return; // this process was forked in it, perhaps while its caller held one of these locks
+            }
             let before = kept.lock().replace(result);
             drop(before);
             ended.end();
@@ -124,8 +127,8 @@ fn drain_elsewhere(job: Job, node: Arc<Node>, lean: &Lean) {
     let drain = move || {
         (running.relieved)();
         let drained = running.watch.drive(|| node.stack.drain_watched(Purpose::Finalize, Outcome::Success));
-        // Otherwise another thread has gone on, or this is a child forked by a handler.
-        if let (Ok(result), true) = (drained, running.watch.is_ours()) {
+        // Otherwise another thread has gone on.
+        if let Ok(result) = drained {
             (running.finish)(result);
         }
     };

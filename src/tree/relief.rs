@@ -20,15 +20,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::frames::{FRAMES, Frame, Late, note_end_gave_up};
+use super::lifecycle::Purpose;
 use super::record::Fate;
 use super::run::{Run, Spot};
 use super::wait_graph::{ThreadKey, Waited, Waiters, awaited_by, note_left};
 use super::watch::{Left, Watch};
 use super::{OutOfTurn, SharedExitStack, State};
 use crate::chain::{Chain, Link};
-use crate::error::{CloseError, Failures, HandlerError, HandlerErrorKind};
+use crate::error::{CloseError, Failures, HandlerError, HandlerErrorKind, Outcome};
 use crate::list::HandlerId;
-use crate::panics::discard;
 use crate::report::report;
 use crate::sync::{PerProcess, global};
 
@@ -71,7 +71,7 @@ pub(super) fn go_on_for(key: ThreadKey) -> Result<(), Late> {
         left.root.stack().disown(left.teardown, left.key, own);
         note_left(own);
         left.root.stack().report_all(); // this drain's result is returned to nobody
-        discard(left.root.stack().resume(left.purpose, own)?);
+        drop(left.root.stack().resume(left.purpose, own)?);
     }
 }
 
@@ -175,9 +175,9 @@ impl Watch {
     /// outermost, or an error if this thread is given up in turn.
     pub(crate) fn resume(self: &Arc<Self>) -> Result<Result<(), CloseError>, Late> {
         self.drive(|| {
-            let mut result = Ok(());
-            self.hold_outer();
-            loop {
+            let mut outer = self.hold_outer();
+            // In a child that a handler has forked, the lock may be held forever.
+            while self.is_ours() {
                 let next = {
                     let mut progress = self.progress.lock();
                     if progress.driver != ThreadKey::current() {
@@ -185,7 +185,8 @@ impl Watch {
                     }
                     progress.left.pop().map(|left| (left, progress.left.is_empty()))
                 };
-                let Some((Left { root, purpose, teardown, key }, is_outermost)) = next else { return Ok(result) };
+                let Some((Left { root, purpose, teardown, key }, is_outermost)) = next else { return Ok(Ok(())) };
+                outer.pop();
                 root.stack().disown(teardown, ThreadKey::current(), key);
                 note_left(key);
                 if !is_outermost {
@@ -193,23 +194,31 @@ impl Watch {
                 }
                 let resumed = root.stack().resume(purpose, key)?;
                 if is_outermost {
-                    result = resumed;
-                } else {
-                    discard(resumed);
+                    return Ok(resumed);
                 }
+                drop(resumed);
             }
+            // The child goes on with what it has registered itself.
+            let mut result = Ok(());
+            while let Some((root, purpose)) = outer.pop() {
+                result = root.stack().drain_watched(purpose, Outcome::Failure)?;
+            }
+            Ok(result)
         })
     }
 
-    /// Makes this thread the owner of all drains that are to be resumed after the innermost.
-    fn hold_outer(&self) {
+    /// Makes this thread the owner of all drains that are to be resumed after the innermost. Returns all that are to be
+    /// resumed, the innermost last.
+    fn hold_outer(&self) -> Vec<(Spot, Purpose)> {
         let left = mem::take(&mut self.progress.lock().left);
         if let Some((_, outer)) = left.split_last() {
             for drain in outer {
                 drain.root.stack().disown(drain.teardown, drain.key, ThreadKey::current());
             }
         }
+        let all = left.iter().map(|drain| (drain.root.clone(), drain.purpose)).collect();
         self.progress.lock().left = left; // nothing was added: this thread is in no handler that could be given up
+        all
     }
 
     /// Leaves it to whichever thread reaches one of the drains to resume that, as no thread can be started for it.
