@@ -578,8 +578,8 @@ fn a_rolled_back_transaction_is_told_in_words() {
     let error = ended.unwrap_err();
     let line = line!() - 6;
     let expected = format!(
-        "process > parent > two\\nlines: transaction `two\\nlines` begun at {}:{line}:9 was rolled back: what is around it \
-         drained before it was done",
+        "process > parent > two\\nlines: transaction `two\\nlines` begun at {}:{line}:9 was rolled back: an enclosing \
+         stack drained before its body had ended",
         file!()
     );
     assert_eq!((error.to_string(), format!("{error:#}")), (expected.clone(), expected));
