@@ -156,11 +156,14 @@ pub(super) fn forget_frames(thread: ThreadKey) {
 /// Sets the handler that a frame is running. Returns the previous one, or an error if the frame was given up.
 pub(super) fn set_run(teardown: usize, run: Option<Arc<Run>>) -> Result<Option<Arc<Run>>, Late> {
     let mut frames = FRAMES.lock();
-    match frames.iter_mut().find(|frame| frame.teardown == teardown) {
-        Some(frame) if frame.is_given_up => Err(frame.late()),
-        Some(frame) => Ok(mem::replace(&mut frame.run, run)),
-        None => Ok(None), // this process was forked in the handler, and has no such frame
-    }
+    let Some(frame) = frames.iter_mut().find(|frame| frame.teardown == teardown) else {
+        return Ok(None); // this process was forked in the handler, and has no such frame
+    };
+    // Of a frame that was given up as well: its own watch must not find a handler that has returned.
+    let before = mem::replace(&mut frame.run, run);
+    let late = frame.is_given_up.then(|| frame.late());
+    drop(frames);
+    late.map_or(Ok(before), Err)
 }
 
 impl Watch {

@@ -80,7 +80,7 @@ impl SharedExitStack {
             match teardown.late {
                 None => return Ok(merged(before, result)),
                 // What is left is nobody's, or another thread's by now: this one resumes it or waits for it.
-                Some(Late::ForAnother) => {}
+                Some(Late::ForAnother) => before = merged(before, result),
                 // Another thread goes on with all of it.
                 Some(late) => return Err(late),
             }

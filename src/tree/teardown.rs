@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::current::set_current;
 use super::drains::Acquired;
-use super::frames::Late;
+use super::frames::{Late, set_run};
 use super::lifecycle::{Lifecycle, Purpose};
 use super::relief::go_on_for;
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
@@ -202,7 +202,7 @@ impl<'s> Teardown<'s> {
             // What its thread was in further in comes first.
             Acquired::Mine(Some(owner)) => {
                 self.begin(node);
-                self.late = go_on_for(owner).err();
+                self.go_on_for(owner);
             }
             // Another thread has drained it: the drain around it gets the failures as well.
             Acquired::Ended(result) => self.merge(&result),
@@ -212,6 +212,11 @@ impl<'s> Teardown<'s> {
                 self.top().unlink(id);
             }
         }
+    }
+
+    /// Does what was left behind for the drains of this owner. Handlers run in that, and this teardown may be given up.
+    fn go_on_for(&mut self, owner: ThreadKey) {
+        self.late = go_on_for(owner).err().or_else(|| set_run(self.number, None).err());
     }
 
     fn begin(&mut self, node: Arc<Node>) {
@@ -243,7 +248,7 @@ impl<'s> Teardown<'s> {
             }
             // It never returns, or it was given up: nothing is left to wait for.
             Waited::OwnerLeft(owner) => {
-                self.late = go_on_for(owner).err();
+                self.go_on_for(owner);
                 let left = self.top().lock().out_of_turn.take_if(|handler| handler.id == id && !handler.is_given_up);
                 drop(left);
             }

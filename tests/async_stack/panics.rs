@@ -161,7 +161,7 @@ fn a_futures_drop_that_panics_loses_no_failure() {
     stack.register_async(Handler::new(fails(Rude)).named("rude"));
     let (result, _) = finished(stack.close());
     assert_eq!(failures(&result), ["rude failed: rude"]);
-    assert!(catch_unwind(AssertUnwindSafe(|| drop(result))).is_err());
+    drop(result); // nor does the drop of that panic here
 }
 
 /// A body whose future ends in its first poll, with a panic if there is no result, and panics when dropped.
