@@ -185,6 +185,7 @@ pub(super) fn is_exiting() -> bool {
 
 fn drain_to_exit(purpose: Purpose, outcome: Outcome) -> Option<i32> {
     note_exiting();
+    shutdown::leave_watched();
     let left = leave();
     let reason = end::signal().map_or(Reason::Exit, Reason::Signal);
     let request = drain_watched(reason, end::began(), || process_stack().drain_to_leave(purpose, outcome, left));

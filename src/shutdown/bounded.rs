@@ -10,7 +10,7 @@ use super::observer::{Observer, PATIENCE, Told};
 use super::setup::{Setup, settle_lines, setup};
 use crate::error::{CloseError, Outcome};
 use crate::sync::Lock;
-use crate::tree::{Lean, Node, Purpose, Run, Spot, Tell, ThreadKey, Watch};
+use crate::tree::{self, Lean, Node, Purpose, Run, Spot, Tell, ThreadKey, Watch};
 
 /// Begins to watch a drain.
 fn begin(root: Spot, limits: Limits, began: Instant, ends_process: bool, observer: Option<&Observer>) -> Arc<Watch> {
@@ -65,6 +65,14 @@ pub(crate) fn watch_end(
             keeper.send(Job { began, watch, limits, observer, finish, relieved: Arc::new(|| ()), force: Some(force) });
     }
     Some(watching)
+}
+
+/// Ends the watch over a drain at the end of the process that this thread has left by `exit`. The drain that follows
+/// resumes it, within limits of its own.
+pub(crate) fn leave_watched() {
+    if let Some(watch) = tree::leave_watched() {
+        tell(setup().observer.as_ref(), || Told::Closed(Closed::until_exit(&watch)));
+    }
 }
 
 impl Watching {

@@ -88,19 +88,15 @@ pub struct Closed {
 impl Closed {
     pub(super) fn new(watch: &Arc<Watch>, result: Option<Result<(), CloseError>>) -> Self {
         let records = watch.records();
-        let result = result.unwrap_or_else(|| {
-            let mut failures = Failures::default();
-            for record in &records {
-                let error = match &record.fate {
-                    Fate::Failed(error) => error.clone(),
-                    Fate::GivenUp | Fate::Running => record.error(HandlerErrorKind::TimedOut(record.took)),
-                    Fate::NotRun => record.error(HandlerErrorKind::NotRun),
-                    Fate::Done => continue,
-                };
-                drop(failures.merge(Failures::failure(error)));
-            }
-            failures.into_result()
-        });
+        let result = result.unwrap_or_else(|| result_of(&records));
+        Self { records, result, root: watch.root.clone() }
+    }
+
+    /// What became of a drain up to the call of `exit` in one of its handlers, which has not failed by that.
+    pub(super) fn until_exit(watch: &Arc<Watch>) -> Self {
+        let records = watch.records();
+        let running = records.iter().position(|record| matches!(record.fate, Fate::Running));
+        let result = result_of(&records[..running.unwrap_or(records.len())]);
         Self { records, result, root: watch.root.clone() }
     }
 
@@ -163,6 +159,21 @@ impl Closed {
     pub fn is_over(&self) -> bool {
         self.root.stack().is_quiet()
     }
+}
+
+/// Returns the failures that records tell of.
+fn result_of(records: &[Record]) -> Result<(), CloseError> {
+    let mut failures = Failures::default();
+    for record in records {
+        let error = match &record.fate {
+            Fate::Failed(error) => error.clone(),
+            Fate::GivenUp | Fate::Running => record.error(HandlerErrorKind::TimedOut(record.took)),
+            Fate::NotRun => record.error(HandlerErrorKind::NotRun),
+            Fate::Done => continue,
+        };
+        drop(failures.merge(Failures::failure(error)));
+    }
+    failures.into_result()
 }
 
 impl fmt::Debug for Closed {

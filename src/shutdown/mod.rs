@@ -56,7 +56,7 @@ use std::time::{Duration, Instant};
 
 #[cfg(any(fuzzing, all(loom, feature = "loom")))]
 pub use self::bounded::Modelled;
-pub(crate) use self::bounded::{Watching, finalize_within, watch_end};
+pub(crate) use self::bounded::{Watching, finalize_within, leave_watched, watch_end};
 pub use self::event::{Closed, Event, Reason};
 #[cfg(all(any(unix, windows), feature = "signals"))]
 pub(crate) use self::keeper::hurry;
@@ -74,7 +74,8 @@ pub(crate) use crate::tree::{end_gave_up, is_lost_here};
 ///
 /// The end of [`run`](crate::run) and the exit of the process afterwards are two drains, each with these limits.
 /// [`exit`](crate::exit) drains twice, before and after this thread's thread-locals are dropped, within the same limits; an
-/// observer is told of both drains.
+/// observer is told of both drains. So it is where `std::process::exit` in a handler of `run`, or C's `exit` in any
+/// handler, ends one drain and begins another.
 ///
 /// # Errors
 ///

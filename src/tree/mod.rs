@@ -88,7 +88,7 @@ pub(crate) use self::relief::Blocking;
 pub(crate) use self::run::{Run, Spot};
 use self::wait_graph::Waiters;
 pub(crate) use self::wait_graph::{Lean, ThreadKey, leave};
-pub(crate) use self::watch::{Tell, Watch, here, turn_on};
+pub(crate) use self::watch::{Tell, Watch, here, leave_watched, turn_on};
 use crate::chain::Chain;
 use crate::error::{ExitRequest, Outcome};
 use crate::handler::SharedEntry;

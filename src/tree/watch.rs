@@ -97,6 +97,16 @@ pub(crate) fn here() -> Option<Arc<Watch>> {
     watch.filter(|watch| watch.is_ours())
 }
 
+/// Ends the watched drain that this thread is in, if the process was to end with it: the thread never comes back to that,
+/// and drains anew. Returns that drain.
+pub(crate) fn leave_watched() -> Option<Arc<Watch>> {
+    let watch = here().filter(|watch| watch.ends_process)?;
+    let before = set_here(None);
+    watch.end();
+    drop(before);
+    Some(watch)
+}
+
 impl Watch {
     /// Begins to watch a drain that this thread is about to run. `told` receives the record of each handler that has
     /// ended.

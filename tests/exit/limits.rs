@@ -147,6 +147,22 @@ where
     register(Handler::new(handler).named("late").within(SHORT));
 }
 
+/// Leaves `run` in a handler, while there is time, and lifts the limits before. The next handler ends long after that time.
+fn leaves_run(leave: fn() -> !) -> ExitCode {
+    const TOTAL: Duration = Duration::from_secs(2);
+    limit(limits().within(TOTAL));
+    says("A");
+    register(|| {
+        takes(TOTAL + 15 * SHORT);
+        say("slow");
+    });
+    register(move || {
+        limit(limits());
+        leave()
+    });
+    run(|| ())
+}
+
 /// Takes this long, however little time is left.
 fn takes(time: Duration) {
     let (_never, waits) = channel::<()>();
@@ -244,6 +260,7 @@ fn fate(record: &Record) -> &'static str {
         Fate::Failed(_) => "failed",
         Fate::GivenUp => "given up",
         Fate::NotRun => "not run",
+        Fate::Running => "running",
         _ => "something else",
     }
 }
@@ -909,6 +926,10 @@ fn totals() -> Vec<Case> {
                 exit(0)
             },
         ),
+        case("std_exit_in_a_handler_of_run_has_its_own_total", Code(3), &["slow", "A"], || {
+            Ok(leaves_run(|| std::process::exit(3)))
+        }),
+        case("c_exit_in_a_handler_of_run_has_its_own_total", Code(3), &["slow", "A"], || Ok(leaves_run(|| c_exit(3)))),
         case("run_and_the_exit_have_a_total_each", Code(0), &["two totals"], || {
             limit(limits().within(long()));
             register(notes_time_left);
@@ -1038,6 +1059,25 @@ fn watched() -> Vec<Case> {
                 says_events();
                 register(Handler::new(|| ()).named("A"));
                 std::process::exit(4)
+            },
+        ),
+        case(
+            "an_observer_is_told_that_a_drain_was_left",
+            Code(3),
+            &[
+                "began Close",
+                "finished B failed",
+                "ended B failed, leaves running; 1 failed",
+                "began Exit",
+                "finished A done",
+                "ended A done; 1 failed",
+            ],
+            || {
+                says_events();
+                register(Handler::new(|| ()).named("A"));
+                register(Handler::new(|| c_exit(3)).named("leaves"));
+                register(Handler::new(|| Err("failed")).named("B"));
+                Ok(run(|| ()))
             },
         ),
         case("an_observer_that_hangs_delays_nothing", GAVE_UP, &["B", "A"], || {
