@@ -185,10 +185,12 @@ pub(super) fn is_exiting() -> bool {
 
 fn drain_to_exit(purpose: Purpose, outcome: Outcome) -> Option<i32> {
     note_exiting();
+    let began = end::began(); // in a child, the first look at the end allocates, which must not happen under a stack's lock
     shutdown::leave_watched();
+    process_stack().note_exit_here();
     let left = leave();
     let reason = end::signal().map_or(Reason::Exit, Reason::Signal);
-    let request = drain_watched(reason, end::began(), || process_stack().drain_to_leave(purpose, outcome, left));
+    let request = drain_watched(reason, began, || process_stack().drain_to_leave(purpose, outcome, left));
     request.into_iter().for_each(end::decide);
     end::decided()
 }

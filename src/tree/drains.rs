@@ -19,8 +19,8 @@ pub(super) struct Drain {
     pub(super) merged: Failures,
     /// Whether failures go to the report hook as they happen.
     pub(super) reports: bool,
-    /// Whether a thread that ends the process began it, or has come to it. The exit status that is requested in it counts
-    /// then, even if the thread has left, and a closer resumes it.
+    /// Whether a thread that ends the process began it, is about to leave it, or has come to it. The exit status that is
+    /// requested in it counts then, even if a closer resumes it.
     pub(super) exits: bool,
     pub(super) waiters: Waiters,
 }
@@ -208,6 +208,17 @@ impl SharedExitStack {
     /// Adds a request for an exit status to the running drain.
     pub(crate) fn request_exit(&self, request: ExitRequest) {
         self.gather(Failures::exit(request));
+    }
+
+    /// Notes that this thread ends the process, and is about to leave the drains that it is in.
+    pub(crate) fn note_exit_here(&self) {
+        let me = ThreadKey::current();
+        let note = |stack: &Self| {
+            let mut state = stack.lock();
+            state.drain.iter_mut().filter(|drain| drain.owner == me).for_each(|drain| drain.exits = true);
+        };
+        note(self);
+        self.visit_descendants(|node| note(&node.stack));
     }
 
     /// Returns whether this thread owns this stack's drain, and so is in one of its handlers or of those nested in it.

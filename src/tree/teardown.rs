@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::current::set_current;
-use super::drains::Acquired;
+use super::drains::{Acquired, Drain};
 use super::frames::{Late, set_run};
 use super::lifecycle::{Lifecycle, Purpose};
 use super::relief::go_on_for;
@@ -82,10 +82,13 @@ impl SharedExitStack {
     #[inline]
     fn finish(&self, mut state: MutexGuard<'_, State>, teardown: usize, is_outermost: bool) -> Finished {
         let storage = state.handlers.release();
-        if !matches!(state.lifecycle, Lifecycle::Open) {
-            self.note_drained(&mut state, teardown, is_outermost);
-        }
         let ended = state.drain.take_if(|drain| drain.teardown == teardown);
+        if let Some(drain) = ended.as_ref().filter(|drain| drain.exits && is_outermost) {
+            self.decide(drain);
+        }
+        if !matches!(state.lifecycle, Lifecycle::Open) {
+            self.note_drained(&mut state);
+        }
         let settled = state.is_settled();
         if let Some(drain) = ended {
             drop(state);
@@ -110,21 +113,22 @@ impl SharedExitStack {
         Finished { result, waiters: Waiters::default(), settled }
     }
 
-    /// Reopens or closes a stack whose lists are empty. If the process exits, the exit status that was requested is kept
-    /// before any other thread can find the stack closed: that thread may be the one that ends the process.
+    /// Keeps the exit status that was requested in a drain that is over. (That of a drain nested in it was merged.) No other
+    /// thread can find the stack closed yet: that thread may be the one that ends the process.
     #[cold]
-    fn note_drained(&self, state: &mut State, teardown: usize, is_outermost: bool) {
-        state.lifecycle.drained();
-        // Otherwise this teardown merges it into the drain around this one.
-        if is_outermost {
-            let ended = state.drain.as_ref().filter(|drain| drain.teardown == teardown && drain.exits);
-            let request = ended.and_then(|drain| drain.failures.exit_request().max(drain.merged.exit_request()));
-            if let Some((request, root)) = request.and_then(|request| Some((request, self.tree()?))) {
-                (root.decide)(request);
-            }
+    fn decide(&self, drain: &Drain) {
+        let request = drain.failures.exit_request().max(drain.merged.exit_request());
+        if let Some((request, root)) = request.and_then(|request| Some((request, self.tree()?))) {
+            (root.decide)(request);
         }
+    }
+
+    /// Reopens or closes a stack whose lists are empty.
+    #[cold]
+    fn note_drained(&self, state: &mut State) {
+        state.lifecycle.drained();
         if matches!(state.lifecycle, Lifecycle::Closed) {
-            self.note_closed(); // seen without a lock
+            self.note_closed();
         }
     }
 
@@ -377,7 +381,8 @@ mod tests {
     }
 
     /// Does what C's `exit` does first in a handler, and lets another thread do the rest.
-    fn leaves_it_to(other: impl FnOnce() -> Result<(), CloseError> + Send + 'static) {
+    fn leaves_it_to(stack: &SharedExitStack, other: impl FnOnce() -> Result<(), CloseError> + Send + 'static) {
+        stack.note_exit_here();
         leave();
         let result = thread::spawn(other).join().unwrap();
         assert_eq!(result.unwrap_err().exit_code(), Some(7));
@@ -395,24 +400,29 @@ mod tests {
 
     /// The thread that has called C's `exit` may find nothing left to drain.
     #[test]
-    fn a_closer_that_resumes_the_last_drain_decides() {
-        let (stack, decided) = root!();
-        stack.register(|| Err(Exit(7)));
-        stack.register(|| leaves_it_to(|| stack.close()));
-        stack.drain_unattended(Purpose::Exit, Outcome::Success);
-        assert_eq!(*decided.lock().unwrap(), [(7, false)]);
-        assert!(stack.is_closed());
+    fn a_closer_that_resumes_the_drain_of_an_exit_decides() {
+        for purpose in [Purpose::Close, Purpose::EndOfRun, Purpose::BeforeExit, Purpose::Exit] {
+            let (stack, decided) = root!();
+            stack.register(|| Err(Exit(7)));
+            stack.register(|| leaves_it_to(stack, || stack.close()));
+            stack.drain_unattended(purpose, Outcome::Success);
+            assert_eq!(mem::take(&mut *decided.lock().unwrap()), [(7, false)], "{purpose:?}");
+            assert_eq!(stack.is_closed(), purpose == Purpose::Exit);
+        }
     }
 
     #[test]
-    fn a_closer_that_resumes_the_last_drain_of_an_interpreter_decides() {
-        let (stack, decided) = root!();
-        let plugin = Node::new("plugin".into(), Parent::Root(stack));
-        plugin.stack.register(|| Err(Exit(7)));
-        let other = Arc::clone(&plugin);
-        plugin.stack.register(|| leaves_it_to(move || other.stack.drain(Purpose::Finalize, Outcome::Success)));
-        stack.drain_unattended(Purpose::Exit, Outcome::Success);
-        assert_eq!(*decided.lock().unwrap(), [(7, false)]);
+    fn a_closer_that_resumes_an_interpreters_drain_decides() {
+        for purpose in [Purpose::Close, Purpose::EndOfRun, Purpose::BeforeExit, Purpose::Exit] {
+            let (stack, decided) = root!();
+            let plugin = Node::new("plugin".into(), Parent::Root(stack));
+            plugin.stack.register(|| Err(Exit(7)));
+            let other = Arc::clone(&plugin);
+            let finalize = move || other.stack.drain(Purpose::Finalize, Outcome::Success);
+            plugin.stack.register(|| leaves_it_to(stack, finalize));
+            stack.drain_unattended(purpose, Outcome::Success);
+            assert_eq!(mem::take(&mut *decided.lock().unwrap()), [(7, false)], "{purpose:?}");
+        }
     }
 
     #[test]
