@@ -39,10 +39,12 @@ pub(crate) struct Frame {
     pub(super) purpose: Option<Purpose>,
     pub(super) watch: Option<Arc<Watch>>,
     pub(super) run: Option<Arc<Run>>,
-    /// Whether some drain goes on without it.
-    pub(super) is_given_up: bool,
+    /// Set once some drain goes on without it: the key that owns its drain from then on.
+    pub(super) given_up: Option<ThreadKey>,
     /// Whether its own watch has given it up: another thread goes on with the whole of its drain, so it never does.
     pub(super) is_replaced: bool,
+    /// Whether the drain that ends the process has given it up: the thread must not end the process itself.
+    pub(super) is_lost: bool,
 }
 
 global! {
@@ -59,7 +61,7 @@ impl Frame {
     /// Returns whether it still has to be given up if this watch is to go on without it. What another watch has given up
     /// may still keep its own from going on.
     pub(super) fn may_block(&self, watch: &Arc<Watch>) -> bool {
-        !self.is_given_up || self.is_of(watch)
+        self.given_up.is_none() || self.is_of(watch)
     }
 
     fn late(&self) -> Late {
@@ -105,7 +107,7 @@ pub(crate) fn run_here() -> Option<Arc<Run>> {
 /// Returns whether this thread is in a handler that was given up.
 pub(crate) fn is_given_up_here() -> bool {
     let me = ThreadKey::current();
-    FRAMES.lock().iter().any(|frame| frame.thread == me && frame.is_given_up)
+    FRAMES.lock().iter().any(|frame| frame.thread == me && frame.given_up.is_some())
 }
 
 global! {
@@ -128,21 +130,21 @@ pub(crate) fn end_gave_up() -> bool {
 /// process.
 pub(crate) fn is_lost_here() -> bool {
     let me = ThreadKey::current();
-    end_gave_up() && FRAMES.lock().iter().any(|frame| frame.thread == me && frame.late() == Late::Lost)
+    end_gave_up() && FRAMES.lock().iter().any(|frame| frame.thread == me && frame.is_lost)
 }
 
 pub(super) fn push_frame(teardown: usize, root: Spot, purpose: Option<Purpose>) {
     let thread = ThreadKey::current();
-    let (is_given_up, is_replaced) = (false, false);
-    let frame = Frame { teardown, thread, root, purpose, watch: here(), run: None, is_given_up, is_replaced };
+    let (given_up, is_replaced, is_lost) = (None, false, false);
+    let frame = Frame { teardown, thread, root, purpose, watch: here(), run: None, given_up, is_replaced, is_lost };
     let link = Link::new(frame);
     FRAMES.lock().push(link);
 }
 
-/// Removes a frame. Returns what its thread is if the frame was given up.
-pub(super) fn drop_frame(teardown: usize) -> Option<Late> {
+/// Removes a frame. If it was given up, returns what its thread is, and which key owns its drain.
+pub(super) fn drop_frame(teardown: usize) -> Option<(Late, ThreadKey)> {
     let frames = FRAMES.lock().take_if(|frame| frame.teardown == teardown);
-    frames.iter().find(|frame| frame.is_given_up).map(Frame::late)
+    frames.iter().find_map(|frame| Some((frame.late(), frame.given_up?)))
 }
 
 /// Removes the frames of a thread that never comes back to them.
@@ -161,7 +163,7 @@ pub(super) fn set_run(teardown: usize, run: Option<Arc<Run>>) -> Result<Option<A
     };
     // Of a frame that was given up as well: its own watch must not find a handler that has returned.
     let before = mem::replace(&mut frame.run, run);
-    let late = frame.is_given_up.then(|| frame.late());
+    let late = frame.given_up.map(|_| frame.late());
     drop(frames);
     late.map_or(Ok(before), Err)
 }

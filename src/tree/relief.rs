@@ -100,7 +100,7 @@ impl Watch {
         let frames = FRAMES.lock();
         let awaited = |thread| {
             awaited_by(thread).filter(|&(owner, teardown)| {
-                let is_it = |frame: &Frame| frame.teardown == teardown && frame.thread == owner && !frame.is_given_up;
+                let is_it = |frame: &Frame| frame.teardown == teardown && frame.thread == owner && frame.given_up.is_none();
                 frames.iter().any(is_it)
             })
         };
@@ -120,7 +120,7 @@ impl Watch {
         let is_driver = thread == driver;
         // It may have run for long when the drain came to wait for it.
         let since = if is_driver { run.since } else { run.since.max(moved) };
-        Some(Blocking { run, thread, from, is_driver, since, is_given_up: innermost.is_given_up })
+        Some(Blocking { run, thread, from, is_driver, since, is_given_up: innermost.given_up.is_some() })
     }
 
     /// Gives up a handler that blocks this drain. Returns `None` if the handler has returned by now, otherwise whether
@@ -251,8 +251,10 @@ impl Watch {
                 continue;
             }
             for frame in frames.iter_mut().filter(|frame| is_needed(frame)) {
-                (frame.is_given_up, frame.is_replaced) = (true, frame.is_of(self));
-                given_up.add(frame, blocking.is_driver);
+                let key = given_up.add(frame, blocking.is_driver);
+                frame.given_up.get_or_insert(key);
+                frame.is_replaced = frame.is_of(self);
+                frame.is_lost |= self.ends_process;
             }
             if self.ends_process {
                 note_end_gave_up();
@@ -293,16 +295,18 @@ impl GivenUp {
         self.links.resize_with(count, || Link::new(OutOfTurn::given_up()));
     }
 
-    /// Adds a frame, the innermost first. Neither allocates nor frees: the list of frames is locked.
-    fn add(&mut self, frame: &Frame, is_driver: bool) {
+    /// Adds a frame, the innermost first, and returns the key that owns its drain from now on. Neither allocates nor frees:
+    /// the list of frames is locked.
+    fn add(&mut self, frame: &Frame, is_driver: bool) -> ThreadKey {
         if let Some(run) = &frame.run {
             let mut state = run.top.stack().lock();
             self.waiting.extend(state.note_given_up(frame.teardown, frame.thread, &mut self.links));
         }
-        let Some(purpose) = frame.purpose else { return };
+        let Some(purpose) = frame.purpose else { return self.key };
         // Drains that another thread waits for share one key; drains that are resumed one by one have one each.
         let key = if is_driver && !self.left.is_empty() { ThreadKey::fresh() } else { self.key };
         self.left.push(Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key });
+        key
     }
 }
 
@@ -321,7 +325,7 @@ impl SharedExitStack {
 
     /// Makes `key`, which no thread has, the owner of the drains that a teardown of `thread` has begun in this stack
     /// and in those nested in it.
-    fn disown(&self, teardown: usize, thread: ThreadKey, key: ThreadKey) {
+    pub(super) fn disown(&self, teardown: usize, thread: ThreadKey, key: ThreadKey) {
         let disown = |stack: &Self| {
             if let Some(drain) = &mut stack.lock().drain {
                 drain.disown(teardown, thread, key);

@@ -13,6 +13,7 @@ use super::frames::{Late, drop_frame, push_frame, set_run};
 use super::record::Fate;
 use super::run::{Run, Spot};
 use super::teardown::Teardown;
+use super::wait_graph::ThreadKey;
 use super::watch::{Watch, here};
 use crate::drain::{HandlerOutcome, Source, drain};
 use crate::error::{Failures, HandlerError, HandlerErrorKind};
@@ -28,8 +29,15 @@ pub(super) fn drain_watched(teardown: &mut Teardown<'_>, root: Spot, first: impl
     push_frame(number, root, Some(teardown.purpose));
     first();
     drain(&mut Watched { teardown, watch: here(), run: None, is_run: false });
-    // If it was an inner drain that this thread was given up in, the rest of this one is still to be done.
-    teardown.late = drop_frame(number).or(teardown.late.map(|_| Late::ForAnother));
+    teardown.late = match drop_frame(number) {
+        Some((late, key)) => {
+            // The watch that has given it up does so, too, but perhaps not yet: this thread must not find itself the owner.
+            teardown.root.disown(number, ThreadKey::current(), key);
+            Some(late)
+        }
+        // If it was an inner drain that this thread was given up in, the rest of this one is still to be done.
+        None => teardown.late.map(|_| Late::ForAnother),
+    };
 }
 
 /// Runs a handler out of turn by calling `run`, and notes that it is running.
