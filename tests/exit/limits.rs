@@ -244,6 +244,7 @@ pub(crate) fn exhaust_threads() {
 }
 
 /// Makes it possible again.
+#[cfg(feature = "signals")]
 pub(crate) fn restore_threads() {
     // SAFETY: an `rlimit` is two numbers, which may be zero.
     let mut limit: libc::rlimit = unsafe { std::mem::zeroed() };
