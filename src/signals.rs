@@ -37,7 +37,8 @@
 //! - Process 1, as in a container, ends with status 128 + the signal's number: the kernel spares it the signal.
 //! - A signal that was ignored when the process started stays ignored, as with `nohup` and in background jobs. No signal mask is
 //!   changed. SIGPIPE, SIGQUIT and the signals of crashes are left alone.
-//! - What `print!` holds back is flushed, unless another thread keeps standard output locked for more than 100 ms.
+//! - What `print!` holds back is flushed for up to 100 ms: another thread may keep standard output locked, or nobody may
+//!   read it.
 //! - A forked child has the default actions, until it execs or installs its own.
 //!
 //! # Beside others

@@ -79,7 +79,7 @@ pub(crate) use crate::tree::{end_gave_up, is_lost_here};
 ///
 /// # Errors
 ///
-/// Returns an error if the two threads that enforce limits cannot be started. No limits are set then.
+/// Returns an error if the threads that enforce limits cannot be started. No limits are set then.
 ///
 /// ```
 /// use exitstack::shutdown::{Limits, set_limits};
