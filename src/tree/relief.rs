@@ -100,7 +100,8 @@ impl Watch {
         let frames = FRAMES.lock();
         let awaited = |thread| {
             awaited_by(thread).filter(|&(owner, teardown)| {
-                let is_it = |frame: &Frame| frame.teardown == teardown && frame.thread == owner && frame.given_up.is_none();
+                let is_it =
+                    |frame: &Frame| frame.teardown == teardown && frame.thread == owner && frame.given_up.is_none();
                 frames.iter().any(is_it)
             })
         };

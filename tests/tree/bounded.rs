@@ -393,9 +393,10 @@ fn two_threads_may_finalize_it_at_once() {
         .collect();
     let all: Vec<Closed> = threads.into_iter().map(|thread| thread.join().expect("no panic")).collect();
     assert_eq!(log.take(), ["B", "A"]);
-    // Exactly one of the two calls recorded the handler that was given up.
-    let given_up: usize = all.iter().flat_map(fates).filter(|fate| fate == "stuck given up").count();
-    assert_eq!(given_up, 1, "{all:?}");
+    // Whichever gives it up first records that; the one whose thread runs it does so as well.
+    let given_up = |closed: &Closed| fates(closed).iter().filter(|fate| *fate == "stuck given up").count();
+    let counts: Vec<usize> = all.iter().map(given_up).collect();
+    assert!([[0, 1], [1, 0], [1, 1]].iter().any(|expected| counts == expected), "{all:?}");
     held.release();
     until(|| all.iter().all(Closed::is_over));
 }
