@@ -330,7 +330,13 @@ impl<'a> ExitStack<'a> {
     /// }
     /// ```
     pub fn pending(&self) -> Vec<PendingHandler> {
-        self.list.read(|list| list.iter().rev().map(|(id, entry)| entry.pending(id)).collect())
+        let mut pending = Vec::new();
+        // The list is not borrowed while memory is allocated: the global allocator may register handlers itself.
+        while pending.capacity() < self.len() {
+            pending.reserve(self.len());
+        }
+        self.list.read(|list| pending.extend(list.iter().rev().map(|(id, entry)| entry.pending(id))));
+        pending
     }
 
     /// Reserves room for `additional` more handlers, so that registering small ones does not allocate until the next

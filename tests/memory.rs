@@ -583,6 +583,29 @@ fn a_stacks_list_grows_and_shrinks_unlocked() {
     end.recv_timeout(Duration::from_secs(20)).expect("its lock is not held");
 }
 
+/// The allocator registers handlers itself. There is room for them; elsewhere the list would have to grow.
+#[test]
+fn an_exit_stack_allocates_unborrowed() {
+    thread_local!(static STACK: ExitStack<'static> = const { ExitStack::new() });
+    fn watched(body: fn(&ExitStack<'static>)) -> usize {
+        STACK.with(|stack| {
+            let before = stack.len();
+            BESIDES.set(Some(|| STACK.with(|stack| ignore(stack.register(|| ())))));
+            body(stack);
+            BESIDES.set(None);
+            stack.len() - before
+        })
+    }
+    STACK.with(|stack| stack.reserve(100));
+    let large = |stack: &ExitStack<'static>| {
+        let large = [1; 10];
+        stack.register(move || ignore(large));
+    };
+    assert_eq!(watched(large), 2);
+    assert!(watched(|stack| drop(stack.pending())) > 0);
+    assert!(watched(|stack| stack.reserve(1000)) > 0);
+}
+
 const CHILD: &str = "EXITSTACK_TEST_CHILD";
 
 /// Checks the trap itself: if the tests above needed memory, this is how they would end.

@@ -29,10 +29,10 @@ use core::cell::RefCell;
 use core::panic::Location;
 use core::ptr::NonNull;
 
-use super::{Bound, BoxError, Closure, Task};
+use super::{Bound, BoxError, Closure, Packed, Task};
 use crate::error::Outcome;
 use crate::handler::{HandlerResult, LocalEntry};
-use crate::list::{HandlerId, HandlerList};
+use crate::list::{HandlerId, HandlerList, Storage};
 
 /// The list of an `ExitStack`.
 ///
@@ -67,6 +67,7 @@ impl<'a> Appendable<'a> {
     #[inline]
     pub(crate) fn push<T: Task + 'a>(&self, task: T, location: &'static Location<'static>) -> HandlerId {
         let location = task.location().unwrap_or(location);
+        let task = Packed::new(task); // boxed, if it has to be, while the list is not borrowed
         self.0.borrow_mut().push_here(|| LocalEntry { closure: Closure::<dyn Bound + 'a>::new(task), location })
     }
 
@@ -86,7 +87,12 @@ impl<'a> Appendable<'a> {
     }
 
     pub(crate) fn reserve(&self, additional: usize) {
-        self.0.borrow_mut().reserve(additional);
+        loop {
+            let wanted = self.0.borrow().wanted(additional);
+            let Some(capacity) = wanted else { return };
+            let mut storage = Storage::with_capacity(capacity); // while the list is not borrowed, as is its drop
+            self.0.borrow_mut().exchange(&mut storage);
+        }
     }
 
     #[inline]

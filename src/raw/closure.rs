@@ -202,8 +202,8 @@ pub(crate) struct Closure<B: ?Sized> {
 impl<'a> Closure<dyn Bound + 'a> {
     /// Stores a task for the thread that owns the stack.
     #[inline]
-    pub(crate) fn new<T: Task + 'a>(task: T) -> Self {
-        Self::erase(Packed::new(task))
+    pub(crate) fn new<T: Task + 'a>(task: Packed<T>) -> Self {
+        Self::erase(task)
     }
 }
 
