@@ -123,6 +123,7 @@ pub(crate) fn drain<B: ?Sized, S: Source<B>>(source: &mut S) {
                 let result = if plain { entry.closure.run(ANY) } else { run_dressed(entry, work.outcome(), name) };
                 if let Err(error) = result {
                     let site = Site { name: name.take(), location: entry.location };
+                    **location = None; // a panic of the report, or of the error's drop, is not the handler's
                     source.note(HandlerOutcome::failed(site, error));
                 }
             }
@@ -143,10 +144,11 @@ fn drain_unwinding<B: ?Sized>(
     name: Option<Name>,
     location: Option<&'static Location<'static>>,
 ) {
-    let Some(location) = location else { return };
     let mut source = guard(source, |source| drain(source)); // also if a report panics
     source.unwinds();
-    source.note(HandlerOutcome::panicked(Site { name, location }, uncaught()));
+    if let Some(location) = location {
+        source.note(HandlerOutcome::panicked(Site { name, location }, uncaught()));
+    }
 }
 
 /// The outcome that is passed to a handler which does not look at it.

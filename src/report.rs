@@ -40,8 +40,8 @@ type Hook = Box<dyn Fn(&HandlerError) + Send + Sync>;
 /// instead and the drain continues. If the hook exits the process, the failures that are not yet reported are reported
 /// on the way out. The earlier hook is dropped here; a panic of that drop goes to the caller, and the new hook is set.
 ///
-/// Without std, a hook that panics aborts the program, once the other handlers have run. A hook that was replaced is never
-/// dropped there, and each call costs the next report a step: a program sets its hook once.
+/// Without std, the panic of a hook goes on once the other handlers have run, and a second one aborts the program. A hook
+/// that was replaced is never dropped there, and each call costs the next report a step: a program sets its hook once.
 ///
 /// ```
 /// use std::sync::{Arc, Mutex};

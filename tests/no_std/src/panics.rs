@@ -4,12 +4,14 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use alloc::{format, vec};
+use core::error::Error;
+use core::fmt;
 use std::process::{Command, Output};
 use std::{env, println};
 
 use exitstack::{CloseError, ExitStack, Handler, scope};
 
-use crate::support::{Log, panic_of, quiet_panic, reported};
+use crate::support::{Log, alone, panic_of, quiet_panic, reported};
 
 /// A stack with a failure, a panic and a handler, and again a failure, in the order in which they run.
 fn stack(log: &Log) -> ExitStack<'static> {
@@ -120,6 +122,44 @@ fn a_keys_drop_that_panics_loses_nothing() {
     assert_eq!(log.take(), ["below", "below a panic", "below a key"]);
 }
 
+/// That of its report is told, and what it leaves is no handler's.
+#[test]
+fn a_panic_of_an_errors_drop_is_no_handlers() {
+    #[derive(Debug)]
+    struct Rude;
+    impl fmt::Display for Rude {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("rude")
+        }
+    }
+    impl Error for Rude {}
+    impl Drop for Rude {
+        fn drop(&mut self) {
+            quiet_panic("the error's");
+        }
+    }
+    let log = Log::default();
+    let stack = ExitStack::new();
+    stack.register(log.handler("last"));
+    stack.register(|| Err("after"));
+    stack.register(|| Err(Rude));
+    let reports = reported(|| assert_eq!(panic_of(|| drop(stack)), "the error's"));
+    assert_eq!((log.take(), reports), (vec!["last"], vec!["rude".into(), "after".into()]));
+}
+
+#[test]
+fn a_panic_of_the_hook_goes_on_when_the_rest_has_run() {
+    let _alone = alone();
+    let log = Log::default();
+    let stack = ExitStack::new();
+    stack.register(log.handler("last"));
+    stack.register(|| Err("disk full"));
+    exitstack::report::set_hook(Box::new(|_| quiet_panic("the hook's")));
+    assert_eq!(panic_of(|| drop(stack)), "the hook's");
+    drop(exitstack::report::take_hook());
+    assert_eq!(log.take(), ["last"]);
+}
+
 /// Runs a test again in a process of its own, with a word that says so, and returns what became of it.
 fn in_a_process(test: &str, case: &str) -> Output {
     let mut command = Command::new(env::current_exe().unwrap());
@@ -182,7 +222,7 @@ fn failures_so_far_outlive_an_abort() {
     assert!(aborted(&output), "{output:?}");
 }
 
-/// It is called again for the panic that it has begun, and so its panics are two.
+/// It is called for each of two failures, and so its panics are two.
 #[test]
 fn a_hook_that_panics_aborts_when_the_rest_has_run() {
     let test = "a_hook_that_panics_aborts_when_the_rest_has_run";
@@ -190,6 +230,7 @@ fn a_hook_that_panics_aborts_when_the_rest_has_run() {
         exitstack::report::set_hook(Box::new(|_| quiet_panic("the hook's")));
         let stack = ExitStack::new();
         stack.register(|| println!("last"));
+        stack.register(|| Err("disk full"));
         stack.register(|| Err("disk full"));
         return;
     }
