@@ -2,9 +2,9 @@
 
 use std::mem;
 
-use super::SharedExitStack;
 use super::lifecycle::{Lifecycle, Purpose};
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
+use super::{SharedExitStack, State};
 use crate::error::{ExitRequest, Failures, HandlerError, Outcome};
 use crate::report::report;
 
@@ -17,11 +17,9 @@ pub(super) struct Drain {
     pub(super) failures: Failures,
     /// Those that were merged into the drain around this one already.
     pub(super) merged: Failures,
-    /// Whether failures go to the report hook as they happen.
-    pub(super) reports: bool,
-    /// Whether a thread that ends the process began it, is about to leave it, or has come to it. The exit status that is
-    /// requested in it counts then, even if a closer resumes it.
-    pub(super) exits: bool,
+    /// Why it runs: whether failures go to the report hook as they happen, and whether the exit status that is requested
+    /// in it counts. Both do once a thread that ends the process comes to it or leaves it, even if a closer resumes it.
+    pub(super) purpose: Purpose,
     pub(super) waiters: Waiters,
 }
 
@@ -64,6 +62,15 @@ impl Drain {
     /// Takes out the threads that wait for the drain, if `owner` owns it.
     pub(super) fn waiters_of(&mut self, owner: ThreadKey) -> Option<Waiters> {
         (self.owner == owner).then(|| mem::take(&mut self.waiters))
+    }
+}
+
+impl State {
+    /// Notes that the stack is asked to drain.
+    #[inline]
+    fn begin(&mut self, purpose: Purpose) {
+        self.lifecycle.begin(purpose);
+        self.ready &= matches!(self.lifecycle, Lifecycle::Open);
     }
 }
 
@@ -125,23 +132,24 @@ impl SharedExitStack {
         if state.is_settled() {
             return Claim::Settled;
         }
-        state.lifecycle.begin(purpose);
-        state.ready &= matches!(state.lifecycle, Lifecycle::Open);
+        state.begin(purpose);
         let Some(drain) = &mut state.drain else {
             let (failures, merged) = (Failures::default(), Failures::default());
-            let (reports, exits, waiters) = (purpose.reports(), purpose.exits(), Waiters::default());
+            let waiters = Waiters::default();
             // A stack that is closed keeps its outcome: this drain only waits for a handler that an earlier one
             // skipped.
             if !matches!(state.lifecycle, Lifecycle::Closed) {
                 state.outcome = outcome;
             }
-            state.drain = Some(Drain { owner: me, teardown, failures, merged, reports, exits, waiters });
+            state.drain = Some(Drain { owner: me, teardown, failures, merged, purpose, waiters });
             // This drain waits for what an earlier one skipped.
             state.children.newest_first().for_each(|child| child.skipped_by = None);
             state.out_of_turn.iter_mut().for_each(|handler| handler.skipped_by = None);
             return Claim::Mine;
         };
-        drain.exits |= purpose.exits();
+        if purpose.exits() {
+            drain.purpose = purpose;
+        }
         let (mut abandoned, mut waiters) = (None, None);
         let claim = if left == Some(drain.owner) {
             (drain.owner, drain.teardown) = (me, teardown);
@@ -172,7 +180,7 @@ impl SharedExitStack {
         loop {
             let mut state = self.lock();
             let Some(drain) = &mut state.drain else { return };
-            drain.reports = true;
+            drain.purpose = drain.purpose.unattended();
             let count = drain.failures.len();
             if count <= errors.capacity() {
                 errors.extend(drain.failures.errors().cloned());
@@ -191,7 +199,7 @@ impl SharedExitStack {
             drop(state);
             return true; // no drain will return them
         };
-        let reports = drain.reports;
+        let reports = drain.purpose.reports();
         let emptied = drain.failures.merge(failures);
         drop(state);
         drop(emptied);
@@ -210,12 +218,15 @@ impl SharedExitStack {
         self.gather(Failures::exit(request));
     }
 
-    /// Notes that this thread ends the process, and is about to leave the drains that it is in.
+    /// Notes that this thread ends the process, and is about to leave the drains that it is in. These are bounded from now
+    /// on.
     pub(crate) fn note_exit_here(&self) {
         let me = ThreadKey::current();
         let note = |stack: &Self| {
             let mut state = stack.lock();
-            state.drain.iter_mut().filter(|drain| drain.owner == me).for_each(|drain| drain.exits = true);
+            let Some(drain) = state.drain.as_mut().filter(|drain| drain.owner == me) else { return };
+            drain.purpose = Purpose::BeforeExit;
+            state.begin(Purpose::BeforeExit);
         };
         note(self);
         self.visit_descendants(|node| note(&node.stack));

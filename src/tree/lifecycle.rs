@@ -108,6 +108,15 @@ impl Purpose {
         !matches!(self, Self::Close | Self::Finalize)
     }
 
+    /// Returns the same purpose where there is no caller to return failures to.
+    pub(super) fn unattended(self) -> Self {
+        match self {
+            Self::Close => Self::Drop,
+            Self::Finalize => Self::FinalizeUnattended,
+            other => other,
+        }
+    }
+
     /// Returns whether this thread ends the process: it never returns to the handlers it was in, and waits for those
     /// that other threads are in.
     pub(super) fn exits(self) -> bool {
@@ -176,6 +185,16 @@ mod tests {
             assert!(children.closes() && children.is_bounded(), "{purpose:?}");
             assert_eq!(children.reports(), purpose.reports(), "{purpose:?}");
             assert_eq!(children.exits(), purpose.exits(), "{purpose:?}");
+        }
+    }
+
+    #[test]
+    fn an_unattended_drain_reports() {
+        for purpose in ALL {
+            let unattended = purpose.unattended();
+            assert!(unattended.reports(), "{purpose:?}");
+            assert_eq!(unattended.exits(), purpose.exits(), "{purpose:?}");
+            assert_eq!(unattended.closes(), purpose.closes(), "{purpose:?}");
         }
     }
 }

@@ -192,20 +192,17 @@ impl SharedExitStack {
     }
 }
 
-/// Goes on for the owner that has `left`, calls `first`, runs a drain that was acquired, and returns its result.
+/// Calls `first`, runs a drain that was acquired, and returns its result.
 #[inline]
 fn run(teardown: &mut Teardown<'_>, left: Option<ThreadKey>, first: Option<impl FnOnce()>) -> Result<(), CloseError> {
     let _restored = teardown.root.make_current();
     let first = || {
-        if left.is_some_and(|owner| go_on_for(owner).is_err()) {
-            return; // this thread was given up, which the drain notices
-        }
         if let Some(first) = first {
             first();
         }
     };
     if is_on(teardown.epoch) {
-        run_if_watched(teardown, first);
+        run_if_watched(teardown, left, first);
     } else {
         first();
         drain(teardown);
@@ -213,13 +210,17 @@ fn run(teardown: &mut Teardown<'_>, left: Option<ThreadKey>, first: Option<impl 
     mem::replace(&mut teardown.result, Ok(()))
 }
 
-/// Calls `first` and runs a drain, watched if the stack is in a tree.
+/// Does what was `left` behind, calls `first` and runs a drain, watched if the stack is in a tree.
 #[cold]
-fn run_if_watched(teardown: &mut Teardown<'_>, first: impl FnOnce()) {
-    if let Some(spot) = teardown.root.spot() {
-        drain_watched(teardown, spot, first);
-    } else {
+fn run_if_watched(teardown: &mut Teardown<'_>, left: Option<ThreadKey>, first: impl FnOnce()) {
+    let Some(spot) = teardown.root.spot() else {
         first();
-        drain(teardown);
-    }
+        return drain(teardown);
+    };
+    drain_watched(teardown, spot, || {
+        // If this thread is given up there, the drain notices.
+        if left.is_none_or(|owner| go_on_for(owner).is_ok()) {
+            first();
+        }
+    });
 }

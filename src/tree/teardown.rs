@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::current::set_current;
-use super::drains::{Acquired, Drain};
+use super::drains::Acquired;
 use super::frames::{Late, set_run};
 use super::lifecycle::{Lifecycle, Purpose};
 use super::relief::go_on_for;
@@ -82,13 +82,10 @@ impl SharedExitStack {
     #[inline]
     fn finish(&self, mut state: MutexGuard<'_, State>, teardown: usize, is_outermost: bool) -> Finished {
         let storage = state.handlers.release();
-        let ended = state.drain.take_if(|drain| drain.teardown == teardown);
-        if let Some(drain) = ended.as_ref().filter(|drain| drain.exits && is_outermost) {
-            self.decide(drain);
-        }
         if !matches!(state.lifecycle, Lifecycle::Open) {
-            self.note_drained(&mut state);
+            self.note_drained(&mut state, teardown, is_outermost);
         }
+        let ended = state.drain.take_if(|drain| drain.teardown == teardown);
         let settled = state.is_settled();
         if let Some(drain) = ended {
             drop(state);
@@ -113,22 +110,21 @@ impl SharedExitStack {
         Finished { result, waiters: Waiters::default(), settled }
     }
 
-    /// Keeps the exit status that was requested in a drain that is over. (That of a drain nested in it was merged.) No other
-    /// thread can find the stack closed yet: that thread may be the one that ends the process.
+    /// Reopens or closes a stack whose lists are empty. If the process exits, the exit status that was requested is kept
+    /// before any other thread can find the stack closed: that thread may be the one that ends the process.
     #[cold]
-    fn decide(&self, drain: &Drain) {
-        let request = drain.failures.exit_request().max(drain.merged.exit_request());
-        if let Some((request, root)) = request.and_then(|request| Some((request, self.tree()?))) {
-            (root.decide)(request);
-        }
-    }
-
-    /// Reopens or closes a stack whose lists are empty.
-    #[cold]
-    fn note_drained(&self, state: &mut State) {
+    fn note_drained(&self, state: &mut State, teardown: usize, is_outermost: bool) {
         state.lifecycle.drained();
+        // Otherwise this teardown merges it into the drain around this one.
+        if is_outermost {
+            let ended = state.drain.as_ref().filter(|drain| drain.teardown == teardown && drain.purpose.exits());
+            let request = ended.and_then(|drain| drain.failures.exit_request().max(drain.merged.exit_request()));
+            if let Some((request, root)) = request.and_then(|request| Some((request, self.tree()?))) {
+                (root.decide)(request);
+            }
+        }
         if matches!(state.lifecycle, Lifecycle::Closed) {
-            self.note_closed();
+            self.note_closed(); // seen without a lock
         }
     }
 
