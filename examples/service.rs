@@ -1,7 +1,7 @@
 //! A tokio service that finishes the work it has begun when SIGTERM arrives, within ten seconds in all.
 //!
 //! A `watch` channel tells the tasks to stop; tokio-util's `CancellationToken` would work as well. What must happen
-//! last, on every way out, is registered with the process stack.
+//! last, on every exit path, is registered with the process stack.
 //!
 //! `service [MILLISECONDS [slow]]`: how much time the tasks have, and whether one of them takes longer.
 

@@ -10,7 +10,7 @@ use exitstack::{Exit, Handler, process_stack, register, report};
 
 static FAILED: AtomicBool = AtomicBool::new(false);
 
-/// Sets the exit status to 1 if a handler fails, on every way out that runs handlers.
+/// Sets the exit status to 1 if a handler fails, on every exit path that runs handlers.
 fn let_failures_decide() {
     let print = report::take_hook();
     report::set_hook(Box::new(move |error| {

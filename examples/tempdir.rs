@@ -1,4 +1,4 @@
-//! A temporary directory that is removed on every way out: `tempdir [error | panic | exit | thread]`.
+//! A temporary directory that is removed on every exit path: `tempdir [error | panic | exit | thread]`.
 
 use std::error::Error;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Two files, both updated or both left as they were, on every way out: `transaction [error
+//! Two files, both updated or both left as they were, on every exit path: `transaction [error
 //! panic
 //! exit
 //! thread]`.

@@ -69,7 +69,7 @@ use crate::tree::{Node, Parent, Purpose, SharedExitStack, current, enter};
 /// | has handler objects that it compares with a `==` of its own, lists, or removes one by one | a [`HandlerList`](crate::HandlerList) of them under its lock, and one handler of its interpreter, which [runs the list](crate::HandlerList#three-ways-to-run-the-values) |
 /// | has objects that are not `Send` | a `HandlerList` that stays on their thread, which runs it there before it ends: a handler may run on any thread |
 /// | has one big lock, such as a GIL | an interpreter; **release the lock around `finalize` and `close`, and take it in each handler**: see [the example](crate::SharedExitStack#a-runtime-with-one-big-lock) |
-/// | has an `_exit` that is built on `std::process::exit` | [`detached`](Self::detached), and [`finalize`](Self::finalize) on every other way out |
+/// | has an `_exit` that is built on `std::process::exit` | [`detached`](Self::detached), and [`finalize`](Self::finalize) on every other exit path |
 ///
 /// Of the examples in the repository, `embed` is a toy runtime of the second kind, and `runtime` is one of the third
 /// kind, for an existing language.

@@ -394,7 +394,7 @@ fn every_way_out_removes_a_temporary_directory() {
     }
 }
 
-/// This holds on every way out.
+/// This holds on every exit path.
 #[test]
 fn a_failed_cleanup_makes_the_status_1() {
     let report = "process: exit handler `save` registered at examples/status.rs failed: disk full\n";

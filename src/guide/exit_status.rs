@@ -11,7 +11,7 @@
 //! | --- | --- | --- |
 //! | and returns `Err(Exit(1))` | 1 | nothing: an [`Exit`](crate::Exit) is a request, not a failure |
 //! | in a [`close()`](crate::SharedExitStack::close) whose result `main` returns | 1 | `Error: …`, by std |
-//! | on any other way out, with the report hook of the example | 1 | the report |
+//! | on any other exit path, with the report hook of the example | 1 | the report |
 //!
 //! A handler that requests a status has to print what went wrong itself:
 //!
@@ -37,7 +37,7 @@
 //!
 //! # What it does not do
 //!
-//! - An `Exit` decides the status on the ways out of the *process*. An [`ExitStack`](crate::ExitStack) that is dropped
+//! - An `Exit` decides the status on the exit paths of the *process*. An [`ExitStack`](crate::ExitStack) that is dropped
 //!   forgets it, and so does a [`scope`](crate::scope) whose body failed. As the source of another error, or in an
 //!   `anyhow::Error`, it is a failure like any other.
 //! - `main` prints a `CloseError` by its `Debug`. For one readable line, print `{error:#}` and return an `ExitCode`.

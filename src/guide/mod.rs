@@ -25,7 +25,7 @@
 //! [`exitstack::exit`](crate::exit) there.
 //!
 //! Every example is compiled by the crate's tests, and run where it can be. One that is a whole program is in the
-//! crate's `examples`, where it is run on every way out, and its output and exit status are checked.
+//! crate's `examples`, where it is run on every exit path, and its output and exit status are checked.
 
 pub mod async_programs;
 pub mod c_callers;

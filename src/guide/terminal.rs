@@ -1,5 +1,5 @@
 //! For programs that switch the terminal to raw mode or to the alternate screen: it has to be switched back on every
-//! way out, and *before* the error or the panic message is printed.
+//! exit path, and *before* the error or the panic message is printed.
 //!
 #![doc = "```no_run"]
 #![doc = include_str!("../../examples/terminal.rs")]

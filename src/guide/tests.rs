@@ -37,7 +37,7 @@
 //! The same holds for the [report hook](crate::report), as a process has only one: with `cargo test`, a test that sets
 //! it gets the reports of the tests beside it.
 //!
-//! Testing a way out of the process takes a process of its own. A test can start its own binary again, with a variable
+//! Testing an exit path of the process takes a process of its own. A test can start its own binary again, with a variable
 //! that tells the child which way to take:
 //!
 //! ```no_run

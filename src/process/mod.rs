@@ -1,4 +1,4 @@
-//! The process: its own stack, and the ways out that this crate offers. How the stack drains at the end is in
+//! The process: its own stack, and the exit paths that this crate offers. How the stack drains at the end is in
 //! `at_exit`.
 
 mod at_exit;
@@ -36,7 +36,7 @@ global! {
     static PROCESS: SharedExitStack = SharedExitStack::root(&ROOT);
 }
 
-/// Returns the process's own stack, which drains on every normal way out of the process.
+/// Returns the process's own stack, which drains on every normal exit path of the process.
 ///
 #[doc = include_str!("../../docs/ways-out.md")]
 ///

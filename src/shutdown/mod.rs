@@ -1,6 +1,6 @@
 //! A shutdown that can be watched and bounded.
 //!
-//! Without limits, a drain waits for each handler for as long as it takes. [`set_limits`] bounds every way out of the
+//! Without limits, a drain waits for each handler for as long as it takes. [`set_limits`] bounds every exit path of the
 //! process; [`Interpreter::finalize_within`](crate::Interpreter::finalize_within) bounds the end of one interpreter.
 //!
 //! ```no_run
@@ -67,7 +67,7 @@ use crate::tree::{self, here, run_here};
 pub use crate::tree::{Fate, Record, Running};
 pub(crate) use crate::tree::{end_gave_up, is_lost_here};
 
-/// Sets how long the handlers may take on every way out of the process, replacing any earlier limits.
+/// Sets how long the handlers may take on every exit path of the process, replacing any earlier limits.
 ///
 /// See the [module](self) for what happens when that time is over. **Call it before other threads drain anything**: a
 /// drain that has begun before the first call is not watched, and what it waits for is not bounded.

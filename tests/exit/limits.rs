@@ -89,7 +89,7 @@ fn main_thread() -> usize {
     *MAIN.get_or_init(this_thread)
 }
 
-/// Returns this thread, by the address of a variable of its own, which is there on every way out.
+/// Returns this thread, by the address of a variable of its own, which is there on every exit path.
 fn this_thread() -> usize {
     thread_local! {
         static HERE: u8 = const { 0 };
