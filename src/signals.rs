@@ -173,7 +173,8 @@ impl Signals {
 
     /// Sets what is called at the first signal, before the grace begins, on a thread of this crate.
     ///
-    /// It is not a signal handler, so it may call any function. If it panics, the panic is caught.
+    /// **The grace and the handlers begin when it has returned**, so it should only pass the request on. It is not a signal
+    /// handler, so it may call any function. If it panics, the panic is caught.
     ///
     /// ```no_run
     /// use exitstack::signals::Signals;

@@ -21,9 +21,9 @@
 //! Handlers run on the thread that drains, as always, and another thread watches. A handler whose time is over is given
 //! up: **it is not stopped, and nothing it holds is released**, but the drain goes on without it, in order, on another
 //! thread. So no handler runs twice, and none below it is lost. A handler that is itself draining another stack has no
-//! limit but those of the handlers that run there: if one of them is given up, it is given up as well, and that drain is
-//! resumed first. If the drain waits for an interpreter
-//! that another thread drains, the handler that runs there is given up.
+//! limit but those of the handlers that run there: if one of them is given up, it is given up as well, and that drain
+//! is resumed first. If the drain waits for an interpreter that another thread drains, the handler that runs there is
+//! given up.
 //!
 //! A handler that was given up may still return. Its thread then runs no further handler of that drain; if it failed,
 //! the failure goes to the [report hook](crate::report), and an exit status that it requests is ignored. A drain around
@@ -39,10 +39,10 @@
 //!
 //! # What is watched
 //!
-//! From the first call of [`set_limits`], [`set_observer`], `finalize_within` or `Signals::install` on, the process stack and all
-//! interpreters are watched. A [`SharedExitStack`](crate::SharedExitStack) or an [`ExitStack`](crate::ExitStack) that
-//! is a value counts as part of the handler that drains it. A forked child has no limits and no observer until it sets
-//! them.
+//! From the first call of [`set_limits`], [`set_observer`], `finalize_within` or `Signals::install` on, the process
+//! stack and all interpreters are watched. A [`SharedExitStack`](crate::SharedExitStack) or an
+//! [`ExitStack`](crate::ExitStack) that is a value counts as part of the handler that drains it. A forked child has no
+//! limits and no observer until it sets them.
 
 mod bounded;
 mod event;
