@@ -193,7 +193,8 @@ impl SharedExitStack {
         let found = self.take_out_all(&equal);
         let count = found.len();
         let found = found.into_iter().map(|entry| (Some(entry), None));
-        drop_all(found.chain(ScopeGuard::into_inner(keys).into_iter().map(|key| (None, Some(key)))));
+        let last = ScopeGuard::into_inner(keys).into_iter().filter_map(|(_, key)| Arc::into_inner(key));
+        drop_all(found.chain(last.map(|key| (None, Some(key)))));
         count
     }
 

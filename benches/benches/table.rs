@@ -192,12 +192,14 @@ fn time() -> Vec<Row> {
         row("3 handlers written out", "three scopeguards", "written out", ("ours", 1.0), ("guards", 1.0), None),
         row("3 handlers written out", "an array of three", "written out", ("ours", 1.0), ("array", 1.0), Some(4.0)),
         plain("1,000,000 handlers, each", "boxes", "1000000 handlers", 1e6, 0.33),
+        row("the same, room reserved", "boxes", "a million, reserved", ("reserved", 1e6), ("theirs", 1e6), None),
         plain("two threads, 3 handlers on stacks of their own", "boxes", "3 handlers, two threads", 2e5, 0.45),
         plain("`SharedExitStack`: register", "boxes in a `Mutex`", "shared register", 1e4, 0.55),
         plain("the same, two threads", "boxes in a `Mutex`", "shared register, two threads", 2e5, 0.75),
         plain("the same, four threads", "boxes in a `Mutex`", "shared register, four threads", 4e5, 0.75),
         plain("`SharedExitStack`: register and close", "boxes in a `Mutex`", "shared register and close", 1e4, 1.2),
         plain("`process_stack()`: register, of 100,000", "C `atexit`", "process register", 1e5, 1.05),
+        row("the same, room reserved", "C `atexit`", "process register", ("reserved", 1e5), ("theirs", 1e5), None),
         plain("`process_stack()`: run, of 100,000", "C `atexit`", "process run", 1e5, 1.5),
     ];
     if results("criterion").join("unregister/cpython").exists() {

@@ -14,11 +14,12 @@ use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BatchSize, BenchmarkId, Criterion, SamplingMode};
 use exitstack::{ExitStack, Handler, HandlerId, SharedExitStack, process_stack};
 use exitstack_benches::{
-    Boxes, Cleanup, Shared, SharedBoxes, cpu_time, keep_memory, register_and_run, register_many, work,
-    written_out_as_an_array, written_out_as_guards, written_out_on_a_stack,
+    Boxes, Cleanup, Shared, SharedBoxes, cpu_time, keep_memory, register_and_run, register_many,
+    reserve_register_and_run, work, written_out_as_an_array, written_out_as_guards, written_out_on_a_stack,
 };
 
 const BLOCKS: usize = 5;
+const MILLION: usize = 1_000_000;
 /// Handlers that each thread registers on a shared stack in one round.
 const ROUND: usize = 10_000;
 /// Handlers registered where some are removed, or where a process ends.
@@ -37,7 +38,7 @@ fn main() {
     if let [_, child, whose, ..] = &*std::env::args().collect::<Vec<_>>()
         && child == "child"
     {
-        return end_a_process(whose == "ours");
+        return end_a_process(whose);
     }
     let mut criterion = Criterion::default()
         .with_measurement(CpuTime)
@@ -111,12 +112,15 @@ fn compare_long(criterion: &mut Bench, name: &str, blocks: usize, cases: &[Case]
 // In a function
 
 fn local(c: &mut Bench) {
-    for count in [1, 3, 8, 1_000_000] {
+    for count in [1, 3, 8, MILLION] {
         let ours: Case = ("ours", &|b| b.iter(|| register_and_run::<ExitStack>(black_box(count))));
         let boxes: Case = ("theirs", &|b| b.iter(|| register_and_run::<Boxes>(black_box(count))));
         let compare = if count < 100 { compare } else { compare_long };
         compare(c, &format!("{count} handlers"), BLOCKS, &[ours, boxes]);
     }
+    let reserved: Case = ("reserved", &|b| b.iter(|| reserve_register_and_run(black_box(MILLION))));
+    let boxes: Case = ("theirs", &|b| b.iter(|| register_and_run::<Boxes>(black_box(MILLION))));
+    compare_long(c, "a million, reserved", BLOCKS, &[reserved, boxes]);
     let ours: Case = ("ours", &|b| b.iter(|| written_out_on_a_stack(black_box(1), black_box(2))));
     let guards: Case = ("guards", &|b| b.iter(|| written_out_as_guards(black_box(1), black_box(2))));
     let array: Case = ("array", &|b| b.iter(|| written_out_as_an_array(black_box(1), black_box(2))));
@@ -194,19 +198,25 @@ fn process(c: &mut Bench) {
     };
     for (at, name) in ["process register", "process run"].into_iter().enumerate() {
         let ours: Case = ("ours", &|b| b.iter_custom(|rounds| (0..rounds).map(|_| child("ours", at)).sum()));
+        let reserved: Case =
+            ("reserved", &|b| b.iter_custom(|rounds| (0..rounds).map(|_| child("reserved", at)).sum()));
         let theirs: Case = ("theirs", &|b| b.iter_custom(|rounds| (0..rounds).map(|_| child("theirs", at)).sum()));
-        compare_long(c, name, BLOCKS, &[ours, theirs]);
+        compare_long(c, name, BLOCKS, &[ours, reserved, theirs]);
     }
 }
 
 static REGISTERED: OnceLock<Duration> = OnceLock::new();
 static EXIT: OnceLock<Duration> = OnceLock::new();
 
-/// Registers handlers with our process stack or with C, and exits. The last handler prints how long both took.
-fn end_a_process(ours: bool) {
+/// Registers handlers with our process stack, which may have room for them from the beginning, or with C, and exits. The
+/// last handler prints how long both took.
+fn end_a_process(whose: &str) {
     warm_up();
-    let register: fn() = if ours {
+    let register: fn() = if whose != "theirs" {
         exitstack::register(|| last());
+        if whose == "reserved" {
+            process_stack().reserve(MANY);
+        }
         || {
             for n in 0..MANY {
                 let (a, b) = (black_box(n), black_box(n));

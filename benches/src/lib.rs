@@ -115,6 +115,16 @@ pub fn register_and_run<'a, C: Cleanup<'a>>(count: usize) {
     }
 }
 
+/// The same for a stack that has room for all of them from the beginning.
+pub fn reserve_register_and_run(count: usize) {
+    let cleanup = ExitStack::new();
+    cleanup.reserve(count);
+    for n in 0..count {
+        let (a, b) = (black_box(n), black_box(count));
+        cleanup.register(move || work(a, b));
+    }
+}
+
 /// A stack that is never used.
 #[inline]
 pub fn empty() {
