@@ -82,8 +82,8 @@
 //!   SIGTERM or SIGHUP, a program enables the feature `signals` and installs `signals::Signals`: see
 //!   [`guide::signals_and_deadlines`].
 //! - **Thread-locals with destructors are gone** when handlers run from C's `atexit`, which is on every exit path
-//!   except [`run`], [`exit`] and signals. A handler that needs one (to log through `tracing`, say) panics, which is caught and
-//!   reported like any other panic.
+//!   except [`run`], [`exit`] and signals. A handler that needs one (to log through `tracing`, say) panics, which is
+//!   caught and reported like any other panic.
 //! - **Other threads keep running** while the process drains: what a handler shares with them needs a lock. A handler
 //!   that never returns, or that waits for a thread which is itself in `exit`, keeps the process from ending, unless
 //!   [`shutdown`] sets limits.
@@ -97,8 +97,8 @@
 //! - A foreign exception (from C++, say) or a `pthread_exit` that unwinds out of a handler aborts the process.
 //! - What a handler prints without a newline is lost if the process exits through C's `exit`, which does not know
 //!   Rust's buffer. On every other exit path, it is written.
-//! - The default report takes no lock that another thread might hold forever. A program's own report hook or panic hook may take one, and block forever if
-//!   another thread never releases it.
+//! - The default report takes no lock that another thread might hold forever. A program's own report hook or panic hook
+//!   may take one, and block forever if another thread never releases it.
 //! - A report that cannot be written stops nothing: see [`report`]. A panic's message is written by the panic hook,
 //!   which is less careful: in a program that resets SIGPIPE to its default action, a handler that panics while nobody
 //!   reads standard error ends the process.
@@ -129,10 +129,10 @@
 //!
 //! All of it is in `src/raw`; a lint holds every other module to safe Rust. `closure.rs` stores small handlers in the
 //! stack without an allocation, `appendable.rs` and `lending.rs` lend out what is entered, `fork.rs` tells a child from
-//! its parent, `unload.rs` notices that a library is unloaded, `signals.rs` asks C what a signal does, and `console.rs` is
-//! called by Windows in place of one. The other files are the boundary to C of each kind of system: `atexit`, `exit`, a
-//! raw write to standard error. Each file opens with the
-//! argument for its soundness; `docs/checks.md` in the repository says how that is checked.
+//! its parent, `unload.rs` notices that a library is unloaded, `signals.rs` asks C what a signal does, and `console.rs`
+//! is called by Windows in place of one. The other files are the boundary to C of each kind of system: `atexit`,
+//! `exit`, a raw write to standard error. Each file opens with the argument for its soundness; `docs/checks.md` in the
+//! repository says how that is checked.
 //!
 //! # Features and Rust version
 //!

@@ -264,8 +264,8 @@ impl<'a> AsyncExitStack<'a> {
     ///
     /// # Panics
     ///
-    /// Panics if the drop of a capture panics: every handler found is removed and dropped first, then the first panic
-    /// is resumed.
+    /// Panics if the drop of a key or of a zero-sized capture panics: every handler found is removed and dropped first,
+    /// then the first panic is resumed.
     ///
     /// ```
     /// async fn goodbye() {

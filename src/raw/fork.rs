@@ -1,10 +1,10 @@
 //! The epoch: which process this is, counted by forks.
 //!
-//! **Need.** A forked child has its parent's handlers in its memory. It must neither run nor drop those of shared stacks,
-//! only what it registers itself. It also has the locks that other threads of its parent held, which nothing will ever release.
-//! So everything that a lock protects has to be tagged with the process that it belongs to, and telling processes apart
-//! must cost next to nothing: a `getpid` for each registration (some 200 ns) is too much, and `pthread_atfork` hooks
-//! are not called for a raw `clone`.
+//! **Need.** A forked child has its parent's handlers in its memory. It must neither run nor drop those of shared
+//! stacks, only what it registers itself. It also has the locks that other threads of its parent held, which nothing
+//! will ever release. So everything that a lock protects has to be tagged with the process that it belongs to, and
+//! telling processes apart must cost next to nothing: a `getpid` for each registration (some 200 ns) is too much, and
+//! `pthread_atfork` hooks are not called for a raw `clone`.
 //!
 //! **Mechanism.** An *epoch* is a number that differs between all processes of a line of forks. On Linux it is stored
 //! in a page that the kernel fills with zeros in every child that gets a copy of the memory (`MADV_WIPEONFORK`),

@@ -145,8 +145,8 @@ impl Job {
         }
         // A drain that goes on elsewhere waits for nothing that another one has given up; the process's end keeps to its
         // own limits, as it may still go on here.
-        let is_over = if self.force.is_some() { answer_hurry() } else { blocking.is_given_up };
-        if is_over {
+        let at_once = if self.force.is_some() { answer_hurry() } else { blocking.is_given_up };
+        if at_once {
             self.give_up(&blocking, spare);
             next = now;
         } else if self.limits.expiry != Expiry::Wait {

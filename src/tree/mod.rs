@@ -284,6 +284,7 @@ impl SharedExitStack {
         state.handlers.is_empty() && state.drain.is_none() && state.nothing_nested()
     }
 
+    /// Returns whether a drain of the stack runs, on whichever thread.
     pub(crate) fn is_draining(&self) -> bool {
         self.lock().drain.is_some()
     }
