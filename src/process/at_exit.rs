@@ -217,8 +217,13 @@ fn drain_watched(
     let result = match drained {
         Ok(result) => result,
         Err(Late::Lost) => raw::park(), // the thread that has gone on ends the process
-        // The handler that this is in runs nothing more, but is not the end of the process.
-        Err(Late::ForAnother | Late::Replaced) => return None,
+        // The handler that this is in runs nothing more, but the process does not end here.
+        Err(Late::ForAnother | Late::Replaced) => {
+            if let Some(watching) = &watching {
+                watching.end(&Ok(()));
+            }
+            return None;
+        }
     };
     if let Some(watching) = &watching {
         // `run` in a handler returns into the drain, which goes on.

@@ -605,6 +605,25 @@ fn elsewhere() -> Vec<Case> {
             say(&format!("over {}", closed.is_over()));
             OK
         }),
+        // More than a second after the time of that `run`, nothing has ended the process.
+        case("run_in_a_given_up_handler_has_no_time", Code(0), &["still here", "A"], || {
+            limit(limits().within(SHORT));
+            says("A");
+            let plugin = plugin("plugin");
+            let ((over, is_over), (ran, has_run)) = (channel(), channel());
+            plugin.stack().register(move || {
+                is_over.recv_timeout(long()).expect("it is given up");
+                let _ = run(|| ());
+                let _ = ran.send(());
+            });
+            plugin.finalize_within(&Limits::new().each(SHORT));
+            over.send(()).expect("it waits");
+            has_run.recv_timeout(long()).expect("it returns");
+            takes(20 * SHORT);
+            say("still here");
+            limit(limits());
+            OK
+        }),
         case("a_close_that_hangs_on_another_thread", GAVE_UP, &["B", "A"], || {
             limit(limits());
             says("A");
