@@ -26,7 +26,7 @@ mod text;
 
 #[cfg(feature = "std")]
 pub(crate) use failures::request_of;
-pub(crate) use failures::{ExitRequest, Failures, merged};
+pub(crate) use failures::{ExitRequest, Failures, in_order, merged};
 #[cfg(feature = "std")]
 pub use refused::Refused;
 pub use scope::{ScopeError, ScopeFailure};
@@ -389,10 +389,12 @@ impl Error for HandlerError {
 #[derive(Clone)]
 pub struct CloseError(Arc<Details>);
 
+/// Failures; up to two are stored in place, which takes as much room as a `Vec`.
+pub(crate) type Errors = SmallVec<[HandlerError; 2]>;
+
 /// The contents of a [`CloseError`].
 struct Details {
-    /// Up to two are stored in place, which takes as much room as a `Vec`.
-    errors: SmallVec<[HandlerError; 2]>,
+    errors: Errors,
     exit: Option<ExitRequest>,
 }
 

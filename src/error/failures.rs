@@ -5,9 +5,7 @@ use alloc::sync::Arc;
 use core::mem;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use smallvec::SmallVec;
-
-use super::{CloseError, Details, HandlerError};
+use super::{CloseError, Details, Errors, HandlerError};
 use crate::chain::{Chain, Link};
 
 /// A point in the order of events in this process; later ones are greater.
@@ -74,8 +72,9 @@ impl Failures {
         self.0.as_ref().map_or(0, |collected| collected.errors.len())
     }
 
-    pub(crate) fn errors(&self) -> impl Iterator<Item = &HandlerError> {
-        self.0.iter().flat_map(|collected| collected.errors.iter())
+    /// Copies the failures so far, into memory that the caller has reserved.
+    pub(crate) fn copy_to(&self, errors: &mut Errors) {
+        errors.extend(self.0.iter().flat_map(|collected| collected.errors.iter()).cloned());
     }
 
     /// Adds the failures of another drain. The caller drops what is returned where no lock is held.
@@ -117,11 +116,16 @@ impl Collected {
     #[cold]
     #[inline(never)]
     fn into_error(self) -> CloseError {
-        let mut errors: SmallVec<[HandlerError; 2]> = self.errors.collect();
-        errors.sort_by_key(|error| error.0.at);
-        errors.dedup_by_key(|error| error.0.at);
+        let errors = in_order(self.errors.collect());
         CloseError(Arc::new(Details { errors, exit: self.exit }))
     }
+}
+
+/// Returns failures in the order in which they happened, each once.
+pub(crate) fn in_order(mut errors: Errors) -> Errors {
+    errors.sort_by_key(|error| error.0.at);
+    errors.dedup_by_key(|error| error.0.at);
+    errors
 }
 
 /// Combines the results of two drains.

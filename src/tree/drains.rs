@@ -5,7 +5,7 @@ use std::mem;
 use super::lifecycle::{Lifecycle, Purpose};
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
 use super::{SharedExitStack, State};
-use crate::error::{ExitRequest, Failures, HandlerError, Outcome};
+use crate::error::{Errors, ExitRequest, Failures, HandlerError, Outcome, in_order};
 use crate::report::report;
 
 /// A drain that runs.
@@ -172,24 +172,24 @@ impl SharedExitStack {
         claim
     }
 
-    /// Reports the failures of the running drain, and makes it report later ones as they happen. The process may exit
-    /// before the caller of `close()` sees them.
+    /// Reports the failures of the running drain, in the order in which they happened, and makes it report later ones as
+    /// they happen. The process may exit before the caller of `close()` sees them.
     #[cold]
     pub(super) fn report_all(&self) {
-        let mut errors = Vec::new();
+        let mut errors = Errors::new();
         loop {
             let mut state = self.lock();
             let Some(drain) = &mut state.drain else { return };
             drain.purpose = drain.purpose.unattended();
             let count = drain.failures.len();
             if count <= errors.capacity() {
-                errors.extend(drain.failures.errors().cloned());
+                drain.failures.copy_to(&mut errors);
                 break;
             }
             drop(state);
             errors.reserve(count);
         }
-        errors.iter().rev().for_each(report);
+        in_order(errors).iter().for_each(report);
     }
 
     /// Adds failures to the drain of this stack. Returns whether they have to be reported.

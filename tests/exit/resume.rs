@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{LazyLock, Mutex};
 use std::thread;
 
-use exitstack::{Exit, ExitStack, Interpreter, SharedExitStack, exit, process_stack, register};
+use exitstack::{Exit, ExitStack, HandlerErrorKind, Interpreter, SharedExitStack, exit, process_stack, register};
 
 use crate::Status::Code;
 use crate::child::{c_exit, say};
@@ -75,6 +75,22 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         case("exit_below_a_finalized_parent_loses_nothing", Code(3), &["inner", "outer", "process"], || {
             leaves_below(|| exit(3))
+        }),
+        case("failures_are_reported_in_order_before_the_process_ends", Code(3), &["first", "second"], || {
+            exitstack::report::set_hook(Box::new(|error| {
+                if let HandlerErrorKind::Failed(why) = error.kind() {
+                    say(&why.to_string());
+                }
+            }));
+            let outer = Interpreter::new("outer");
+            outer.stack().register(|| c_exit(3));
+            let inner = outer.subinterpreter("inner");
+            let around = outer.clone();
+            inner.stack().register(move || _ = around.stack().close()); // comes back to `inner` after `second`
+            inner.stack().register(|| Err("first"));
+            outer.stack().register(|| Err("second"));
+            let _ = inner.finalize();
+            OK
         }),
         case("the_innermost_drain_is_resumed_first", Code(3), &["y", "x", "process"], || leaves_in_another(["x", "y"])),
         // Its interpreter is older than the outer one.

@@ -797,9 +797,10 @@ impl Model {
         self.returned("forked");
     }
 
-    /// Puts it into its parent's list, if it is not there in this process; and that one likewise, which is first.
+    /// Puts it into its parent's list, if it is not there in this process and will still take something; and that one
+    /// likewise, which is first.
     fn link(&mut self, stack: usize) {
-        if !mem::take(&mut self.stacks[stack].unlinked) {
+        if self.stacks[stack].over || !mem::take(&mut self.stacks[stack].unlinked) {
             return;
         }
         let Some(parent) = self.stacks[stack].parent else { return };
