@@ -72,6 +72,10 @@ extern "C" fn exit_hook() {
     let given = GIVEN.take();
     let status = if process_stack().is_closed() {
         if unload::are_all(called) {
+            // If the report hook exits, the next hook reports the others.
+            if end::has_refusals() {
+                register_hooks(1);
+            }
             report_refused();
         }
         unload::begin_list_anew(); // as C does by itself below, where hooks are registered

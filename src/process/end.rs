@@ -1,14 +1,17 @@
 //! What is known about the end of the process: its exit status, which thread leaves, and refusals that are still to be
 //! reported.
 
+use std::cell::Cell;
+use std::mem;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use super::process_stack;
 use crate::chain::{Chain, Link};
 use crate::error::ExitRequest;
+use crate::raw;
 use crate::sync::{PerProcess, global};
-use crate::tree::{Node, ThreadKey};
+use crate::tree::Node;
 
 /// What is known about the end of a process.
 #[derive(Default)]
@@ -21,12 +24,28 @@ pub(crate) struct End {
     request: Option<ExitRequest>,
     /// The exit status that was passed to `exit` last.
     given: Option<ExitRequest>,
-    /// The thread that ends the process, once the last drain is over. The others must not disturb it.
-    leaver: Option<ThreadKey>,
-    /// Interpreters that have refused more than one handler.
-    refusing: Chain<Weak<Node>>,
-    /// The length of `refusing` at which those that were dropped are next removed.
-    prune_at: usize,
+    /// Whether a thread is ending the process, after the last drain. The others must not disturb it.
+    is_ending: bool,
+    refusing: Refusing,
+}
+
+/// Interpreters that have refused more than one handler, and may never be dropped.
+enum Refusing {
+    /// They are noted, the last one first.
+    Noted {
+        nodes: Chain<Weak<Node>>,
+        /// The length of `nodes` at which those that were dropped are next removed.
+        prune_at: usize,
+    },
+    /// They are being reported, the first one first. No further ones are noted: a report hook that registers with one of
+    /// them would never come to an end.
+    Reported(Chain<Weak<Node>>),
+}
+
+impl Default for Refusing {
+    fn default() -> Self {
+        Self::Noted { nodes: Chain::new(), prune_at: 0 }
+    }
 }
 
 global! {
@@ -35,9 +54,8 @@ global! {
         began: None,
         request: None,
         given: None,
-        leaver: None,
-        refusing: Chain::new(),
-        prune_at: 0,
+        is_ending: false,
+        refusing: Refusing::Noted { nodes: Chain::new(), prune_at: 0 },
     });
 }
 
@@ -85,10 +103,20 @@ pub(super) fn began() -> Instant {
     *END.lock().began.get_or_insert_with(Instant::now)
 }
 
+thread_local! {
+    /// The epoch of the process that this thread ends; zero if it ends none. Not the thread's key, which changes if what
+    /// another library has registered with C calls `exit`.
+    static ENDS_IN: Cell<usize> = const { Cell::new(0) };
+}
+
 /// Returns whether this thread is the one that ends the process, which is the first to call this.
 pub(super) fn leaves_first() -> bool {
-    let me = ThreadKey::current();
-    *END.lock().leaver.get_or_insert(me) == me
+    let process = raw::epoch();
+    let is_first = !mem::replace(&mut END.lock().is_ending, true);
+    if is_first {
+        ENDS_IN.set(process);
+    }
+    ENDS_IN.get() == process
 }
 
 /// Remembers an interpreter that has refused more than one handler, because it may never be dropped.
@@ -96,25 +124,52 @@ pub(super) fn note_refusals(node: &Arc<Node>) {
     let link = Link::new(Arc::downgrade(node));
     let mut gone = Chain::new();
     let mut end = END.lock();
-    if end.refusing.len() >= end.prune_at {
-        gone = end.refusing.take_if(|node| node.strong_count() == 0);
-        end.prune_at = 2 * end.refusing.len().max(8);
+    let Refusing::Noted { nodes, prune_at } = &mut end.refusing else {
+        drop(end);
+        return;
+    };
+    if nodes.len() >= *prune_at {
+        gone = nodes.take_if(|node| node.strong_count() == 0);
+        *prune_at = 2 * nodes.len().max(8);
     }
-    end.refusing.push(link);
+    nodes.push(link);
     drop(end);
     drop(gone);
 }
 
+/// Returns whether an interpreter has refusals that are still to be reported.
+pub(super) fn has_refusals() -> bool {
+    match &END.lock().refusing {
+        Refusing::Noted { nodes, .. } | Refusing::Reported(nodes) => !nodes.is_empty(),
+    }
+}
+
 /// Reports the refusals that were only counted.
 pub(super) fn report_refused() {
-    process_stack().report_refused();
-    END.lock().refusing.reverse();
-    loop {
-        // One at a time: if the report hook exits, the others are still there to be reported.
-        let next = END.lock().refusing.pop();
-        let Some(node) = next else { return };
+    if stop_noting() {
+        process_stack().report_refused();
+    }
+    // One at a time: if the report hook exits, the others are still there to be reported.
+    while let Some(node) = next_refusing() {
         if let Some(node) = node.into_value().upgrade() {
             node.stack.report_refused();
         }
+    }
+}
+
+/// Notes no further interpreter. Returns whether this is the first call.
+fn stop_noting() -> bool {
+    let mut end = END.lock();
+    let Refusing::Noted { nodes, .. } = &mut end.refusing else { return false };
+    let mut nodes = mem::take(nodes);
+    nodes.reverse();
+    end.refusing = Refusing::Reported(nodes);
+    true
+}
+
+fn next_refusing() -> Option<Link<Weak<Node>>> {
+    match &mut END.lock().refusing {
+        Refusing::Noted { .. } => None, // this process was forked in the report hook
+        Refusing::Reported(nodes) => nodes.pop(),
     }
 }

@@ -1,8 +1,11 @@
 //! With std: a hook for each process, and standard error.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
+
+use scopeguard::defer;
 
 use super::Hook;
 use crate::error::{Causes, HandlerError, OneLine};
@@ -31,9 +34,23 @@ fn installed() -> MutexGuard<'static, Installed> {
     installed
 }
 
-/// Returns the hook, if one is set.
+/// How often a thread may be inside the hook at once. Each time, what the hook itself uses has failed.
+const DEPTH: u32 = 8;
+
+thread_local! {
+    static INSIDE: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Returns the hook, if one is set and this thread is not deep inside it already.
 pub(super) fn current() -> Option<Arc<Hook>> {
-    installed().hook.clone()
+    if INSIDE.get() < DEPTH { installed().hook.clone() } else { None }
+}
+
+/// Calls a hook.
+pub(super) fn call(hook: &Hook, error: &HandlerError) {
+    INSIDE.set(INSIDE.get() + 1);
+    defer! { INSIDE.set(INSIDE.get() - 1) }
+    hook(error);
 }
 
 /// Replaces the hook and returns the earlier one, which the caller drops where no lock is held.

@@ -32,6 +32,11 @@ pub(super) fn current() -> Option<Arc<Hook>> {
     last().hook.clone()
 }
 
+/// Calls a hook.
+pub(super) fn call(hook: &Hook, error: &HandlerError) {
+    hook(error);
+}
+
 /// Replaces the hook and returns the earlier one.
 pub(super) fn replace(hook: Option<Arc<Hook>>) -> Option<Arc<Hook>> {
     let mut setting = Box::new(Setting { hook, next: OnceBox::new() });

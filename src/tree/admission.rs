@@ -211,9 +211,9 @@ impl SharedExitStack {
             // The first refusal is reported at once, with the path of the stack.
             None => {
                 let path = self.path();
-                let mut copy = path.clone();
+                let mut shared = path.as_deref().map(Arc::from);
                 if let Some(refused) = &mut self.lock().refused {
-                    mem::swap(&mut refused.path, &mut copy);
+                    mem::swap(&mut refused.path, &mut shared);
                 }
                 let site = Site { name: name.cloned(), location };
                 report(&HandlerError::new(path, site, HandlerErrorKind::Refused));
@@ -230,11 +230,14 @@ impl SharedExitStack {
         HandlerId::unknown()
     }
 
-    /// Reports how many registrations were refused beyond the first.
+    /// Reports how many registrations were refused beyond the first, and begins to count anew.
     pub(crate) fn report_refused(&self) {
-        let refused = self.lock().refused.take();
-        if let Some(Refusals { first, path, more: more @ 1.. }) = refused {
-            report(&HandlerError::more_refused(path, first, more));
+        let counted = self.lock().refused.as_mut().map(|refused| {
+            let Refusals { first, path, more } = refused;
+            (*first, path.clone(), mem::take(more))
+        });
+        if let Some((first, path, more @ 1..)) = counted {
+            report(&HandlerError::more_refused(path.as_deref().map(str::to_owned), first, more));
         }
     }
 }

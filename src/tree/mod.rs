@@ -168,8 +168,8 @@ pub(crate) struct State {
 struct Refusals {
     first: &'static Location<'static>,
     /// The path of the stack, recorded while its interpreter exists.
-    path: Option<String>,
-    /// The number of refusals after the first.
+    path: Option<Arc<str>>,
+    /// The number of refusals after the first that are still to be reported.
     more: usize,
 }
 
@@ -213,7 +213,8 @@ impl State {
 
     /// Returns whether there is nothing to drain and nothing to report.
     fn is_idle(&self) -> bool {
-        self.handlers.is_empty() && self.nothing_nested() && self.drain.is_none() && self.refused.is_none()
+        let has_counted = self.refused.as_ref().is_some_and(|refused| refused.more > 0);
+        self.handlers.is_empty() && self.nothing_nested() && self.drain.is_none() && !has_counted
     }
 
     /// Returns whether the stack is closed, with no drain and nothing nested in it.

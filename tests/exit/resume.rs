@@ -327,6 +327,16 @@ pub(crate) fn cases() -> Vec<Case> {
             thread::park();
             OK
         }),
+        case("exit_in_another_librarys_handler_between_ours", Code(5), &["handler", "another library's"], || {
+            extern "C" fn another_librarys() {
+                say("another library's");
+                exit(5)
+            }
+            // SAFETY: the handler is a function that does not unwind. C calls it after the hook that drains and before others.
+            register(|| assert_eq!(unsafe { libc::atexit(another_librarys) }, 0));
+            says_on(process_stack(), "handler");
+            std::process::exit(3)
+        }),
         case("an_exiting_threads_drain_does_not_block_exit", Code(3), &["closed"], || {
             // A handler of a plain value leaves on another thread, and waits for the main thread, which drains the
             // process stack. Then the main thread runs another library's handler, which closes the value.
@@ -434,6 +444,31 @@ pub(crate) fn cases() -> Vec<Case> {
             c_exit(4)
         })
         .err("failed: disk full"),
+        case("a_report_hook_that_is_refused_comes_to_an_end", Code(0), &["Failed", "Refused", "Refused"], || {
+            static LOG: LazyLock<Interpreter> = LazyLock::new(|| Interpreter::new("log"));
+            register(|| Err("disk full")); // runs when `LOG` has been finalized
+            LazyLock::force(&LOG);
+            exitstack::report::set_hook(Box::new(|error| {
+                say(if matches!(error.kind(), HandlerErrorKind::Refused) { "Refused" } else { "Failed" });
+                LOG.stack().register(|| ()); // the first is reported at once, the second is counted
+            }));
+            OK
+        }),
+        case("refusals_are_counted_though_the_report_hook_exits", Code(1), &["a: 2", "b: 2", "c: 2"], || {
+            exitstack::report::set_hook(Box::new(|_| ()));
+            for name in ["a", "b", "c"] {
+                let plugin = Interpreter::new(name);
+                plugin.finalize().unwrap();
+                (0..3).for_each(|_| _ = plugin.stack().register(|| ()));
+                std::mem::forget(plugin);
+            }
+            exitstack::report::set_hook(Box::new(|error| {
+                let text = error.to_string();
+                say(text.strip_prefix("process > ").and_then(|text| text.split_once(" more")).unwrap().0);
+                exit(1)
+            }));
+            OK
+        }),
         // The interpreters are never dropped.
         case(
             "refusals_of_leaked_interpreters_are_counted",
