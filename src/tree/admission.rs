@@ -200,12 +200,16 @@ impl SharedExitStack {
     #[cold]
     pub(crate) fn refuse<H: Task>(&self, refused: &Refused<H>) -> HandlerId {
         let (name, location) = (refused.handler().name(), refused.location());
-        let before = {
-            let mut state = self.lock();
-            let before = state.refused.as_ref().map(|refused| refused.more);
-            let none = Refusals { first: location, path: None, more: 0 };
-            state.refused.get_or_insert(none).more = before.map_or(0, |more| more + 1);
-            before
+        let mut none_before = Some(Box::new(Refusals { first: location, path: None, more: 0 }));
+        let before = match &mut self.lock().refused {
+            Some(refused) => {
+                refused.more += 1;
+                Some(refused.more - 1)
+            }
+            refused @ None => {
+                *refused = none_before.take();
+                None
+            }
         };
         match before {
             // The first refusal is reported at once, with the path of the stack.
@@ -233,7 +237,7 @@ impl SharedExitStack {
     /// Reports how many registrations were refused beyond the first, and begins to count anew.
     pub(crate) fn report_refused(&self) {
         let counted = self.lock().refused.as_mut().map(|refused| {
-            let Refusals { first, path, more } = refused;
+            let Refusals { first, path, more } = &mut **refused;
             (*first, path.clone(), mem::take(more))
         });
         if let Some((first, path, more @ 1..)) = counted {

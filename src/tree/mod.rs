@@ -161,7 +161,7 @@ pub(crate) struct State {
     armed: bool,
     /// An interpreter's position in its parent, once it has one.
     position: Option<HandlerId>,
-    refused: Option<Refusals>,
+    refused: Option<Box<Refusals>>,
 }
 
 /// Registrations that were refused.
@@ -213,8 +213,7 @@ impl State {
 
     /// Returns whether there is nothing to drain and nothing to report.
     fn is_idle(&self) -> bool {
-        let has_counted = self.refused.as_ref().is_some_and(|refused| refused.more > 0);
-        self.handlers.is_empty() && self.nothing_nested() && self.drain.is_none() && !has_counted
+        self.handlers.is_empty() && self.nothing_nested() && self.drain.is_none() && self.refused.is_none()
     }
 
     /// Returns whether the stack is closed, with no drain and nothing nested in it.
