@@ -21,7 +21,7 @@ use crate::error::{CloseError, ExitRequest, Outcome, request_of};
 use crate::panics::discard;
 use crate::raw;
 use crate::shutdown::{self, Reason, Watching};
-use crate::tree::{Late, Purpose, Spot, enter, leave};
+use crate::tree::{Late, Purpose, Spot, enter, forget_frames, leave};
 
 /// How many times the hook is registered at first, and how many more when the drain begins. Together with the one entry
 /// of the dynamic linker they fill the block of 32 that C's list begins with: glibc before 2.41 frees further blocks
@@ -64,7 +64,7 @@ fn register_hooks(count: usize) -> usize {
 
 extern "C" fn exit_hook() {
     if shutdown::is_lost_here() {
-        raw::park() // another thread ends the process
+        park_lost() // another thread ends the process
     }
     IN_C_EXIT.set(true);
     let unloads = raw::unloads_here();
@@ -108,6 +108,12 @@ extern "C" fn exit_hook() {
     if let Some(status) = status.filter(|status| given != Some(*status)) {
         raw::end_with(status);
     }
+}
+
+/// Blocks a thread that the drain which ends the process has given up. Others go on with the drains that it was in.
+pub(super) fn park_lost() -> ! {
+    forget_frames(leave());
+    raw::park()
 }
 
 /// Reports the refusals that were only counted, once nothing runs that may be refused.
@@ -220,7 +226,7 @@ fn drain_watched(
     };
     let result = match drained {
         Ok(result) => result,
-        Err(Late::Lost) => raw::park(), // the thread that has gone on ends the process
+        Err(Late::Lost) => park_lost(), // the thread that has gone on ends the process
         // The handler that this is in runs nothing more, but the process does not end here.
         Err(Late::ForAnother | Late::Replaced) => {
             if let Some(watching) = &watching {

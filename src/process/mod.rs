@@ -18,7 +18,6 @@ pub use self::at_exit::drain_for_good;
 use self::reported::Reported;
 use crate::error::{Exit, ExitRequest, Outcome};
 use crate::panics::discard;
-use crate::raw;
 use crate::shutdown;
 use crate::sync::global;
 use crate::tree::{Root, SharedExitStack};
@@ -128,7 +127,7 @@ pub fn exit(code: i32) -> ! {
     let request = ExitRequest::now(code);
     if shutdown::is_lost_here() {
         leave_handler(code); // the handler was given up, and must not decide the status
-        raw::park()
+        at_exit::park_lost()
     }
     if PROCESS.is_drained_here() {
         PROCESS.request_exit(request);

@@ -101,7 +101,8 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
     let (root, observer, began) = (Spot::Node(Arc::clone(node)), setup().observer, Instant::now());
     let watch = begin(root, limits, began, false, observer.as_ref());
     if node.stack.is_drained_here() {
-        return Closed::new(&watch, Some(Ok(()))); // the drain goes on further up the call stack
+        let result = node.stack.drain(Purpose::Finalize, Outcome::Success);
+        return Closed::new(&watch, Some(result)); // the drain goes on further up the call stack, and is the last
     }
     tell(observer.as_ref(), || Told::Began(Reason::Finalize));
     let lean = Arc::new(Lean::new(ThreadKey::current()));

@@ -34,15 +34,6 @@ pub(crate) fn hurry() {
     *HURRIED.lock() += 1;
 }
 
-/// Returns whether the handler that blocks a drain has to be given up because of a call of `hurry`. Each call counts
-/// for one drain, because another watched drain may be waiting for that one.
-fn answer_hurry() -> bool {
-    let mut hurried = HURRIED.lock();
-    let answers = *hurried > 0;
-    *hurried -= usize::from(answers);
-    answers
-}
-
 /// Receives the result of a drain that ended on another thread than it began on.
 pub(super) type Finish = Arc<dyn Fn(Result<(), CloseError>) + Send + Sync>;
 
@@ -145,9 +136,12 @@ impl Job {
         }
         // A drain that goes on elsewhere waits for nothing that another one has given up; the process's end keeps to its
         // own limits, as it may still go on here.
-        let at_once = if self.force.is_some() { answer_hurry() } else { blocking.is_given_up };
-        if at_once {
-            self.give_up(&blocking, spare);
+        let hurries = self.force.is_some() && *HURRIED.lock() > 0;
+        if hurries || blocking.is_stuck || (self.force.is_none() && blocking.is_given_up) {
+            let gave_up = self.give_up(&blocking, spare);
+            if hurries && gave_up {
+                *HURRIED.lock() -= 1; // each call counts for one drain, as another watched drain may be waiting for that one
+            }
             next = now;
         } else if self.limits.expiry != Expiry::Wait {
             match self.watch.due(&blocking.run, blocking.since) {
@@ -172,15 +166,17 @@ impl Job {
         }
     }
 
-    fn give_up(&self, blocking: &Blocking, spare: &mut Option<Spare>) {
+    /// Gives up that handler; returns false if it has returned by now.
+    fn give_up(&self, blocking: &Blocking, spare: &mut Option<Spare>) -> bool {
         let running = blocking.run.running(0);
-        let Some(needs_relief) = self.watch.give_up(blocking) else { return };
+        let Some(needs_relief) = self.watch.give_up(blocking) else { return false };
         if self.observer.is_none() && self.force.is_none() {
             write(line(&running, "was given up")); // otherwise it is reported as a failure
         }
         if needs_relief {
             self.relieve(spare);
         }
+        true
     }
 
     /// Lets another thread go on with the drain.

@@ -72,6 +72,12 @@ impl State {
         self.lifecycle.begin(purpose);
         self.ready &= matches!(self.lifecycle, Lifecycle::Open);
     }
+
+    /// Lets the drain wait for what an earlier one has skipped.
+    fn skip_nothing(&mut self) {
+        self.children.newest_first().for_each(|child| child.skipped_by = None);
+        self.out_of_turn.iter_mut().for_each(|handler| handler.skipped_by = None);
+    }
 }
 
 impl SharedExitStack {
@@ -112,6 +118,8 @@ impl SharedExitStack {
                 Waited::TakeOver => return Acquired::Mine(None),
                 // The owner never comes back: its drain can be claimed.
                 Waited::OwnerLeft(owner) => left = Some(owner),
+                // It has another owner.
+                Waited::OwnerChanged => {}
             }
         }
     }
@@ -142,9 +150,7 @@ impl SharedExitStack {
                 state.outcome = outcome;
             }
             state.drain = Some(Drain { owner: me, teardown, failures, merged, purpose, waiters });
-            // This drain waits for what an earlier one skipped.
-            state.children.newest_first().for_each(|child| child.skipped_by = None);
-            state.out_of_turn.iter_mut().for_each(|handler| handler.skipped_by = None);
+            state.skip_nothing();
             return Claim::Mine;
         };
         if purpose.exits() {
@@ -154,6 +160,7 @@ impl SharedExitStack {
         let claim = if left == Some(drain.owner) {
             (drain.owner, drain.teardown) = (me, teardown);
             waiters = Some(mem::take(&mut drain.waiters));
+            state.skip_nothing(); // this thread may have passed something in a drain further in
             Claim::Mine
         } else if drain.owner == me {
             Claim::AlreadyMine
@@ -163,9 +170,7 @@ impl SharedExitStack {
         };
         drop(state);
         drop(abandoned);
-        if let Some((waiters, left)) = waiters.zip(left) {
-            waiters.wake(&Waited::OwnerLeft(left)); // each waits for this thread instead, and sees a cycle with it
-        }
+        waiters.into_iter().for_each(|waiters| waiters.wake(&Waited::OwnerChanged));
         if purpose.exits() {
             self.report_all();
         }

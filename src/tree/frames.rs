@@ -148,7 +148,7 @@ pub(super) fn drop_frame(teardown: usize) -> Option<(Late, ThreadKey)> {
 }
 
 /// Removes the frames of a thread that never comes back to them.
-pub(super) fn forget_frames(thread: ThreadKey) {
+pub(crate) fn forget_frames(thread: ThreadKey) {
     if is_on(raw::epoch()) {
         let frames = FRAMES.lock().take_if(|frame| frame.thread == thread);
         drop(frames);

@@ -80,7 +80,7 @@ use std::sync::{Arc, Weak};
 
 pub(crate) use self::current::{current, enter};
 use self::drains::Drain;
-pub(crate) use self::frames::{Late, end_gave_up, is_lost_here, run_here, running};
+pub(crate) use self::frames::{Late, end_gave_up, forget_frames, is_lost_here, run_here, running};
 use self::lifecycle::Lifecycle;
 pub(crate) use self::lifecycle::Purpose;
 pub use self::record::{Fate, Record, Running};

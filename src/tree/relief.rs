@@ -87,6 +87,8 @@ pub(crate) struct Blocking {
     pub(crate) since: Instant,
     /// Whether another watched drain goes on without it.
     pub(crate) is_given_up: bool,
+    /// Whether it waits for one further in that was given up, and so does not end, however much time it has itself.
+    pub(crate) is_stuck: bool,
 }
 
 impl Watch {
@@ -121,7 +123,11 @@ impl Watch {
         let is_driver = thread == driver;
         // It may have run for long when the drain came to wait for it.
         let since = if is_driver { run.since } else { run.since.max(moved) };
-        Some(Blocking { run, thread, from, is_driver, since, is_given_up: innermost.given_up.is_some() })
+        // The process's end keeps to its own limits: what another watch has given up may still return.
+        let is_over = |frame: &Frame| if self.ends_process { frame.is_lost } else { frame.given_up.is_some() };
+        let is_further_in = |frame: &Frame| frame.thread == thread && frame.teardown > innermost.teardown;
+        let is_stuck = frames.iter().any(|frame| is_further_in(frame) && is_over(frame));
+        Some(Blocking { run, thread, from, is_driver, since, is_given_up: innermost.given_up.is_some(), is_stuck })
     }
 
     /// Gives up a handler that blocks this drain. Returns `None` if the handler has returned by now, otherwise whether
@@ -141,6 +147,9 @@ impl Watch {
         if blocking.is_driver {
             BEHIND.lock().push(behind);
             self.let_go(blocking.thread, left);
+            for waiters in waiting {
+                waiters.wake(&Waited::OwnerLeft(key));
+            }
             return Some(true);
         }
         // The thread that waits for the outermost drain is woken. It resumes those further in, then the outermost.
@@ -151,10 +160,10 @@ impl Watch {
         BEHIND.lock().push(behind);
         note_left(key);
         for root in outermost.iter().map(|drain| &drain.root).chain(&inner) {
-            root.stack().wake_waiters(key);
+            root.stack().wake_waiters(key, &Waited::OwnerLeft(key));
         }
         for waiters in waiting {
-            Waiters::wake(waiters, &Waited::OwnerLeft(key));
+            waiters.wake(&Waited::OwnerLeft(key));
         }
         Some(false)
     }
@@ -215,6 +224,7 @@ impl Watch {
         if let Some((_, outer)) = left.split_last() {
             for drain in outer {
                 drain.root.stack().disown(drain.teardown, drain.key, ThreadKey::current());
+                drain.root.stack().wake_waiters(ThreadKey::current(), &Waited::OwnerChanged);
             }
         }
         let all = left.iter().map(|drain| (drain.root.clone(), drain.purpose)).collect();
@@ -229,7 +239,7 @@ impl Watch {
             note_left(drain.key);
         }
         for drain in &left {
-            drain.root.stack().wake_waiters(drain.key);
+            drain.root.stack().wake_waiters(drain.key, &Waited::OwnerLeft(drain.key));
         }
         self.end();
     }
@@ -324,8 +334,8 @@ impl SharedExitStack {
         }
     }
 
-    /// Makes `key`, which no thread has, the owner of the drains that a teardown of `thread` has begun in this stack
-    /// and in those nested in it.
+    /// Makes `key` the owner of the drains that a teardown of `thread` has begun in this stack and in those nested in it.
+    /// The threads that wait for these do not notice, unless they are [woken](Self::wake_waiters).
     pub(super) fn disown(&self, teardown: usize, thread: ThreadKey, key: ThreadKey) {
         let disown = |stack: &Self| {
             if let Some(drain) = &mut stack.lock().drain {
@@ -336,13 +346,11 @@ impl SharedExitStack {
         self.visit_descendants(|node| disown(&node.stack));
     }
 
-    /// Wakes the threads that wait for drains of this stack, or of those nested in it, whose owner is `key`.
-    fn wake_waiters(&self, key: ThreadKey) {
+    /// Wakes the threads that wait for drains of this stack, or of those nested in it, whose owner is `key` by now.
+    fn wake_waiters(&self, key: ThreadKey, waited: &Waited) {
         let wake = |stack: &Self| {
             let waiters = stack.lock().drain.as_mut().and_then(|drain| drain.waiters_of(key));
-            if let Some(waiters) = waiters {
-                waiters.wake(&Waited::OwnerLeft(key));
-            }
+            waiters.into_iter().for_each(|waiters| waiters.wake(waited));
         };
         wake(self);
         self.visit_descendants(|node| wake(&node.stack));

@@ -246,6 +246,8 @@ impl<'s> Teardown<'s> {
                     handler.skipped_by = Some(ThreadKey::current());
                 }
             }
+            // Never: a handler has one thread.
+            Waited::OwnerChanged => {}
             // It never returns, or it was given up: nothing is left to wait for.
             Waited::OwnerLeft(owner) => {
                 self.go_on_for(owner);

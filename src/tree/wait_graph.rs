@@ -12,7 +12,8 @@
 //!    sees the cycle takes over: it runs what is left of the other's drain. The handler that the other thread is in
 //!    waits for this thread, as if it had called it.
 //! 5. A thread that ends the process never comes back to the drains that it is in. It takes a new key ([`leave`]), and
-//!    its drains have no owner any more: each thread that waits for one of them is woken, and resumes it.
+//!    its drains have no owner any more: each thread that waits for one of them is woken, and resumes it. Where a drain
+//!    gets another owner, those that wait for it are woken, too, so that each edge leads to the thread that drains.
 //! 6. Lock order: the graph, then a slot. No stack's lock is held here.
 
 use std::cell::Cell;
@@ -84,6 +85,8 @@ pub(super) enum Waited {
     TakeOver,
     /// The thread with this key never comes back to the drain. This thread resumes it.
     OwnerLeft(ThreadKey),
+    /// Another thread owns the drain by now. This one looks again, as the wait for that thread may close a cycle.
+    OwnerChanged,
 }
 
 /// Where a thread waits.

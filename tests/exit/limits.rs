@@ -1213,6 +1213,31 @@ fn watched() -> Vec<Case> {
                 OK
             },
         ),
+        // The drain of the process stack that `run` begins is in a handler of an interpreter.
+        case("what_run_was_called_in_is_given_up_with_it", GAVE_UP, &["body", "plugin's", "A"], || {
+            limit(limits());
+            says("A");
+            let plugin = Interpreter::new("plugin");
+            says_in(&plugin, "plugin's");
+            stuck_in(&plugin);
+            plugin.stack().register(|| _ = exitstack::run(|| say("body")));
+            let _ = plugin.finalize();
+            OK
+        })
+        .err("`stuck in a plugin` registered"),
+        case("a_thread_that_returns_late_leaves_the_drains_around", GAVE_UP, &["body", "plugin's", "A"], || {
+            limit(limits());
+            says("A");
+            let plugin = Interpreter::new("plugin");
+            says_in(&plugin, "plugin's");
+            let (reported, until_reported) = channel::<()>();
+            let reported = Mutex::new(Some(reported));
+            exitstack::report::set_hook(Box::new(move |_| drop(reported.lock().unwrap().take())));
+            plugin.stack().register(Handler::new(move || _ = until_reported.recv()).named("late").within(SHORT));
+            plugin.stack().register(|| _ = exitstack::run(|| say("body")));
+            let _ = plugin.finalize();
+            OK
+        }),
         // That handler is from a plugin that a handler of the process stack finalizes.
         case("exit_in_the_report_of_one_further_in", Code(5), &["reported stuck on another thread", "A"], || {
             limit(limits());

@@ -684,3 +684,111 @@ fn limits_hold_after_an_early_return() {
     until(|| log.take() == ["oldest"]);
     held.release();
 }
+
+/// A handler waits for one in a sibling, which is given up first, as its interpreter is newer.
+#[test]
+fn what_waits_for_a_handler_given_up_is_given_up_too() {
+    watch_drains();
+    let log = Log::default();
+    let parent = Interpreter::detached("parent");
+    named(&parent, &log, "parent's");
+    let [older, newer] = ["older", "newer"].map(|name| parent.subinterpreter(name));
+    named(&older, &log, "older's");
+    named(&newer, &log, "newer's");
+    let (stuck, held) = held("stuck", || ());
+    newer.stack().register(stuck.within(SHORT));
+    older.stack().register(Handler::new(move || newer.finalize()).named("waits"));
+    let finalizes = thread::spawn(move || older.finalize());
+    held.until_it_runs();
+    let closed = within_a_minute(move || parent.finalize_within(&Limits::new()));
+    assert_eq!(log.take(), ["newer's", "older's", "parent's"]);
+    let expected = ["stuck given up", "newer's done", "waits given up", "older's done", "parent's done"];
+    assert_eq!(fates(&closed), expected);
+    held.release();
+    within_a_minute(move || finalizes.join().expect("no panic")).unwrap();
+    until(|| closed.is_over());
+}
+
+/// The thread that is given up runs that handler with `run_now`, and another one waits for it.
+#[test]
+fn who_waits_for_a_handler_run_out_of_turn_goes_on_without_it() {
+    watch_drains();
+    let log = Log::default();
+    let [plugin, other] = ["plugin", "other"].map(Interpreter::detached);
+    named(&other, &log, "other's");
+    let (stuck, held) = held("stuck", || ());
+    let id = other.stack().register(stuck.within(SHORT));
+    named(&plugin, &log, "plugin's");
+    let runs = other.clone();
+    plugin.stack().register(move || drop(runs.stack().run_now(id)));
+    let finalizes = thread::spawn(move || plugin.finalize_within(&Limits::new()));
+    held.until_it_runs();
+    let result = within_a_minute(move || other.finalize());
+    assert_eq!(kinds(&result), ["stuck timed out"]);
+    let closed = within_a_minute(move || finalizes.join().expect("no panic"));
+    let mut ran = log.take();
+    ran.sort_unstable();
+    assert_eq!(ran, ["other's", "plugin's"]);
+    held.release();
+    until(|| closed.is_over());
+}
+
+/// The thread that goes on takes the drain around as well. A thread that waits for that is waited for in turn.
+#[test]
+fn who_waits_for_a_drain_that_changes_its_thread_notices() {
+    watch_drains();
+    let log = Log::default();
+    let [around, inner] = ["around", "inner"].map(Interpreter::detached);
+    named(&inner, &log, "inner's");
+    let child = inner.subinterpreter("child");
+    named(&child, &log, "child's");
+    let (stuck, held) = held("stuck", || ());
+    inner.stack().register(stuck.within(SHORT));
+    named(&around, &log, "around's");
+    around.stack().register(move || inner.finalize());
+    let waits = around.clone();
+    let (begins, begun) = channel();
+    child.stack().register(move || {
+        begins.send(()).unwrap();
+        waits.finalize()
+    });
+    let finalizes = thread::spawn(move || around.finalize_within(&Limits::new()));
+    held.until_it_runs();
+    let closes = thread::spawn(move || child.finalize());
+    begun.recv_timeout(LONG).unwrap();
+    let closed = within_a_minute(move || finalizes.join().expect("no panic"));
+    within_a_minute(move || closes.join().expect("no panic")).unwrap();
+    assert_eq!(log.take(), ["child's", "inner's", "around's"]);
+    held.release();
+    until(|| closed.is_over());
+}
+
+/// The thread that goes on passes a drain in one further in, and then comes to it.
+#[test]
+fn a_drain_that_was_passed_further_in_is_ended() {
+    watch_drains();
+    let log = Log::default();
+    let outer = Interpreter::detached("outer");
+    let (stuck, held) = held("stuck", || ());
+    outer.stack().register(stuck.within(SHORT));
+    let middle = outer.subinterpreter("middle");
+    named(&middle, &log, "middle's");
+    let inner = middle.subinterpreter("inner");
+    named(&inner, &log, "inner's");
+    inner.stack().register(move || outer.finalize());
+    let closed = within_a_minute(move || middle.finalize_within(&Limits::new()));
+    held.release();
+    until(|| closed.is_over());
+    within_a_minute(move || inner.finalize()).unwrap();
+    assert_eq!(log.take(), ["inner's", "middle's"]);
+}
+
+/// As with `finalize()`, the drain that the handler is in is the last one.
+#[test]
+fn in_a_handler_of_close_it_is_permanent() {
+    let plugin = Interpreter::detached("plugin");
+    let inside = plugin.clone();
+    plugin.stack().register(move || _ = inside.finalize_within(&Limits::new()));
+    plugin.stack().close().unwrap();
+    assert!(plugin.stack().try_register(|| ()).is_err());
+}
