@@ -695,6 +695,10 @@ impl Model {
             }
             Some(drain) if drain.owner == Owner::None => {
                 (drain.owner, drain.teardown) = (owner, teardown);
+                let nested: Vec<_> = this.items.iter().filter_map(nested).collect();
+                for nested in nested {
+                    self.stacks[nested].passed_by = None;
+                }
                 Some(true)
             }
             Some(drain) => {
