@@ -37,14 +37,14 @@ type Hook = Box<dyn Fn(&HandlerError) + Send + Sync>;
 /// The hook is called on the thread that drains, while this library holds no lock: it may register, unregister and
 /// close. When the process exits, thread-locals with destructors may already be gone and other threads may hold any
 /// lock, so a hook that writes then should use raw writes. If the hook panics, that failure gets the default report
-/// instead and the drain continues. If what the hook uses fails in turn, that is reported too, by default once a thread is
-/// eight deep in the hook. If the hook exits the process, the failures of the process stack and of interpreters that are
-/// not yet reported are reported on the way out. The earlier hook is dropped here; a panic of that drop goes to the
+/// instead and the drain continues. If what the hook uses fails in turn, that is reported too, by default once a thread
+/// is eight deep in the hook. If the hook exits the process, the failures of the process stack and of interpreters that
+/// are not yet reported are reported on the way out. The earlier hook is dropped here; a panic of that drop goes to the
 /// caller, and the new hook is set.
 ///
-/// Without std, the panic of a hook goes on once the other handlers have run, and a second one aborts the program; and a
-/// hook may call itself without end. A hook that was replaced is never dropped there, and each call costs the next report
-/// a step: a program sets its hook once.
+/// Without std, the panic of a hook goes on once the other handlers have run, and a second one aborts the program; a hook
+/// that always fails may call itself without end. A hook that was replaced is never dropped there, and each call costs
+/// the next report a step: a program sets its hook once.
 ///
 /// ```
 /// use std::sync::{Arc, Mutex};

@@ -42,9 +42,15 @@ enum Refusing {
     Reported(Chain<Weak<Node>>),
 }
 
+impl Refusing {
+    const fn new() -> Self {
+        Self::Noted { nodes: Chain::new(), prune_at: 0 }
+    }
+}
+
 impl Default for Refusing {
     fn default() -> Self {
-        Self::Noted { nodes: Chain::new(), prune_at: 0 }
+        Self::new()
     }
 }
 
@@ -55,7 +61,7 @@ global! {
         request: None,
         given: None,
         is_ending: false,
-        refusing: Refusing::Noted { nodes: Chain::new(), prune_at: 0 },
+        refusing: Refusing::new(),
     });
 }
 
@@ -124,10 +130,7 @@ pub(super) fn note_refusals(node: &Arc<Node>) {
     let link = Link::new(Arc::downgrade(node));
     let mut gone = Chain::new();
     let mut end = END.lock();
-    let Refusing::Noted { nodes, prune_at } = &mut end.refusing else {
-        drop(end);
-        return;
-    };
+    let Refusing::Noted { nodes, prune_at } = &mut end.refusing else { return };
     if nodes.len() >= *prune_at {
         gone = nodes.take_if(|node| node.strong_count() == 0);
         *prune_at = 2 * nodes.len().max(8);

@@ -136,11 +136,12 @@ impl Job {
         }
         // A drain that goes on elsewhere waits for nothing that another one has given up; the process's end keeps to its
         // own limits, as it may still go on here.
-        let hurries = self.force.is_some() && *HURRIED.lock() > 0;
-        if hurries || blocking.is_stuck || (self.force.is_none() && blocking.is_given_up) {
-            let gave_up = self.give_up(&blocking, spare);
-            if hurries && gave_up {
-                *HURRIED.lock() -= 1; // each call counts for one drain, as another watched drain may be waiting for that one
+        let by_signal = self.force.is_some() && *HURRIED.lock() > 0;
+        if by_signal || blocking.is_stuck || (self.force.is_none() && blocking.is_given_up) {
+            if self.give_up(&blocking, spare) && by_signal {
+                // Each call counts for one drain, because another watched drain may be waiting for that one.
+                let mut hurried = HURRIED.lock();
+                *hurried = hurried.saturating_sub(1);
             }
             next = now;
         } else if self.limits.expiry != Expiry::Wait {

@@ -73,7 +73,7 @@ impl State {
         self.ready &= matches!(self.lifecycle, Lifecycle::Open);
     }
 
-    /// Lets the drain wait for what an earlier one has skipped.
+    /// Lets the drain wait for what an earlier one skipped.
     fn skip_nothing(&mut self) {
         self.children.newest_first().for_each(|child| child.skipped_by = None);
         self.out_of_turn.iter_mut().for_each(|handler| handler.skipped_by = None);
@@ -170,7 +170,9 @@ impl SharedExitStack {
         };
         drop(state);
         drop(abandoned);
-        waiters.into_iter().for_each(|waiters| waiters.wake(&Waited::OwnerChanged));
+        if let Some(waiters) = waiters {
+            waiters.wake(&Waited::OwnerChanged); // each waits for this thread instead, and sees a cycle with it
+        }
         if purpose.exits() {
             self.report_all();
         }

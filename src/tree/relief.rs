@@ -87,7 +87,7 @@ pub(crate) struct Blocking {
     pub(crate) since: Instant,
     /// Whether another watched drain goes on without it.
     pub(crate) is_given_up: bool,
-    /// Whether it waits for one further in that was given up, and so does not end, however much time it has itself.
+    /// Whether it waits for one further in that was given up, and so does not end by itself, however much time it has.
     pub(crate) is_stuck: bool,
 }
 
@@ -334,8 +334,8 @@ impl SharedExitStack {
         }
     }
 
-    /// Makes `key` the owner of the drains that a teardown of `thread` has begun in this stack and in those nested in it.
-    /// The threads that wait for these do not notice, unless they are [woken](Self::wake_waiters).
+    /// Makes `key` the owner of the drains that a teardown of `thread` has begun in this stack and in those nested in
+    /// it. The threads that wait for these do not notice unless they are [woken](Self::wake_waiters).
     pub(super) fn disown(&self, teardown: usize, thread: ThreadKey, key: ThreadKey) {
         let disown = |stack: &Self| {
             if let Some(drain) = &mut stack.lock().drain {
@@ -350,7 +350,9 @@ impl SharedExitStack {
     fn wake_waiters(&self, key: ThreadKey, waited: &Waited) {
         let wake = |stack: &Self| {
             let waiters = stack.lock().drain.as_mut().and_then(|drain| drain.waiters_of(key));
-            waiters.into_iter().for_each(|waiters| waiters.wake(waited));
+            if let Some(waiters) = waiters {
+                waiters.wake(waited);
+            }
         };
         wake(self);
         self.visit_descendants(|node| wake(&node.stack));

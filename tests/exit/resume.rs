@@ -332,7 +332,8 @@ pub(crate) fn cases() -> Vec<Case> {
                 say("another library's");
                 exit(5)
             }
-            // SAFETY: the handler is a function that does not unwind. C calls it after the hook that drains and before others.
+            // SAFETY: the handler is a function that does not unwind: no drain runs any more when C calls it, so `exit`
+            // leaves by C's `exit`.
             register(|| assert_eq!(unsafe { libc::atexit(another_librarys) }, 0));
             says_on(process_stack(), "handler");
             std::process::exit(3)

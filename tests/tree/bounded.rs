@@ -754,10 +754,10 @@ fn who_waits_for_a_drain_that_changes_its_thread_notices() {
     });
     let finalizes = thread::spawn(move || around.finalize_within(&Limits::new()));
     held.until_it_runs();
-    let closes = thread::spawn(move || child.finalize());
+    let waiting = thread::spawn(move || child.finalize());
     begun.recv_timeout(LONG).unwrap();
     let closed = within_a_minute(move || finalizes.join().expect("no panic"));
-    within_a_minute(move || closes.join().expect("no panic")).unwrap();
+    within_a_minute(move || waiting.join().expect("no panic")).unwrap();
     assert_eq!(log.take(), ["child's", "inner's", "around's"]);
     held.release();
     until(|| closed.is_over());
@@ -774,9 +774,10 @@ fn a_drain_that_was_passed_further_in_is_ended() {
     let middle = outer.subinterpreter("middle");
     named(&middle, &log, "middle's");
     let inner = middle.subinterpreter("inner");
+    let (around, bounded) = (outer.clone(), middle.clone()); // not the last handles, whose drops would drain once more
+    inner.stack().register(move || around.finalize());
     named(&inner, &log, "inner's");
-    inner.stack().register(move || outer.finalize());
-    let closed = within_a_minute(move || middle.finalize_within(&Limits::new()));
+    let closed = within_a_minute(move || bounded.finalize_within(&Limits::new()));
     held.release();
     until(|| closed.is_over());
     within_a_minute(move || inner.finalize()).unwrap();
