@@ -739,6 +739,34 @@ fn drains_that_come_to_each_other_end() {
     });
 }
 
+/// The thread that drains comes to that one at its place.
+#[test]
+fn handlers_newer_than_one_in_run_now_do_not_wait_for_it() {
+    within_a_minute(|| {
+        let log = Log::default();
+        let interpreter = Interpreter::new("interpreter");
+        let (begins, begun) = channel();
+        let (release, released) = channel::<()>();
+        let older = log.handler("older");
+        let id = interpreter.stack().register(move || {
+            begins.send(()).unwrap();
+            released.recv().unwrap();
+            older();
+        });
+        let newer = log.handler("newer");
+        interpreter.stack().register(move || {
+            newer();
+            release.send(()).unwrap();
+        });
+        let own = interpreter.clone();
+        let thread = thread::spawn(move || own.stack().run_now(id).unwrap().unwrap());
+        begun.recv().unwrap();
+        interpreter.finalize().unwrap();
+        assert_eq!(log.take(), ["newer", "older"]);
+        thread.join().unwrap();
+    });
+}
+
 /// Three stacks, each with a handler that closes the next.
 #[test]
 fn handlers_that_close_in_a_circle_do_not_hang() {
