@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{LazyLock, Mutex};
 use std::thread;
 
-use exitstack::{Exit, ExitStack, HandlerErrorKind, Interpreter, SharedExitStack, exit, process_stack, register};
+use exitstack::{Exit, ExitStack, HandlerErrorKind, Interpreter, SharedExitStack, exit, process_stack, register, run};
 
 use crate::Status::Code;
 use crate::child::{c_exit, say};
@@ -105,6 +105,28 @@ pub(crate) fn cases() -> Vec<Case> {
             y.stack().register(|| c_exit(3));
             register(move || y.finalize());
             OK
+        }),
+        // The plugin is the oldest, so it would come last if the drain of the process stack went on first.
+        case("a_drain_begun_inside_that_of_run_goes_first", Code(3), &["plugin", "process"], || {
+            let plugin = Interpreter::new("plugin");
+            std::mem::forget(plugin.clone());
+            says_on(plugin.stack(), "plugin");
+            plugin.stack().register(|| c_exit(3));
+            says_on(process_stack(), "process");
+            register(move || drop(plugin.finalize()));
+            Ok(run(|| ()))
+        }),
+        // The plugin is a part of the drain of the process stack, and has no drain of its own to go first.
+        case("a_plugin_that_run_drains_goes_on_at_its_place", Code(3), &["newest", "plugin", "process"], || {
+            says_on(process_stack(), "process");
+            let plugin = Interpreter::new("plugin");
+            says_on(plugin.stack(), "plugin");
+            plugin.stack().register(|| {
+                says_on(process_stack(), "newest");
+                c_exit(3)
+            });
+            std::mem::forget(plugin);
+            Ok(run(|| ()))
         }),
         case("a_drain_around_the_process_stacks_comes_later", Code(3), &["new", "x", "old"], || {
             says_on(process_stack(), "old");
@@ -369,6 +391,39 @@ pub(crate) fn cases() -> Vec<Case> {
         case("the_process_waits_for_an_interpreters_run_now", Code(0), &["out of turn"], || {
             static PLUGIN: LazyLock<Interpreter> = LazyLock::new(|| Interpreter::new("plugin"));
             ends_while_run_now_runs(PLUGIN.stack())
+        }),
+        // A close waits for both, each on a thread of its own.
+        case("of_two_in_run_now_only_the_one_that_leaves_is_passed", Code(3), &["stays", "oldest"], || {
+            let plugin = Interpreter::new("plugin");
+            std::mem::forget(plugin.clone());
+            says_on(plugin.stack(), "oldest");
+            let (runs, wait_runs) = channel();
+            let (leaves, wait_leaves) = channel::<Watched>();
+            let (closes, wait_closes) = channel::<Watched>();
+            let (leave, wait_leave) = channel::<Watched>();
+            let stays_runs = runs.clone();
+            let stays = plugin.stack().register(move || {
+                stays_runs.send(()).unwrap();
+                wait_leaves.recv().unwrap().until_it_sleeps();
+                wait_closes.recv().unwrap().until_it_sleeps();
+                say("stays");
+            });
+            let left = plugin.stack().register(move || {
+                runs.send(()).unwrap();
+                wait_leave.recv().unwrap().until_it_sleeps();
+                leaves.send(Watched::this()).unwrap();
+                c_exit(3)
+            });
+            for id in [stays, left] {
+                let plugin = plugin.clone();
+                thread::spawn(move || plugin.stack().run_now(id));
+                wait_runs.recv().unwrap();
+            }
+            leave.send(Watched::this()).unwrap();
+            closes.send(Watched::this()).unwrap();
+            let _ = plugin.stack().close();
+            thread::park();
+            OK
         }),
         case("exit_in_run_now_drains_the_rest", Code(9), &["old"], || {
             says_on(process_stack(), "old");
