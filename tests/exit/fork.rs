@@ -80,7 +80,7 @@ fn in_both(forked: libc::pid_t, child: impl FnOnce() -> Ended) -> Result<i32, En
 }
 
 /// Ends the process at once, as a parent whose handlers must not run.
-fn leave() -> ! {
+pub(crate) fn leave() -> ! {
     // SAFETY: no preconditions; this runs nothing.
     unsafe { libc::_exit(0) }
 }

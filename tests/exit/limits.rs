@@ -3,12 +3,13 @@
 //! A handler meant to be given up blocks forever and has a limit of its own, so that a slow machine gives up no others.
 
 use std::process::{ExitCode, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use exitstack::shutdown::{Event, Expiry, Fate, Limits, Reason, Record, set_limits, set_observer, time_left};
+use exitstack::shutdown::{Event, Expiry, Fate, Limits, Reason, Record, running, set_limits, set_observer, time_left};
 use exitstack::{
     Exit, Handler, HandlerError, HandlerErrorKind, HandlerId, HandlerResult, Interpreter, exit, process_stack,
     register, report, run,
@@ -17,7 +18,7 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::Status::Code;
 use crate::child::{DROPS_THREAD_LOCALS, Rude, c_exit, full_pipe, say, says};
-use crate::fork::{after, fork, say_child};
+use crate::fork::{after, fork, leave, say_child};
 use crate::watched::Watched;
 use crate::{Case, Ended, OK, Status, case, minutes, run_child, status_of};
 
@@ -285,6 +286,16 @@ fn says_events() {
     }));
 }
 
+/// Says, whenever a drain has ended, how many have begun.
+fn says_how_many_drains() {
+    let begun = AtomicUsize::new(0);
+    set_observer(Box::new(move |event| match event {
+        Event::Began(_) => _ = begun.fetch_add(1, Ordering::Relaxed),
+        Event::Ended(_) => say(&format!("{} begun", begun.load(Ordering::Relaxed))),
+        _ => {}
+    }));
+}
+
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = given_up();
     cases.extend(elsewhere());
@@ -421,6 +432,20 @@ fn given_up() -> Vec<Case> {
                 OK
             },
         ),
+        // That stack is not the process's, and its drain goes on only if the handler returns.
+        case("what_run_was_called_in_is_not_drained_if_detached", GAVE_UP, &["A"], || {
+            limit(limits());
+            let detached = Interpreter::detached("detached");
+            says_in(&detached, "d1");
+            detached.stack().register(|| {
+                let _ = run(|| ());
+                say("after run");
+            });
+            says("A");
+            stuck("stuck");
+            let _ = detached.stack().close();
+            OK
+        }),
         // Neither belongs to the process, so nobody may drain them.
         case("a_run_now_in_a_handler_that_hangs", GAVE_UP, &["A"], || {
             limit(limits());
@@ -577,6 +602,23 @@ fn elsewhere() -> Vec<Case> {
             OK
         })
         .err("`stuck twice`"),
+        // What the process's end gives up is the handler that waits for it.
+        case("one_given_up_further_in_is_not_given_up_again", GAVE_UP, &["x1", "1 given up", "p1"], || {
+            limit(limits());
+            let (begins, inside) = channel();
+            let inner = Interpreter::detached("inner");
+            says_in(&inner, "x1");
+            inner.stack().register(begins_and_sticks(begins));
+            let outer = plugin("outer");
+            says_in(&outer, "p1");
+            let waits = inner.clone();
+            outer.stack().register(Handler::new(move || drop(waits.finalize())).named("waits").within(SHORT));
+            until_inside(move || outer.finalize(), &inside);
+            let closed = inner.finalize_within(&Limits::new());
+            say(&format!("{} given up", closed.result().map_or_else(|error| error.errors().len(), |()| 0)));
+            OK
+        })
+        .err("process > outer: exit handler `waits`"),
         case("run_in_a_handler_after_one_was_given_up", GAVE_UP, &["run", "after run", "A"], || {
             limit(limits());
             says("A");
@@ -832,6 +874,20 @@ fn come_back() -> Vec<Case> {
             says("A");
             late(|| exit(9));
             Ok(run(|| ()))
+        }),
+        case("a_late_return_begins_no_drain", GAVE_UP, &["below", "A", "1 begun"], || {
+            says_how_many_drains();
+            limit(limits());
+            says("A");
+            late(|| ());
+            OK
+        }),
+        case("a_late_c_exit_begins_no_drain", GAVE_UP, &["below", "A", "1 begun"], || {
+            says_how_many_drains();
+            limit(limits());
+            says("A");
+            late(|| c_exit(9));
+            OK
         }),
         // The late exit comes from a nested drain.
         case("a_late_exit_from_a_plugin_is_ignored", GAVE_UP, &["below", "A"], || {
@@ -1183,6 +1239,41 @@ fn watched() -> Vec<Case> {
             stuck("stuck"); // the keeper is still there to give it up
             OK
         }),
+        case("an_observed_error_is_dropped_before_run_returns", Code(0), &["dropped on main", "returned"], || {
+            let (drops, _dropped) = channel();
+            main_thread();
+            limit(limits());
+            report::set_hook(Box::new(|_| ()));
+            register(move || Err(Somewhere(drops)));
+            let _ = run(|| ());
+            say("returned");
+            OK
+        }),
+        case("a_handler_that_takes_less_than_the_warning_is_not_slow", Code(0), &["not slow"], || {
+            set_observer(Box::new(|event| {
+                if let Event::Slow(_) = event {
+                    say("slow");
+                }
+            }));
+            limit(limits().warn_after(long()));
+            register(|| {
+                takes(SHORT);
+                say("not slow");
+            });
+            OK
+        }),
+        // It has no more time than the end of the process has patience.
+        case("a_slow_observer_is_told_of_every_drain", Code(0), &["A", "ended", "ended"], || {
+            set_observer(Box::new(|event| {
+                if let Event::Ended(_) = event {
+                    takes(SHORT / 4);
+                    say("ended");
+                }
+            }));
+            says("A");
+            let _ = run(|| ());
+            OK
+        }),
         // The hook is called because the handler was given up.
         case("a_report_hook_that_hangs_when_one_is_given_up", GAVE_UP, &["reported stuck"], || {
             limit(limits().within(3 * SHORT));
@@ -1281,8 +1372,33 @@ fn watched() -> Vec<Case> {
 }
 
 /// Other processes, and handlers that were given up before the exit.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn others() -> Vec<Case> {
     vec![
+        case("a_handler_that_was_left_is_not_running", Code(3), &["1 running"], || {
+            limit(limits());
+            register(|| say(&format!("{} running", running().len())));
+            register(|| c_exit(3));
+            Ok(run(|| ()))
+        }),
+        // Its own drain begins in the handler, when the parent's time is over.
+        case("a_child_forked_in_a_watched_drain_has_time", Code(0), &["p1", "child 0"], || {
+            let (forks, forked) = channel();
+            let plugin = plugin("plugin");
+            plugin.stack().register(move || {
+                let status = fork(|| {
+                    limit(Limits::new());
+                    takes(2 * SHORT);
+                    let plugin = Interpreter::new("the child's");
+                    says_in(&plugin, "p1");
+                    let _ = plugin.finalize();
+                    leave()
+                });
+                let _ = forks.send(status);
+            });
+            let _ = plugin.finalize_within(&Limits::new().within(SHORT));
+            after(forked.recv_timeout(long()).expect("the child ends"), say_child)
+        }),
         case("a_forked_child_has_no_limits", Code(0), &["taken", "child 0"], || {
             limit(limits().within(long()).each(SHORT / 2));
             let forked = fork(|| {
@@ -1454,7 +1570,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.push(Trial::test("one_line_for_slow_and_one_for_given_up", || {
         let slow = ["process: exit handler `stuck`", "limits.rs", "is still running after", "on thread `main`"];
         let given_up = ["process: exit handler `stuck`", "limits.rs", "was given up: it was still running after"];
-        check(&run_child("slow", &[]), GAVE_UP, &[], &[&slow, &given_up])
+        check(&run_child("slow", &[]), GAVE_UP, &[], &[&slow, &given_up, &["was given up"]])
     }));
     trials
 }
