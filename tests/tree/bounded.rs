@@ -211,6 +211,21 @@ fn expiry_that_waits_gives_nothing_up() {
     assert!(closed.result().is_ok() && closed.is_over());
 }
 
+/// The handler goes on.
+#[test]
+fn expiry_that_waits_returns_when_the_time_is_over() {
+    let plugin = Interpreter::new("bounded-waits-in-vain");
+    let (handler, held) = held("A", || ());
+    plugin.stack().register(handler);
+    let limits = Limits::new().within(SHORT).on_expiry(Expiry::Wait);
+    let own = plugin.clone(); // the drop of the last handle would wait for the handler
+    let closed = within_a_minute(move || own.finalize_within(&limits));
+    assert_eq!(fates(&closed), ["A running"]);
+    assert!(!closed.is_over());
+    held.release();
+    until(|| closed.is_over());
+}
+
 #[test]
 fn several_are_given_up_one_after_the_other() {
     let (plugin, log) = (Interpreter::new("bounded-several"), Log::default());
@@ -782,6 +797,25 @@ fn a_drain_that_was_passed_further_in_is_ended() {
     until(|| closed.is_over());
     within_a_minute(move || inner.finalize()).unwrap();
     assert_eq!(log.take(), ["inner's", "middle's"]);
+}
+
+/// That drain goes on.
+#[test]
+fn in_a_handler_of_finalize_it_is_not_over() {
+    let plugin = Interpreter::detached("plugin");
+    let (inside, is_over) = (plugin.clone(), Arc::new(OnceLock::new()));
+    let kept = Arc::clone(&is_over);
+    plugin.stack().register(move || _ = kept.set(inside.finalize_within(&Limits::new()).is_over()));
+    within_a_minute(move || plugin.finalize()).unwrap();
+    assert_eq!(is_over.get(), Some(&false));
+}
+
+#[test]
+fn a_record_shows_the_thread_that_ran_the_handler() {
+    let plugin = Interpreter::new("bounded-thread");
+    plugin.stack().register(|| ());
+    let closed = plugin.finalize_within(&Limits::new());
+    assert_eq!(closed.records()[0].thread(), Some("exitstack-drain"));
 }
 
 /// As with `finalize()`, the drain that the handler is in is the last one.
