@@ -9,7 +9,7 @@ use std::sync::{Arc, Barrier, mpsc};
 use std::time::{Duration, Instant};
 use std::{io, ptr, thread};
 
-use exitstack::shutdown::{Limits, set_limits};
+use exitstack::shutdown::{Event, Limits, set_limits, set_observer};
 use exitstack::signals::{Signals, requested};
 use exitstack::{Exit, Interpreter, exit, process_stack, register, run};
 use libc::{SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGSEGV, SIGTERM, SIGUSR1};
@@ -257,6 +257,22 @@ pub(crate) fn cases() -> Vec<Case> {
                     Err(ended) => return ended,
                 }
             }
+            OK
+        }),
+        // By default it is ignored, so the process ends with the status that a shell would show.
+        case("an_urgent_condition_can_end_the_process", Code(128 + libc::SIGURG), &["A"], || {
+            signals().only(&[libc::SIGURG]).install().unwrap();
+            says("A");
+            send(libc::SIGURG);
+            park()
+        }),
+        case("an_end_with_nothing_registered_is_observed", Code(0), &["began", "ended"], || {
+            set_observer(Box::new(|event| match event {
+                Event::Began(_) => say("began"),
+                Event::Ended(_) => say("ended"),
+                _ => {}
+            }));
+            signals().install().unwrap();
             OK
         }),
         case("without_threads_no_signal_is_caught", Signal(SIGTERM), &["A"], || {
