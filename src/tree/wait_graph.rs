@@ -332,6 +332,22 @@ mod tests {
 
     /// The edges of other threads stay as they were.
     #[test]
+    fn a_lean_has_one_edge_until_it_is_dropped() {
+        let [me, other, before, now] = [7, 8, 9, 10].map(|n| ThreadKey(usize::MAX - n));
+        GRAPH.lock().edges.push(edge(other, Who::Closer, before));
+        assert!(awaited_by(me).is_none());
+        let lean = Lean::new(me);
+        lean.on(before);
+        lean.on(now);
+        assert_eq!(awaited_by(me).map(|(owner, _)| owner), Some(now));
+        assert!(awaited_by(other).is_some());
+        drop(lean);
+        assert!(awaited_by(me).is_none());
+        assert_eq!(GRAPH.lock().edges.take_if(|edge| edge.waiter == other).len(), 1);
+    }
+
+    /// The edges of other threads stay as they were.
+    #[test]
     fn a_wait_that_has_ended_leaves_no_edge() {
         let [owner, other] = [ThreadKey(usize::MAX - 4), ThreadKey(usize::MAX - 5)];
         GRAPH.lock().edges.push(edge(other, Who::MustWait, owner));
