@@ -1262,18 +1262,6 @@ fn watched() -> Vec<Case> {
             });
             OK
         }),
-        // It has no more time than the end of the process has patience.
-        case("a_slow_observer_is_told_of_every_drain", Code(0), &["A", "ended", "ended"], || {
-            set_observer(Box::new(|event| {
-                if let Event::Ended(_) = event {
-                    takes(SHORT / 4);
-                    say("ended");
-                }
-            }));
-            says("A");
-            let _ = run(|| ());
-            OK
-        }),
         // The hook is called because the handler was given up.
         case("a_report_hook_that_hangs_when_one_is_given_up", GAVE_UP, &["reported stuck"], || {
             limit(limits().within(3 * SHORT));
