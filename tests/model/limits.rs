@@ -837,10 +837,7 @@ impl Model {
         self.thread = self.threads;
         watch.driver = self.thread;
         let current = self.current.take();
-        if is_reported {
-            self.report(&timed_out);
-        }
-        let resumed = self.resume();
+        let resumed = self.resume(is_reported.then_some(timed_out));
         self.returned(&resumed.map_or_else(|_| "late".into(), |gathered| gathered.result()));
         self.thread = me;
         self.current = current;
@@ -852,8 +849,8 @@ impl Model {
         }
     }
 
-    /// Another thread goes on: with the innermost drain first.
-    fn resume(&mut self) -> Result<Gathered, Late> {
+    /// Another thread goes on: with the innermost drain first, before which it reports what is untold.
+    fn resume(&mut self, mut untold: Option<Gathered>) -> Result<Gathered, Late> {
         let watch = self.watch.as_ref().expect("it is watched");
         // All of them are this thread's from now on: their handlers are not to wait for one another.
         let held: Vec<u32> = watch.left.iter().map(|left| left.teardown).collect();
@@ -884,6 +881,9 @@ impl Model {
                 if let Some(gathered) = gathered {
                     self.report(&gathered);
                 }
+            }
+            if let Some(timed_out) = untold.take() {
+                self.report(&timed_out);
             }
             let resumed = self.drain(root, purpose)?;
             if is_outermost {
