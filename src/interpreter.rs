@@ -205,7 +205,6 @@ impl Interpreter {
         });
         let value = transaction.enter(|| body(&transaction))?;
         ScopeGuard::into_inner(unless_done);
-        // If this thread was given up, it gets no failures: another thread has gone on.
         let result = transaction.0.stack.drain(Purpose::Finalize, Outcome::Success);
         if transaction.0.stack.has_succeeded() {
             result?;
@@ -337,7 +336,8 @@ impl Interpreter {
     /// goes on, within the same limits, once that handler has returned.
     ///
     /// Where it returns early, the interpreter is being finalized: it still accepts what its own handlers register, and
-    /// is closed when the drain ends. Another [`finalize`](Self::finalize) waits for that.
+    /// is closed when the drain ends. Another [`finalize`](Self::finalize) waits for that. Failures that are not in the
+    /// result go to the [report hook](crate::report).
     ///
     /// Without [`Limits::within`](crate::shutdown::Limits::within), it returns when the drain is over; with it, up to 50
     /// ms later than that time. If no thread can be started, the handlers run on this thread, without limits.

@@ -228,7 +228,7 @@ impl<T: Default> Drop for PerProcess<T> {
     }
 }
 
-/// A value that is set once and that threads can wait for.
+/// A value that threads can wait for.
 #[derive(Debug)]
 pub(crate) struct Latch<T> {
     value: Lock<Option<T>>,
@@ -242,16 +242,23 @@ impl<T> Default for Latch<T> {
 }
 
 impl<T: Clone> Latch<T> {
-    pub(crate) fn set(&self, value: T) {
-        let mut late = Some(value);
+    /// Sets the value, unless it is set to one that `lasts`.
+    pub(crate) fn set(&self, value: T, lasts: impl FnOnce(&T) -> bool) {
+        let mut new = Some(value);
         {
             let mut value = self.value.lock();
-            if value.is_none() {
-                *value = late.take();
+            if !value.as_ref().is_some_and(lasts) {
+                mem::swap(&mut *value, &mut new);
             }
         }
         self.set.notify_all();
-        drop(late); // while no lock is held
+        drop(new); // while no lock is held
+    }
+
+    /// Clears the value, unless it is one that `lasts`.
+    pub(crate) fn clear(&self, lasts: impl FnOnce(&T) -> bool) {
+        let value = self.value.lock().take_if(|value| !lasts(value));
+        drop(value); // while no lock is held
     }
 
     pub(crate) fn is_set(&self) -> bool {
@@ -275,10 +282,24 @@ mod tests {
 
     /// Before a thread wakes to see how its wait ended, something else may set the latch.
     #[test]
-    fn a_latch_keeps_what_it_was_set_to_first() {
+    fn a_latch_keeps_a_value_that_lasts() {
         let latch = Latch::default();
-        latch.set(1);
-        latch.set(2);
-        assert_eq!((latch.wait(), latch.wait()), (1, 1));
+        let lasts = |value: &i32| *value == 2;
+        latch.set(1, lasts);
+        latch.set(2, lasts);
+        latch.set(3, lasts);
+        latch.clear(lasts);
+        assert_eq!((latch.wait(), latch.wait()), (2, 2));
+    }
+
+    #[test]
+    fn a_latch_can_be_set_again() {
+        let latch = Latch::default();
+        latch.set(1, |_| false);
+        assert!(latch.is_set());
+        latch.clear(|_| false);
+        assert!(!latch.is_set());
+        latch.set(2, |_| false);
+        assert_eq!(latch.wait(), 2);
     }
 }

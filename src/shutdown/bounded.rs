@@ -1,5 +1,6 @@
 //! A drain with limits or an observer: how it begins and, on whichever thread, how it ends.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use super::limits::{Expiry, Limits};
 use super::observer::{Observer, PATIENCE, Told};
 use super::setup::{Setup, settle_lines, setup};
 use crate::error::{CloseError, Outcome};
+use crate::report::report;
 use crate::sync::Lock;
 use crate::tree::{self, Lean, Node, Purpose, Run, Spot, Tell, ThreadKey, Watch};
 
@@ -88,12 +90,21 @@ impl Watching {
         }
         self.watch.end();
         if let Some(observer) = &self.observer {
-            observer.tell(Told::Closed(Closed::new(&self.watch, Some(result.clone()))));
+            observer.tell(Told::Closed(Closed::new(&self.watch, result.clone())));
             observer.settle(PATIENCE);
         }
         settle_lines(PATIENCE);
         self.watch.clear();
     }
+}
+
+/// Whether a caller waits for the result of a drain.
+enum Awaited {
+    Yes,
+    /// It has come.
+    Over(Result<(), CloseError>),
+    /// Not any more.
+    No,
 }
 
 /// Finalizes an interpreter on a thread of its own, and returns when its time is over, if not before.
@@ -102,11 +113,11 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
     let watch = begin(root, limits, began, false, observer.as_ref());
     if node.stack.is_drained_here() {
         let result = node.stack.drain(Purpose::Finalize, Outcome::Success);
-        return Closed::new(&watch, Some(result)); // the drain goes on further up the call stack, and is the last
+        return Closed::new(&watch, result); // the drain goes on further up the call stack, and is the last
     }
     tell(observer.as_ref(), || Told::Began(Reason::Finalize));
     let lean = Arc::new(Lean::new(ThreadKey::current()));
-    let result = Arc::new(Lock::new(None));
+    let result = Arc::new(Lock::new(Awaited::Yes));
     let job = {
         let (watch, observer) = (Arc::clone(&watch), observer.clone());
         let (ended, kept, leaning) = (Arc::clone(&watch), Arc::clone(&result), Arc::downgrade(&lean));
@@ -114,8 +125,14 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
             if !ended.is_ours() {
                 return; // this process was forked in it, perhaps while its caller held one of these locks
             }
-            let before = kept.lock().replace(result);
-            drop(before);
+            let mut kept = kept.lock();
+            if let Awaited::Yes = *kept {
+                *kept = Awaited::Over(result);
+                drop(kept);
+            } else {
+                drop(kept);
+                result.err().iter().flatten().for_each(report); // what was not reported yet
+            }
             ended.end();
         });
         let relieved = Arc::new(move || leaning.upgrade().into_iter().for_each(|lean| lean.on(ThreadKey::current())));
@@ -124,8 +141,8 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
     let returns = returns(&job);
     drain_elsewhere(job, Arc::clone(node), &lean);
     settle_lines(returns.map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()).min(PATIENCE)));
-    let result = result.lock().clone();
-    let closed = Closed::new(&watch, result);
+    let result = mem::replace(&mut *result.lock(), Awaited::No);
+    let closed = if let Awaited::Over(result) = result { Closed::new(&watch, result) } else { Closed::so_far(&watch) };
     tell(observer.as_ref(), || Told::Closed(closed.clone()));
     closed
 }
@@ -214,6 +231,6 @@ impl Modelled {
 
     /// What `finalize_within` returns at this moment.
     pub fn closed(&self) -> Closed {
-        Closed::new(&self.0, Some(Ok(())))
+        Closed::new(&self.0, Ok(()))
     }
 }

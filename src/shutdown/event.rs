@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::{CloseError, Failures, HandlerErrorKind};
+use crate::error::{CloseError, Failures, HandlerErrorKind, merged};
 use crate::tree::{Fate, Record, Running, Spot, Watch};
 
 /// Why a drain that is watched began.
@@ -86,9 +86,20 @@ pub struct Closed {
 }
 
 impl Closed {
-    pub(super) fn new(watch: &Arc<Watch>, result: Option<Result<(), CloseError>>) -> Self {
+    pub(super) fn new(watch: &Arc<Watch>, result: Result<(), CloseError>) -> Self {
+        Self { records: watch.records(), result, root: watch.root.clone() }
+    }
+
+    /// What became of a drain that goes on, although nobody waits for it any more. From now on it reports its failures.
+    pub(super) fn so_far(watch: &Arc<Watch>) -> Self {
         let records = watch.records();
-        let result = result.unwrap_or_else(|| result_of(&records));
+        let mut result = result_of(&records);
+        for error in watch.root.stack().leave_unattended() {
+            result = merged(result, Err(CloseError::of(error)));
+        }
+        if let Err(error) = &result {
+            error.iter().for_each(|failure| _ = failure.tell()); // it is returned
+        }
         Self { records, result, root: watch.root.clone() }
     }
 

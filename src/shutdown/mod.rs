@@ -22,13 +22,14 @@
 //! up: **it is not stopped, and nothing it holds is released**, but the drain goes on without it, in order, on another
 //! thread. So no handler runs twice, and none below it is lost. A handler that is itself draining another stack has no
 //! limit but those of the handlers that run there: if one of them is given up, it is given up as well, and that drain
-//! is resumed first. If the drain waits for an interpreter that another thread drains, the handler that runs there is
-//! given up.
+//! is resumed first. Each handler that was given up is a failure of its drain. If the drain waits for an interpreter
+//! that another thread drains, the handler that runs there is given up.
 //!
 //! A handler that was given up may still return. Its thread then runs no further handler of that drain; if it failed,
 //! the failure goes to the [report hook](crate::report), and an exit status that it requests is ignored. A drain around
 //! it that is not bounded, or whose own time is not over, goes on there: `finalize_within` gives up a handler for the
-//! sake of its interpreter, not for that of a thread which finalizes the parent.
+//! sake of its interpreter, not for that of a thread which finalizes the parent. If another thread has gone on with it
+//! by then, the call that began the drain returns what it came to.
 //!
 //! A process that has given up a handler on its way out ends with the status that another handler requested with
 //! [`Exit`](crate::Exit), else by the signal that requested the end, else with [`Limits::status`]. It ends without

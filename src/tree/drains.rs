@@ -1,11 +1,9 @@
 //! A drain that runs: who owns it, and what has failed in it. The tables are in [`tree`](super).
 
-use std::mem;
-
 use super::lifecycle::{Lifecycle, Purpose};
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
 use super::{SharedExitStack, State};
-use crate::error::{Errors, ExitRequest, Failures, HandlerError, Outcome, in_order};
+use crate::error::{CloseError, Errors, ExitRequest, Failures, HandlerError, Outcome, in_order};
 use crate::report::report;
 
 /// A drain that runs.
@@ -32,15 +30,14 @@ pub(super) enum Claim {
     /// This other thread owns it, in the teardown with this number. The slot passed to `claim`, if any, is set when the
     /// drain ends.
     HeldBy(ThreadKey, usize),
-    /// Nothing is left to drain.
-    Settled,
+    /// Nothing is left to drain, or the drain that the thread waited for or came to resume is over.
+    Over,
 }
 
 /// The answer of [`SharedExitStack::acquire`].
 pub(super) enum Acquired {
-    /// This thread runs what is left, after it has [gone on](super::relief::go_on_for) for the owner that has left, if one
-    /// has.
-    Mine(Option<ThreadKey>),
+    /// This thread runs the drain, or what is left of it, after it has [caught up](SharedExitStack::catch_up).
+    Mine,
     /// This thread is in the drain, further up the call stack.
     AlreadyMine,
     /// Another thread's drain has ended.
@@ -58,11 +55,6 @@ impl Drain {
             self.owner = key;
         }
     }
-
-    /// Takes out the threads that wait for the drain, if `owner` owns it.
-    pub(super) fn waiters_of(&mut self, owner: ThreadKey) -> Option<Waiters> {
-        (self.owner == owner).then(|| mem::take(&mut self.waiters))
-    }
 }
 
 impl State {
@@ -74,7 +66,7 @@ impl State {
     }
 
     /// Lets the drain wait for what an earlier one skipped.
-    fn skip_nothing(&mut self) {
+    pub(super) fn skip_nothing(&mut self) {
         self.children.newest_first().for_each(|child| child.skipped_by = None);
         self.out_of_turn.iter_mut().for_each(|handler| handler.skipped_by = None);
     }
@@ -88,34 +80,52 @@ impl SharedExitStack {
         purpose: Purpose,
         outcome: Outcome,
         teardown: usize,
+        left: Option<ThreadKey>,
+        who: Who,
+    ) -> Acquired {
+        match self.claim(purpose, outcome, teardown, left, None) {
+            // Nobody's until now, or of the thread that has left.
+            Claim::Mine => Acquired::Mine,
+            // A thread that waited for itself would block forever.
+            Claim::AlreadyMine => Acquired::AlreadyMine,
+            // Nothing will ever run here again.
+            Claim::Over => Acquired::Settled,
+            // The only case in which to wait, at a slot that is allocated while no lock is held.
+            Claim::HeldBy(..) => self.acquire_at(Slot::new(), purpose, outcome, teardown, left, who),
+        }
+    }
+
+    /// Does what [`acquire`](Self::acquire) does, and waits at this slot. If that was added to a drain, it is this drain
+    /// that is claimed.
+    #[cold]
+    pub(super) fn acquire_at(
+        &self,
+        mut slot: Slot,
+        purpose: Purpose,
+        outcome: Outcome,
+        teardown: usize,
         mut left: Option<ThreadKey>,
         who: Who,
     ) -> Acquired {
-        let mut slot = None;
         loop {
-            let (owner, theirs) = match self.claim(purpose, outcome, teardown, left, slot.as_mut()) {
-                // Nobody's until now, or left by the thread that this one waited for.
-                Claim::Mine => return Acquired::Mine(left),
-                // A thread that waited for itself would block forever.
+            let (owner, theirs) = match self.claim(purpose, outcome, teardown, left, Some(&mut slot)) {
+                // Of the thread that this one waited for, and which has left, or over in the meantime.
+                Claim::Mine => return Acquired::Mine,
                 Claim::AlreadyMine => return Acquired::AlreadyMine,
-                // Nothing will ever run here again.
-                Claim::Settled => return Acquired::Settled,
-                // The only case in which to wait.
+                // Another thread has run everything while this one did not look.
+                Claim::Over if slot.is_added() => return Acquired::Ended(slot.result()),
+                Claim::Over => return Acquired::Settled,
                 Claim::HeldBy(owner, theirs) => (owner, theirs),
             };
-            let Some(waiting) = slot.take() else {
-                slot = Some(Slot::new()); // allocated while no lock is held
-                continue;
-            };
-            let waited = wait(owner, theirs, &waiting, who);
-            drop(waiting);
+            let waited = wait(owner, theirs, &slot, who);
+            slot.reset();
             match waited {
                 // The owner has run everything.
                 Waited::Ended(result) => return Acquired::Ended(result),
                 // The owner waits for this closer: both can go on once it returns.
                 Waited::CycleBroken => return Acquired::CycleBroken,
                 // The owner waits for this thread, so this one runs what is left. The other stays the owner.
-                Waited::TakeOver => return Acquired::Mine(None),
+                Waited::TakeOver => return Acquired::Mine,
                 // The owner never comes back: its drain can be claimed.
                 Waited::OwnerLeft(owner) => left = Some(owner),
                 // It has another owner.
@@ -137,8 +147,13 @@ impl SharedExitStack {
     ) -> Claim {
         let me = ThreadKey::current();
         let mut state = self.lock();
-        if state.is_settled() {
-            return Claim::Settled;
+        let was_added = slot.as_ref().filter(|slot| slot.is_added());
+        let is_over = match &state.drain {
+            Some(drain) => was_added.is_some_and(|slot| !drain.waiters.has(slot)),
+            None => was_added.is_some() || left.is_some() || state.is_settled(),
+        };
+        if is_over {
+            return Claim::Over;
         }
         state.begin(purpose);
         let Some(drain) = &mut state.drain else {
@@ -156,10 +171,10 @@ impl SharedExitStack {
         if purpose.exits() {
             drain.purpose = purpose;
         }
-        let (mut abandoned, mut waiters) = (None, None);
+        let mut abandoned = None;
         let claim = if left == Some(drain.owner) {
             (drain.owner, drain.teardown) = (me, teardown);
-            waiters = Some(mem::take(&mut drain.waiters));
+            drain.waiters.wake(&Waited::OwnerChanged); // each waits for this thread instead, and sees a cycle with it
             state.skip_nothing(); // this thread may have passed something in a drain further in
             Claim::Mine
         } else if drain.owner == me {
@@ -170,33 +185,42 @@ impl SharedExitStack {
         };
         drop(state);
         drop(abandoned);
-        if let Some(waiters) = waiters {
-            waiters.wake(&Waited::OwnerChanged); // each waits for this thread instead, and sees a cycle with it
-        }
         if purpose.exits() {
             self.report_all();
         }
         claim
     }
 
+    /// Returns the result of the drain of this stack to which the slot was added, or `Ok` if it is not over.
+    pub(super) fn result_at(&self, slot: &Slot) -> Result<(), CloseError> {
+        let goes_on = self.lock().drain.as_ref().is_some_and(|drain| drain.waiters.has(slot));
+        if goes_on { Ok(()) } else { slot.result().all }
+    }
+
     /// Reports the failures of the running drain, in the order in which they happened, and makes it report later ones as
     /// they happen. The process may exit before the caller of `close()` sees them.
     #[cold]
     pub(super) fn report_all(&self) {
+        in_order(self.leave_unattended()).iter().for_each(report);
+    }
+
+    /// Makes the running drain report failures as they happen, as nobody waits for its result any more. Returns those so
+    /// far.
+    #[cold]
+    pub(crate) fn leave_unattended(&self) -> Errors {
         let mut errors = Errors::new();
         loop {
             let mut state = self.lock();
-            let Some(drain) = &mut state.drain else { return };
+            let Some(drain) = &mut state.drain else { return errors };
             drain.purpose = drain.purpose.unattended();
             let count = drain.failures.len();
             if count <= errors.capacity() {
                 drain.failures.copy_to(&mut errors);
-                break;
+                return errors;
             }
             drop(state);
             errors.reserve(count);
         }
-        in_order(errors).iter().for_each(report);
     }
 
     /// Adds failures to the drain of this stack. Returns whether they have to be reported.

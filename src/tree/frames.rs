@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::lifecycle::Purpose;
 use super::record::{Fate, Record, Running};
 use super::run::{Run, Spot};
-use super::wait_graph::ThreadKey;
+use super::wait_graph::{Slot, ThreadKey};
 use super::watch::{Watch, here, is_on};
 use crate::chain::{Chain, Link};
 use crate::raw;
@@ -41,6 +41,8 @@ pub(crate) struct Frame {
     pub(super) run: Option<Arc<Run>>,
     /// Set once some drain goes on without it: the key that owns its drain from then on.
     pub(super) given_up: Option<ThreadKey>,
+    /// Where its thread waits for its drain if another watch has given it up.
+    pub(super) slot: Option<Slot>,
     /// Whether its own watch has given it up: another thread goes on with the whole of its drain, so it never does.
     pub(super) is_replaced: bool,
     /// Whether the drain that ends the process has given it up: the thread must not end the process itself.
@@ -136,15 +138,16 @@ pub(crate) fn is_lost_here() -> bool {
 pub(super) fn push_frame(teardown: usize, root: Spot, purpose: Option<Purpose>) {
     let thread = ThreadKey::current();
     let (given_up, is_replaced, is_lost) = (None, false, false);
-    let frame = Frame { teardown, thread, root, purpose, watch: here(), run: None, given_up, is_replaced, is_lost };
+    let (watch, run, slot) = (here(), None, None);
+    let frame = Frame { teardown, thread, root, purpose, watch, run, given_up, slot, is_replaced, is_lost };
     let link = Link::new(frame);
     FRAMES.lock().push(link);
 }
 
-/// Removes a frame. If it was given up, returns what its thread is, and which key owns its drain.
-pub(super) fn drop_frame(teardown: usize) -> Option<(Late, ThreadKey)> {
-    let frames = FRAMES.lock().take_if(|frame| frame.teardown == teardown);
-    frames.iter().find_map(|frame| Some((frame.late(), frame.given_up?)))
+/// Removes a frame. If it was given up, returns what its thread is, which key owns its drain, and where to wait for that.
+pub(super) fn drop_frame(teardown: usize) -> Option<(Late, ThreadKey, Option<Slot>)> {
+    let mut frames = FRAMES.lock().take_if(|frame| frame.teardown == teardown);
+    frames.iter_mut().find_map(|frame| Some((frame.late(), frame.given_up?, frame.slot.take())))
 }
 
 /// Removes the frames of a thread that never comes back to them.

@@ -5,74 +5,135 @@
 //!    [`wait_graph`](super::wait_graph)), so whichever thread reaches them next resumes them, as after C's `exit`.
 //! 2. A handler that was given up counts as nested in its stack until it returns, so the stack does not settle before;
 //!    but nothing waits for it.
-//! 3. Of the drains that were given up, the innermost is resumed first. So either the outer ones cannot be resumed
-//!    before it is over, or the inner ones are left [`Behind`], for the first thread that reaches an outer one.
-//! 4. The thread that goes on owns all of them at once, as the one that was given up did: what it runs further in may
-//!    reach one further out, by `close()` or as a part of what it drains, and must not wait for itself.
-//! 5. A handler is given up for the sake of one watch. The frames of other drains that this reaches, because one teardown
+//! 3. Of the drains that were given up, the innermost is resumed first, whichever of them a thread reaches: each has the
+//!    next one further in [`Behind`] it, and whoever resumes it resumes that one first, or waits for the thread that does.
+//! 4. A thread that resumes a drain owns it, and what is nested in it, before it resumes those further in, as the one that
+//!    was given up did: what it runs there may reach one further out, by `close()` or as a part of what it drains, and
+//!    must not wait for itself.
+//! 5. Each handler that is given up is a failure of its own drain. The thread that was given up, or the one that goes on for
+//!    it, is told what became of its drain if another thread has ended that.
+//! 6. A handler is given up for the sake of one watch. The frames of other drains that this reaches, because one teardown
 //!    drains a stack with all that is nested in it, are given up too, but not replaced: their thread resumes what is left
 //!    of them when the handler returns ([`Late::ForAnother`]), unless their own watch gives it up before.
-//! 6. The thread that watches runs no handler, no drop and no hook, not even the report hook: that is left to the thread
+//! 7. The thread that watches runs no handler, no drop and no hook, not even the report hook: that is left to the thread
 //!    that goes on.
 
 use std::mem;
+use std::ptr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::drains::Drain;
 use super::frames::{FRAMES, Frame, Late, note_end_gave_up};
 use super::lifecycle::Purpose;
 use super::record::Fate;
 use super::run::{Run, Spot};
-use super::wait_graph::{ThreadKey, Waited, Waiters, awaited_by, note_left};
-use super::watch::{Left, Watch};
+use super::wait_graph::{Slot, ThreadKey, Waited, Waiters, awaited_by, note_left};
+use super::watch::Watch;
 use super::{OutOfTurn, SharedExitStack, State};
 use crate::chain::{Chain, Link};
-use crate::error::{CloseError, Failures, HandlerError, HandlerErrorKind, Outcome};
+use crate::error::{CloseError, Failures, HandlerError, HandlerErrorKind, merged};
 use crate::list::HandlerId;
 use crate::report::report;
 use crate::sync::{PerProcess, global};
 
-/// What a thread has to do before it resumes a drain whose owner has left.
+/// What a thread has to do before it goes on with a drain whose owner has left, or that waited for a handler which was
+/// given up.
 pub(crate) struct Behind {
-    /// The owner that has left.
-    pub(super) key: ThreadKey,
-    /// A failure that is still to be reported.
-    pub(super) error: Option<HandlerError>,
-    /// The drains further in, the innermost last.
-    pub(super) inner: Vec<Left>,
+    /// The stack that drains.
+    stack: Spot,
+    /// Failures that are still to be reported.
+    untold: Vec<HandlerError>,
+    /// The drain further in that comes first.
+    inner: Option<Left>,
+    /// The teardown in which the drain was given up, if it was.
+    of: Option<usize>,
 }
 
 global! {
     static BEHIND: PerProcess<Chain<Behind>> = PerProcess::new(Chain::new());
 }
 
-/// Does what was left behind for the drains of this owner, one of which is this thread's by now: `exit` in the report hook
-/// counts as in one of its handlers, and what is resumed further in may come to it.
-#[cold]
-pub(super) fn go_on_for(key: ThreadKey) -> Result<(), Late> {
-    loop {
-        let mut all = BEHIND.lock();
-        let Some(behind) = all.iter_mut().find(|behind| behind.key == key) else { return Ok(()) };
-        if let Some(error) = behind.error.take() {
-            drop(all);
-            report(&error);
-            continue;
-        }
-        // One at a time: if this thread is given up in turn, the next one finds the rest.
-        let Some(left) = behind.inner.pop() else {
-            let done = all.take_if(|behind| behind.key == key);
-            drop(all);
-            drop(done);
-            return Ok(());
-        };
-        drop(all);
-        // A key of its own: whoever reaches a drain of the old one goes on with what is left behind for that first.
-        let own = ThreadKey::fresh();
-        left.root.stack().disown(left.teardown, left.key, own);
-        note_left(own);
-        left.root.stack().report_all(); // this drain's result is returned to nobody
-        drop(left.root.stack().resume(left.purpose, own)?);
+/// A drain whose thread was given up.
+#[derive(Clone)]
+pub(super) struct Left {
+    root: Spot,
+    purpose: Purpose,
+    teardown: usize,
+    /// The owner that it has until it is resumed.
+    key: ThreadKey,
+}
+
+impl Left {
+    /// Resumes the drain, unless another thread has; then this one waits for that.
+    fn resume(&self) -> Result<Result<(), CloseError>, Late> {
+        self.root.stack().resume(self.purpose, self.key)
     }
+}
+
+impl SharedExitStack {
+    /// Does what was left behind for the drain of this stack, which is this teardown's. It is owned all the while: `exit` in
+    /// the report hook counts as in one of its handlers, and what is resumed further in may come to it.
+    #[cold]
+    pub(super) fn catch_up(&self, teardown: usize) -> Result<(), Late> {
+        let is_for_it = |behind: &Behind| ptr::eq(behind.stack.stack(), self);
+        loop {
+            let mut all = BEHIND.lock();
+            let Some(behind) = all.iter_mut().find(|behind| is_for_it(behind)) else { return Ok(()) };
+            let (untold, inner, of) = (mem::take(&mut behind.untold), behind.inner.clone(), behind.of);
+            drop(all);
+            untold.iter().for_each(report);
+            if let Some(inner) = inner {
+                if let Some(of) = of {
+                    self.take_over(of, inner.key, teardown);
+                }
+                inner.root.stack().report_all(); // that drain's result is returned to nobody
+                drop(inner.resume()?);
+                self.skip_nothing(teardown);
+            }
+            // Not before: if this thread is given up in turn, the next one finds what is left.
+            let done = BEHIND.lock().take_if(is_for_it);
+            drop(done);
+        }
+    }
+
+    /// Takes over the drains of all that is nested in this stack and that was given up together with this stack's own. So
+    /// what is resumed further in finds them this thread's, as it would have found them that of the one that was given up.
+    fn take_over(&self, of: usize, key: ThreadKey, teardown: usize) {
+        self.visit_descendants(|node| {
+            let mut state = node.stack.lock();
+            let Some(drain) = state.drain.as_mut().filter(|drain| (drain.teardown, drain.owner) == (of, key)) else {
+                return;
+            };
+            (drain.owner, drain.teardown) = (ThreadKey::current(), teardown);
+            drain.waiters.wake(&Waited::OwnerChanged);
+            drop(state);
+            let same = BEHIND.lock().take_if(|behind| ptr::eq(behind.stack.stack(), &raw const node.stack));
+            drop(same); // what comes first here comes first there
+        });
+    }
+
+    /// Lets the drains of this teardown, here and in what is nested in this stack, wait for what this thread has skipped.
+    fn skip_nothing(&self, teardown: usize) {
+        let skip_nothing = |stack: &Self| {
+            let mut state = stack.lock();
+            if state.drain.as_ref().is_some_and(|drain| drain.teardown == teardown) {
+                state.skip_nothing();
+            }
+        };
+        skip_nothing(self);
+        self.visit_descendants(|node| skip_nothing(&node.stack));
+    }
+}
+
+/// Leaves something behind for the drain of a stack. No thread resumes it yet.
+fn leave_behind(stack: &Spot, untold: Vec<HandlerError>, inner: Option<&Left>, of: Option<usize>) {
+    let behind = Link::new(Behind { stack: stack.clone(), untold, inner: inner.cloned(), of });
+    let mut all = BEHIND.lock();
+    let before = all.take_if(|before| ptr::eq(before.stack.stack(), stack.stack()));
+    all.push(behind);
+    drop(all);
+    drop(before);
 }
 
 /// The handler that keeps a watched drain from going on.
@@ -133,113 +194,66 @@ impl Watch {
     /// Gives up a handler that blocks this drain. Returns `None` if the handler has returned by now, otherwise whether
     /// another thread has to [resume](Self::resume) the drain.
     pub(crate) fn give_up(self: &Arc<Self>, blocking: &Blocking) -> Option<bool> {
-        let GivenUp { mut left, waiting, key, links: _ } = self.give_up_frames(blocking)?;
-        let run = &blocking.run;
-        let error = run.error(HandlerErrorKind::TimedOut(run.since.elapsed()));
-        // Added before any drain is resumed, so that it is among the failures of the handler's own. Told once, however
-        // many drains go on without it.
-        let reports = !blocking.is_given_up && run.top.stack().gather(Failures::failure(error.clone()));
-        self.add(run.record(Fate::GivenUp));
-        for drain in &left {
-            drain.root.stack().disown(drain.teardown, blocking.thread, drain.key);
-        }
-        let mut behind = Link::new(Behind { key, error: reports.then_some(error), inner: Vec::new() });
-        if blocking.is_driver {
-            BEHIND.lock().push(behind);
-            self.let_go(blocking.thread, left);
-            for waiters in waiting {
-                waiters.wake(&Waited::OwnerLeft(key));
+        let GivenUp { runs, left, waiting, key, slot, .. } = self.give_up_frames(blocking)?;
+        let mut untold = Vec::new();
+        for (run, is_first) in runs {
+            let error = run.error(HandlerErrorKind::TimedOut(run.since.elapsed()));
+            // Added before any drain is resumed, so that it is among the failures of the handler's own. Told once, however
+            // many drains go on without it.
+            if is_first && run.top.stack().gather(Failures::failure(error.clone())) {
+                untold.push(error);
             }
-            return Some(true);
+            self.add(run.record(Fate::GivenUp));
         }
-        // The thread that waits for the outermost drain is woken. It resumes those further in, then the outermost.
-        let is_awaited = left.first().is_some_and(|drain| drain.teardown == blocking.from); // else one out of turn is
-        let outermost = is_awaited.then(|| left.remove(0));
-        let inner: Vec<Spot> = left.iter().map(|drain| drain.root.clone()).collect();
-        behind.value_mut().inner = left;
-        BEHIND.lock().push(behind);
-        note_left(key);
-        for root in outermost.iter().map(|drain| &drain.root).chain(&inner) {
-            root.stack().wake_waiters(key, &Waited::OwnerLeft(key));
+        let mut inner = None;
+        for drain in &left {
+            drain.disown(blocking.thread, inner);
+            inner = Some(drain);
         }
-        for waiters in waiting {
-            waiters.wake(&Waited::OwnerLeft(key));
+        if let Some(innermost) = left.first() {
+            leave_behind(&innermost.root, mem::take(&mut untold), None, None);
         }
-        Some(false)
-    }
-
-    /// Leaves the drain, which `thread` drove, without a driver until it is [resumed](Self::resume). That begins with
-    /// `left`, whose last is the innermost; what the thread held for later is nobody's again.
-    fn let_go(&self, thread: ThreadKey, left: Vec<Left>) {
-        let mut all = mem::take(&mut self.progress.lock().left); // the thread, which is late by now, takes none
-        for drain in &all {
-            drain.root.stack().disown(drain.teardown, thread, drain.key);
+        for handler in &waiting {
+            if handler.run.top.stack().is_drained_by_other(blocking.thread, key) {
+                let inside = handler.inside.map(|inside| &left[inside]);
+                leave_behind(&handler.run.top, mem::take(&mut untold), inside, None);
+            }
         }
-        all.extend(left);
-        let mut progress = self.progress.lock();
-        progress.left = all;
-        progress.driver = ThreadKey::fresh();
+        let outermost = left.last().cloned();
+        if blocking.is_driver {
+            let mut progress = self.progress.lock();
+            progress.left = outermost.zip(Some(slot));
+            progress.driver = ThreadKey::fresh();
+        } else {
+            note_left(key);
+            for drain in left.iter().rev() {
+                drain.wake_waiters();
+            }
+        }
+        for handler in waiting {
+            handler.waiters.wake(&Waited::OwnerLeft(key));
+        }
+        Some(blocking.is_driver)
     }
 
     /// Resumes, on this thread, the drains whose thread was given up, the innermost first. Returns the result of the
     /// outermost, or an error if this thread is given up in turn.
     pub(crate) fn resume(self: &Arc<Self>) -> Result<Result<(), CloseError>, Late> {
         self.drive(|| {
-            let mut outer = self.hold_outer();
-            // In a child that a handler has forked, the lock may be held forever.
-            while self.is_ours() {
-                let next = {
-                    let mut progress = self.progress.lock();
-                    if progress.driver != ThreadKey::current() {
-                        return Err(self.late());
-                    }
-                    progress.left.pop().map(|left| (left, progress.left.is_empty()))
-                };
-                let Some((Left { root, purpose, teardown, key }, is_outermost)) = next else { return Ok(Ok(())) };
-                outer.pop();
-                root.stack().disown(teardown, ThreadKey::current(), key);
-                note_left(key);
-                if !is_outermost {
-                    root.stack().report_all(); // this drain's result is returned to nobody
-                }
-                let resumed = root.stack().resume(purpose, key)?;
-                if is_outermost {
-                    return Ok(resumed);
-                }
-                drop(resumed);
-            }
-            // The child goes on with what it has registered itself.
-            let mut result = Ok(());
-            while let Some((root, purpose)) = outer.pop() {
-                result = root.stack().drain_watched(purpose, Outcome::Failure)?;
-            }
-            Ok(result)
+            let left = self.progress.lock().left.take();
+            let Some((outermost, slot)) = left else { return Ok(Ok(())) };
+            note_left(outermost.key);
+            let result = outermost.resume()?;
+            Ok(merged(result, slot.map_or(Ok(()), |slot| outermost.root.stack().result_at(&slot))))
         })
-    }
-
-    /// Makes this thread the owner of all drains that are to be resumed after the innermost. Returns all that are to be
-    /// resumed, the innermost last.
-    fn hold_outer(&self) -> Vec<(Spot, Purpose)> {
-        let left = mem::take(&mut self.progress.lock().left);
-        if let Some((_, outer)) = left.split_last() {
-            for drain in outer {
-                drain.root.stack().disown(drain.teardown, drain.key, ThreadKey::current());
-                drain.root.stack().wake_waiters(ThreadKey::current(), &Waited::OwnerChanged);
-            }
-        }
-        let all = left.iter().map(|drain| (drain.root.clone(), drain.purpose)).collect();
-        self.progress.lock().left = left; // nothing was added: this thread is in no handler that could be given up
-        all
     }
 
     /// Leaves it to whichever thread reaches one of the drains to resume that, as no thread can be started for it.
     pub(crate) fn abandon(&self) {
-        let left = mem::take(&mut self.progress.lock().left);
-        for drain in &left {
-            note_left(drain.key);
-        }
-        for drain in &left {
-            drain.root.stack().wake_waiters(drain.key, &Waited::OwnerLeft(drain.key));
+        let left = self.progress.lock().left.take();
+        if let Some((outermost, _)) = &left {
+            note_left(outermost.key);
+            outermost.wake_waiters();
         }
         self.end();
     }
@@ -262,9 +276,8 @@ impl Watch {
                 continue;
             }
             for frame in frames.iter_mut().filter(|frame| is_needed(frame)) {
-                let key = given_up.add(frame, blocking.is_driver);
-                frame.given_up.get_or_insert(key);
                 frame.is_replaced = frame.is_of(self);
+                given_up.add(frame);
                 frame.is_lost |= self.ends_process;
             }
             if self.ends_process {
@@ -272,27 +285,41 @@ impl Watch {
             }
             break;
         }
-        given_up.left.reverse();
         Some(given_up)
     }
 }
 
 /// What became of the frames of a handler that was given up.
 struct GivenUp {
-    /// Their drains, the innermost last.
+    /// Their handlers, and whether no other watch has given them up before; the innermost first.
+    runs: Vec<(Arc<Run>, bool)>,
+    /// Their drains, the innermost first.
     left: Vec<Left>,
-    /// The threads that wait for handlers that ran out of turn.
-    waiting: Vec<Waiters>,
-    /// The key that owns the innermost drain, or all of them.
+    /// The handlers among them that ran out of turn and that a drain waits for.
+    waiting: Vec<Awaited>,
+    /// The key that owns the drains.
     key: ThreadKey,
     /// Entries with which the handlers' stacks note that these were given up.
     links: Vec<Link<OutOfTurn>>,
+    /// Slots at which their thread waits for the drains once it comes back.
+    slots: Vec<Slot>,
+    /// Where another thread waits for the outermost drain, if that was given up before.
+    slot: Option<Slot>,
+}
+
+/// A handler that ran out of turn when it was given up.
+struct Awaited {
+    run: Arc<Run>,
+    waiters: Waiters,
+    /// The index of the outermost of the drains that it was in.
+    inside: Option<usize>,
 }
 
 impl GivenUp {
     fn new() -> Self {
-        let (left, waiting, links) = (Vec::new(), Vec::new(), Vec::new());
-        Self { left, waiting, key: ThreadKey::fresh(), links }
+        let (runs, left, waiting) = (Vec::new(), Vec::new(), Vec::new());
+        let (key, links, slots, slot) = (ThreadKey::fresh(), Vec::new(), Vec::new(), None);
+        Self { runs, left, waiting, key, links, slots, slot }
     }
 
     /// Returns whether this many frames can be added without allocating.
@@ -301,27 +328,74 @@ impl GivenUp {
     }
 
     fn reserve(&mut self, count: usize) {
+        self.runs.reserve(count);
         self.left.reserve(count);
         self.waiting.reserve(count);
         self.links.resize_with(count, || Link::new(OutOfTurn::given_up()));
+        self.slots.resize_with(count, Slot::new);
     }
 
-    /// Adds a frame, the innermost first, and returns the key that owns its drain from now on. Neither allocates nor frees:
-    /// the list of frames is locked.
-    fn add(&mut self, frame: &Frame, is_driver: bool) -> ThreadKey {
+    /// Adds a frame, the innermost first. Neither allocates nor frees: the list of frames is locked.
+    fn add(&mut self, frame: &mut Frame) {
+        let is_first = frame.given_up.is_none();
+        frame.given_up.get_or_insert(self.key);
         if let Some(run) = &frame.run {
+            self.runs.push((Arc::clone(run), is_first));
             let mut state = run.top.stack().lock();
-            self.waiting.extend(state.note_given_up(frame.teardown, frame.thread, &mut self.links));
+            if let Some(waiters) = state.note_given_up(frame.teardown, frame.thread, &mut self.links) {
+                let inside = self.left.len().checked_sub(1);
+                self.waiting.push(Awaited { run: Arc::clone(run), waiters, inside });
+            }
         }
-        let Some(purpose) = frame.purpose else { return self.key };
-        // Drains that another thread waits for share one key; drains that are resumed one by one have one each.
-        let key = if is_driver && !self.left.is_empty() { ThreadKey::fresh() } else { self.key };
-        self.left.push(Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key });
-        key
+        if let Some(purpose) = frame.purpose {
+            if frame.is_replaced {
+                self.slot = frame.slot.take();
+            } else if let Some((drain, mut slot)) = frame.root.stack().lock().drain.as_mut().zip(self.slots.pop()) {
+                drain.waiters.push(&mut slot);
+                frame.slot = Some(slot);
+            }
+            self.left.push(Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key: self.key });
+        }
+    }
+}
+
+impl Left {
+    fn is(&self, drain: &Drain) -> bool {
+        (drain.owner, drain.teardown) == (self.key, self.teardown)
+    }
+
+    /// Takes the drain, of this stack and of those nested in it, from the thread, and leaves what is further in behind it.
+    fn disown(&self, thread: ThreadKey, inner: Option<&Self>) {
+        self.root.stack().disown(self.teardown, thread, self.key);
+        if inner.is_none() {
+            return;
+        }
+        leave_behind(&self.root, Vec::new(), inner, Some(self.teardown));
+        self.root.stack().visit_descendants(|node| {
+            if node.stack.lock().drain.as_ref().is_some_and(|drain| self.is(drain)) {
+                leave_behind(&Spot::Node(Arc::clone(node)), Vec::new(), inner, Some(self.teardown));
+            }
+        });
+    }
+
+    /// Wakes the threads that wait for the drain of this stack, or of one nested in it.
+    fn wake_waiters(&self) {
+        let wake = |stack: &SharedExitStack| {
+            if let Some(drain) = stack.lock().drain.as_ref().filter(|drain| self.is(drain)) {
+                drain.waiters.wake(&Waited::OwnerLeft(self.key));
+            }
+        };
+        wake(self.root.stack());
+        self.root.stack().visit_descendants(|node| wake(&node.stack));
     }
 }
 
 impl SharedExitStack {
+    /// Returns whether another thread drains this stack than one that was given up, whose drains this key owns.
+    fn is_drained_by_other(&self, given_up: ThreadKey, key: ThreadKey) -> bool {
+        self.lock().drain.as_ref().is_some_and(|drain| drain.owner != given_up && drain.owner != key)
+    }
+
     /// Notes that a handler of this stack that was given up has returned.
     pub(super) fn come_back(&self, teardown: usize) {
         let mut state = self.lock();
@@ -335,7 +409,7 @@ impl SharedExitStack {
     }
 
     /// Makes `key` the owner of the drains that a teardown of `thread` has begun in this stack and in those nested in
-    /// it. The threads that wait for these do not notice unless they are [woken](Self::wake_waiters).
+    /// it. The threads that wait for these do not notice.
     pub(super) fn disown(&self, teardown: usize, thread: ThreadKey, key: ThreadKey) {
         let disown = |stack: &Self| {
             if let Some(drain) = &mut stack.lock().drain {
@@ -344,18 +418,6 @@ impl SharedExitStack {
         };
         disown(self);
         self.visit_descendants(|node| disown(&node.stack));
-    }
-
-    /// Wakes the threads that wait for drains of this stack, or of those nested in it, whose owner is `key` by now.
-    fn wake_waiters(&self, key: ThreadKey, waited: &Waited) {
-        let wake = |stack: &Self| {
-            let waiters = stack.lock().drain.as_mut().and_then(|drain| drain.waiters_of(key));
-            if let Some(waiters) = waiters {
-                waiters.wake(waited);
-            }
-        };
-        wake(self);
-        self.visit_descendants(|node| wake(&node.stack));
     }
 }
 

@@ -9,9 +9,8 @@ use super::current::limit_registrations;
 use super::drains::Acquired;
 use super::frames::{Late, forget_frames, is_given_up_here, is_lost_here};
 use super::lifecycle::Purpose;
-use super::relief::go_on_for;
 use super::teardown::{Teardown, next_number};
-use super::wait_graph::{DrainResult, ThreadKey, Waiters, Who};
+use super::wait_graph::{DrainResult, Slot, ThreadKey, Waiters, Who};
 use super::watch::is_on;
 use super::watched::{drain_watched, run_watched};
 use super::{Node, OutOfTurn, SharedExitStack};
@@ -24,7 +23,7 @@ use crate::raw;
 impl SharedExitStack {
     /// Drains the stack and what is nested in it, and returns the failures.
     pub(crate) fn drain(&self, purpose: Purpose, outcome: Outcome) -> Result<(), CloseError> {
-        // A late thread gets no failures: the drain belongs to another thread by now.
+        // A thread that its own watch has given up gets no failures: another one ends the drain.
         self.drain_after(purpose, outcome, None, || ()).unwrap_or(Ok(()))
     }
 
@@ -46,7 +45,7 @@ impl SharedExitStack {
         &self,
         purpose: Purpose,
         outcome: Outcome,
-        left: Option<ThreadKey>,
+        mut left: Option<ThreadKey>,
         first: impl FnOnce(),
     ) -> Result<Result<(), CloseError>, Late> {
         let mut first = Some(first);
@@ -58,9 +57,10 @@ impl SharedExitStack {
             if is_on(teardown.epoch) && self.is_refused_here() {
                 return Err(if is_lost_here() { Late::Lost } else { Late::Replaced });
             }
+            let mut slot = None;
             let result = match self.acquire(purpose, outcome, teardown.number, left, who) {
                 // Nobody else runs it, or its owner waits for this thread.
-                Acquired::Mine(left) => run(&mut teardown, left, first.take()),
+                Acquired::Mine => run(&mut teardown, first.take(), &mut slot),
                 // The other thread may have skipped a handler that it was in itself and that still runs, so look again.
                 Acquired::Ended(ended) if purpose.closes() || self.has_skipped() => {
                     before = merged(before, ended.all);
@@ -75,16 +75,28 @@ impl SharedExitStack {
                 // A handler has forked, and this is the child. It goes on with what it has registered itself. The
                 // result so far is its parent's: it is neither returned nor dropped here.
                 mem::forget(mem::replace(&mut before, result));
+                left = None;
                 continue;
             }
             match teardown.late {
                 None => return Ok(merged(before, result)),
-                // What is left is nobody's, or another thread's by now: this one resumes it or waits for it.
-                Some(Late::ForAnother) => before = merged(before, result),
+                // What is left is nobody's, or another thread's by now.
+                Some(Late::ForAnother) => {
+                    let rest = self.drain_rest(purpose, slot)?;
+                    return Ok(merged(before, merged(result, rest)));
+                }
                 // Another thread goes on with all of it.
                 Some(late) => return Err(late),
             }
         }
+    }
+
+    /// Resumes a drain that this thread was given up in, or waits for the thread that goes on with it. Returns what the drain
+    /// has told at the slot, if it is over.
+    #[cold]
+    fn drain_rest(&self, purpose: Purpose, slot: Option<Slot>) -> Result<Result<(), CloseError>, Late> {
+        let rest = self.drain_watched(purpose, Outcome::Failure)?; // the drain keeps the outcome that it began with
+        Ok(merged(rest, slot.map_or(Ok(()), |slot| self.result_at(&slot))))
     }
 
     /// Does what [`drain`](Self::drain) does where there is no caller to return failures to: they were reported.
@@ -192,9 +204,10 @@ impl SharedExitStack {
     }
 }
 
-/// Calls `first`, runs a drain that was acquired, and returns its result.
+/// Calls `first`, runs a drain that was acquired, and returns its result. If this thread is given up, `slot` is where it is
+/// to wait for the drain.
 #[inline]
-fn run(teardown: &mut Teardown<'_>, left: Option<ThreadKey>, first: Option<impl FnOnce()>) -> Result<(), CloseError> {
+fn run(teardown: &mut Teardown<'_>, first: Option<impl FnOnce()>, slot: &mut Option<Slot>) -> Result<(), CloseError> {
     let _restored = teardown.root.make_current();
     let first = || {
         if let Some(first) = first {
@@ -202,7 +215,7 @@ fn run(teardown: &mut Teardown<'_>, left: Option<ThreadKey>, first: Option<impl 
         }
     };
     if is_on(teardown.epoch) {
-        run_if_watched(teardown, left, first);
+        *slot = run_if_watched(teardown, first);
     } else {
         first();
         drain(teardown);
@@ -210,17 +223,19 @@ fn run(teardown: &mut Teardown<'_>, left: Option<ThreadKey>, first: Option<impl 
     mem::replace(&mut teardown.result, Ok(()))
 }
 
-/// Does what was `left` behind, calls `first` and runs a drain, watched if the stack is in a tree.
+/// Does what was left behind, calls `first` and runs a drain, watched if the stack is in a tree.
 #[cold]
-fn run_if_watched(teardown: &mut Teardown<'_>, left: Option<ThreadKey>, first: impl FnOnce()) {
+fn run_if_watched(teardown: &mut Teardown<'_>, first: impl FnOnce()) -> Option<Slot> {
     let Some(spot) = teardown.root.spot() else {
         first();
-        return drain(teardown);
+        drain(teardown);
+        return None;
     };
+    let (root, number) = (teardown.root, teardown.number);
     drain_watched(teardown, spot, || {
         // If this thread is given up there, the drain notices.
-        if left.is_none_or(|owner| go_on_for(owner).is_ok()) {
+        if root.catch_up(number).is_ok() {
             first();
         }
-    });
+    })
 }

@@ -10,8 +10,8 @@ use super::current::set_current;
 use super::drains::Acquired;
 use super::frames::{Late, set_run};
 use super::lifecycle::{Lifecycle, Purpose};
-use super::relief::go_on_for;
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
+use super::watch::is_on;
 use super::{Node, OutOfTurn, Place, SharedExitStack, State};
 use crate::drain::{HandlerOutcome, Source, Work};
 use crate::error::{CloseError, Failures, HandlerError, Outcome, merged};
@@ -198,11 +198,10 @@ impl<'s> Teardown<'s> {
     fn descend(&mut self, id: HandlerId, node: Arc<Node>) {
         match node.stack.acquire(self.purpose.for_children(), Outcome::Failure, self.number, None, Who::MustWait) {
             // If this thread is in its drain already, what is left of that runs here, at the interpreter's position.
-            Acquired::Mine(None) | Acquired::AlreadyMine => self.begin(node),
-            // What its thread was in further in comes first.
-            Acquired::Mine(Some(owner)) => {
+            Acquired::AlreadyMine => self.begin(node),
+            Acquired::Mine => {
                 self.begin(node);
-                self.go_on_for(owner);
+                self.catch_up();
             }
             // Another thread has drained it: the drain around it gets the failures as well.
             Acquired::Ended(result) => self.merge(&result),
@@ -214,9 +213,11 @@ impl<'s> Teardown<'s> {
         }
     }
 
-    /// Does what was left behind for the drains of this owner. Handlers run in that, and this teardown may be given up.
-    fn go_on_for(&mut self, owner: ThreadKey) {
-        self.late = go_on_for(owner).err().or_else(|| set_run(self.number, None).err());
+    /// Does what was left behind for the drain of the top. Handlers run in that, and this teardown may be given up.
+    fn catch_up(&mut self) {
+        if is_on(self.epoch) {
+            self.late = self.top().catch_up(self.number).err().or_else(|| set_run(self.number, None).err());
+        }
     }
 
     fn begin(&mut self, node: Arc<Node>) {
@@ -249,8 +250,8 @@ impl<'s> Teardown<'s> {
             // Never: a handler has one thread.
             Waited::OwnerChanged => {}
             // It never returns, or it was given up: nothing is left to wait for.
-            Waited::OwnerLeft(owner) => {
-                self.go_on_for(owner);
+            Waited::OwnerLeft(_) => {
+                self.catch_up();
                 let left = self.top().lock().out_of_turn.take_if(|handler| handler.id == id && !handler.is_given_up);
                 drop(left);
             }

@@ -5,7 +5,8 @@
 //! vice versa.
 //!
 //! 1. An edge says that `waiter` waits, at a slot of its own, for what `owner` runs. A thread has at most one edge.
-//! 2. An edge whose slot is set has ended, whether or not its thread has woken up and removed it.
+//! 2. An edge whose slot is set has ended, whether or not its thread has woken up and removed it. A slot can be waited at
+//!    again, until the drain that it is for has ended.
 //! 3. Whether an edge would close a cycle is decided, and the edge is added, under one lock: of the threads in a cycle,
 //!    the last one sees it. As a thread has at most one edge, it closes at most one cycle.
 //! 4. A cycle is broken where a closer waits: its `close()` returns at once. If no closer is in it, the thread that
@@ -89,7 +90,14 @@ pub(super) enum Waited {
     OwnerChanged,
 }
 
-/// Where a thread waits.
+impl Waited {
+    /// Returns whether nothing is to be waited for any more.
+    fn lasts(&self) -> bool {
+        matches!(self, Self::Ended(_))
+    }
+}
+
+/// Where a thread waits for one drain, or one handler.
 #[derive(Debug)]
 pub(super) struct Slot {
     latch: Arc<Latch<Waited>>,
@@ -103,6 +111,26 @@ impl Slot {
         let link = Some(Link::new(Arc::clone(&latch)));
         Self { latch, link }
     }
+
+    /// Returns whether it was added to the waiters of a drain, which end the wait once that is over.
+    pub(super) fn is_added(&self) -> bool {
+        self.link.is_none()
+    }
+
+    /// Lets the thread wait again, unless the drain has ended.
+    pub(super) fn reset(&self) {
+        self.latch.clear(Waited::lasts);
+    }
+
+    /// Returns the result of the drain, which is over and about to tell its waiters.
+    pub(super) fn result(&self) -> DrainResult {
+        loop {
+            match self.latch.wait() {
+                Waited::Ended(result) => return result,
+                _ => self.reset(), // of no use any more
+            }
+        }
+    }
 }
 
 /// The threads that wait for one thing to end.
@@ -115,15 +143,24 @@ impl Waiters {
     #[must_use]
     pub(super) fn add(&mut self, slot: &mut Slot) -> impl Sized + use<> {
         let abandoned = self.0.take_if(|latch| Arc::strong_count(latch) == 1);
-        if let Some(link) = slot.link.take() {
-            self.0.push(link);
-        }
+        self.push(slot);
         abandoned
     }
 
-    /// Ends all waits in this way, so that the threads look again.
-    pub(super) fn wake(self, waited: &Waited) {
-        self.0.for_each(|latch| latch.set(waited.clone()));
+    /// Adds a slot, and drops none.
+    pub(super) fn push(&mut self, slot: &mut Slot) {
+        if let Some(link) = slot.link.take() {
+            self.0.push(link);
+        }
+    }
+
+    pub(super) fn has(&self, slot: &Slot) -> bool {
+        self.0.iter().any(|latch| Arc::ptr_eq(latch, &slot.latch))
+    }
+
+    /// Ends all waits in this way, so that the threads look again. They still get the result.
+    pub(super) fn wake(&self, waited: &Waited) {
+        self.0.iter().for_each(|latch| latch.set(waited.clone(), Waited::lasts));
     }
 
     /// Ends all waits with the result of the drain.
@@ -138,7 +175,7 @@ impl Waiters {
     #[inline(never)]
     fn tell_all(self, result: &DrainResult) {
         for latch in self.0 {
-            latch.set(Waited::Ended(result.clone()));
+            latch.set(Waited::Ended(result.clone()), Waited::lasts);
         }
     }
 }
@@ -180,7 +217,7 @@ pub(crate) fn leave() -> ThreadKey {
     let mut graph = GRAPH.lock();
     graph.left.push(link);
     for edge in graph.edges.iter().filter(|edge| edge.owner == before) {
-        edge.latch.set(Waited::OwnerLeft(before));
+        edge.latch.set(Waited::OwnerLeft(before), Waited::lasts);
     }
     before
 }
@@ -256,7 +293,7 @@ pub(super) fn wait(owner: ThreadKey, teardown: usize, slot: &Slot, who: Who) -> 
                 }
                 match graph.path(owner, waiter).find(|edge| edge.who == Who::Closer) {
                     // That closer returns, and this thread can wait.
-                    Some(closer) => closer.latch.set(Waited::CycleBroken),
+                    Some(closer) => closer.latch.set(Waited::CycleBroken, Waited::lasts),
                     // All in the cycle must wait, so one of them has to run what is left.
                     None => return Waited::TakeOver,
                 }
@@ -300,7 +337,7 @@ mod tests {
         let mut graph = Graph::default();
         graph.edges.push(edge(there, Who::Closer, here));
         assert!(graph.leads(there, here));
-        graph.edges.iter().for_each(|edge| edge.latch.set(Waited::CycleBroken));
+        graph.edges.iter().for_each(|edge| edge.latch.set(Waited::CycleBroken, Waited::lasts));
         assert!(!graph.leads(there, here));
     }
 
@@ -324,7 +361,7 @@ mod tests {
         for who in [Who::Closer, Who::MustWait] {
             GRAPH.lock().edges.push(edge(owner, Who::MustWait, ThreadKey::current()));
             let slot = Slot::new();
-            slot.latch.set(Waited::Ended(DrainResult { all: Ok(()), unmerged: Ok(()) }));
+            slot.latch.set(Waited::Ended(DrainResult { all: Ok(()), unmerged: Ok(()) }), Waited::lasts);
             assert!(matches!(wait(owner, 0, &slot, who), Waited::Ended(_)), "{who:?}");
             assert_eq!(GRAPH.lock().edges.take_if(|edge| edge.waiter == owner).len(), 1);
         }
@@ -352,7 +389,7 @@ mod tests {
         let [owner, other] = [ThreadKey(usize::MAX - 4), ThreadKey(usize::MAX - 5)];
         GRAPH.lock().edges.push(edge(other, Who::MustWait, owner));
         let slot = Slot::new();
-        slot.latch.set(Waited::CycleBroken);
+        slot.latch.set(Waited::CycleBroken, Waited::lasts);
         assert!(matches!(wait(owner, 0, &slot, Who::Closer), Waited::CycleBroken));
         assert!(GRAPH.lock().edges.iter().all(|edge| edge.waiter != ThreadKey::current()));
         assert_eq!(GRAPH.lock().edges.take_if(|edge| edge.waiter == other).len(), 1);

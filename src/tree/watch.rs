@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::frames::Late;
-use super::lifecycle::Purpose;
 use super::record::Record;
+use super::relief::Left;
 use super::run::{Run, Spot};
-use super::wait_graph::{self, ThreadKey};
+use super::wait_graph::{self, Slot, ThreadKey};
 use crate::chain::{Chain, Link};
 use crate::raw;
 use crate::sync::{Condvar, Lock, global, per_thread};
@@ -68,17 +68,8 @@ pub(super) struct Progress {
     /// Whether no further handler may begin.
     pub(super) is_stopped: bool,
     pub(super) is_over: bool,
-    /// Those of its drains that no thread runs any more, the innermost last.
-    pub(super) left: Vec<Left>,
-}
-
-/// A drain whose thread was given up.
-pub(crate) struct Left {
-    pub(super) root: Spot,
-    pub(super) purpose: Purpose,
-    pub(super) teardown: usize,
-    /// The owner that it has until it is resumed.
-    pub(super) key: ThreadKey,
+    /// The outermost of its drains, if no thread runs that any more, and where to wait for it if it is another watch's.
+    pub(super) left: Option<(Left, Option<Slot>)>,
 }
 
 per_thread! {
@@ -125,7 +116,7 @@ impl Watch {
             moved: began,
             is_stopped: false,
             is_over: false,
-            left: Vec::new(),
+            left: None,
         };
         let (progress, changed) = (Lock::new(progress), Condvar::new());
         Arc::new(Self { epoch: raw::epoch(), root, ends_process, ends, due, told, progress, changed })

@@ -13,7 +13,7 @@ use super::frames::{Late, drop_frame, push_frame, set_run};
 use super::record::Fate;
 use super::run::{Run, Spot};
 use super::teardown::Teardown;
-use super::wait_graph::ThreadKey;
+use super::wait_graph::{Slot, ThreadKey};
 use super::watch::{Watch, here};
 use crate::drain::{HandlerOutcome, Source, drain};
 use crate::error::{Failures, HandlerError, HandlerErrorKind};
@@ -21,23 +21,24 @@ use crate::handler::SharedEntry;
 use crate::raw::Bound;
 use crate::report::report;
 
-/// Runs a drain that was acquired, and notes which handler is running.
+/// Runs a drain that was acquired, and notes which handler is running. If this thread is given up, returns where to wait
+/// for the drain, unless that is this thread's.
 #[cold]
 #[inline(never)]
-pub(super) fn drain_watched(teardown: &mut Teardown<'_>, root: Spot, first: impl FnOnce()) {
+pub(super) fn drain_watched(teardown: &mut Teardown<'_>, root: Spot, first: impl FnOnce()) -> Option<Slot> {
     let number = teardown.number;
     push_frame(number, root, Some(teardown.purpose));
     first();
     drain(&mut Watched { teardown, watch: here(), run: None, is_run: false });
-    teardown.late = match drop_frame(number) {
-        Some((late, key)) => {
-            // The watch that has given it up does so, too, but perhaps not yet: this thread must not find itself the owner.
-            teardown.root.disown(number, ThreadKey::current(), key);
-            Some(late)
-        }
+    let Some((late, key, slot)) = drop_frame(number) else {
         // If it was an inner drain that this thread was given up in, the rest of this one is still to be done.
-        None => teardown.late.map(|_| Late::ForAnother),
+        teardown.late = teardown.late.map(|_| Late::ForAnother);
+        return None;
     };
+    // The watch that has given it up does so, too, but perhaps not yet: this thread must not find itself the owner.
+    teardown.root.disown(number, ThreadKey::current(), key);
+    teardown.late = Some(late);
+    slot
 }
 
 /// Runs a handler out of turn by calling `run`, and notes that it is running.

@@ -214,7 +214,6 @@ fn reports(then: fn()) {
 /// For handlers that cannot capture anything.
 static ID: OnceLock<HandlerId> = OnceLock::new();
 static PLUGIN: OnceLock<Interpreter> = OnceLock::new();
-static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Waits until the library's threads are idle.
 fn until_others_sleep() {
@@ -413,22 +412,14 @@ fn given_up() -> Vec<Case> {
         case(
             "failures_of_an_inner_close_are_reported",
             GAVE_UP,
-            &["reported fails", "reported stuck in a plugin"],
+            &["reported finalizes", "reported fails", "reported stuck in a plugin"],
             || {
                 limit(limits());
                 let plugin = plugin("plugin");
                 stuck_in(&plugin);
                 plugin.stack().register(Handler::new(|| Err("disk full")).named("fails"));
-                register(move || drop(plugin.finalize()));
-                // In either order: one of them is reported by the watching thread.
-                report::set_hook(Box::new(|error| {
-                    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
-                    seen.push(error.name().unwrap_or("?").to_owned());
-                    if seen.len() == 2 {
-                        seen.sort();
-                        seen.iter().for_each(|name| say(&format!("reported {name}")));
-                    }
-                }));
+                register(Handler::new(move || drop(plugin.finalize())).named("finalizes"));
+                reports(|| ());
                 OK
             },
         ),
@@ -1318,17 +1309,22 @@ fn watched() -> Vec<Case> {
             OK
         }),
         // That handler is from a plugin that a handler of the process stack finalizes.
-        case("exit_in_the_report_of_one_further_in", Code(5), &["reported stuck on another thread", "A"], || {
-            limit(limits());
-            reports(|| exit(5));
-            says("A");
-            let (begins, inside) = channel();
-            let plugin = plugin("plugin");
-            plugin.stack().register(begins_and_sticks(begins));
-            register(move || _ = plugin.finalize());
-            until_inside(|| process_stack().close(), &inside);
-            OK
-        }),
+        case(
+            "exit_in_the_report_of_one_further_in",
+            Code(5),
+            &["reported finalizes", "reported stuck on another thread", "A"],
+            || {
+                limit(limits());
+                reports(|| exit(5));
+                says("A");
+                let (begins, inside) = channel();
+                let plugin = plugin("plugin");
+                plugin.stack().register(begins_and_sticks(begins));
+                register(Handler::new(move || _ = plugin.finalize()).named("finalizes"));
+                until_inside(|| process_stack().close(), &inside);
+                OK
+            },
+        ),
         case("a_close_in_the_report_of_one_given_up", GAVE_UP, &["reported stuck", "closed", "A"], || {
             limit(limits());
             reports(|| {

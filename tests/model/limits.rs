@@ -402,6 +402,7 @@ struct Frame {
     given_up: bool,
 }
 
+/// A drain that nobody runs any more.
 struct Left {
     root: usize,
     purpose: Purpose,
@@ -412,8 +413,6 @@ struct Left {
 struct Watch {
     root: usize,
     driver: Thread,
-    /// Nobody runs these any more, the innermost last.
-    left: Vec<Left>,
     records: Vec<String>,
 }
 
@@ -511,7 +510,7 @@ impl Model {
                 self.returned(&returned);
             }
             Deed::Watch(_) => {
-                self.watch = Some(Watch { root: stack, driver: self.thread, left: Vec::new(), records: Vec::new() });
+                self.watch = Some(Watch { root: stack, driver: self.thread, records: Vec::new() });
                 let drained = self.drain(stack, Purpose::Finalize);
                 self.returned(&drained.map_or_else(|_| "late".into(), |gathered| gathered.result()));
                 let Watch { root, records, .. } = self.watch.take().expect("it is watched until here");
@@ -687,24 +686,25 @@ impl Model {
                 if !this.over {
                     this.outcome = Some(outcome);
                 }
-                let nested: Vec<_> = this.items.iter().filter_map(nested).collect();
-                for nested in nested {
-                    self.stacks[nested].passed_by = None;
-                }
+                self.pass_nothing(stack);
                 Some(true)
             }
             Some(drain) if drain.owner == Owner::None => {
                 (drain.owner, drain.teardown) = (owner, teardown);
-                let nested: Vec<_> = this.items.iter().filter_map(nested).collect();
-                for nested in nested {
-                    self.stacks[nested].passed_by = None;
-                }
+                self.pass_nothing(stack);
                 Some(true)
             }
             Some(drain) => {
                 assert!(drain.owner == owner, "one thread does something at a time");
                 Some(false)
             }
+        }
+    }
+
+    fn pass_nothing(&mut self, stack: usize) {
+        let nested: Vec<_> = self.stacks[stack].items.iter().filter_map(nested).collect();
+        for nested in nested {
+            self.stacks[nested].passed_by = None;
         }
     }
 
@@ -814,30 +814,39 @@ impl Model {
         }
         self.returned("gave up: true");
         self.reliefs += 1;
-        let (top, name) = self.frames.last().and_then(|frame| frame.run.clone()).expect("it is in a handler");
-        self.now += 1;
-        let path = self.stacks[top].path.clone();
-        let timed_out =
-            Gathered { errors: vec![(self.now, described(Some(&path), Some(&name), "timed out"))], exit: None };
-        let is_reported = self.reports(top);
-        if let Some(drain) = &mut self.stacks[top].drain {
-            drain.whole.merge(&timed_out);
-            drain.new.merge(&timed_out);
+        let mut untold = Gathered::default();
+        let frames = self.frames.iter().rev().filter(|frame| frame.thread == me);
+        let runs: Vec<_> = frames.filter_map(|frame| frame.run.clone()).collect(); // not of one that catches up
+        for (top, name) in runs {
+            self.now += 1;
+            let path = self.stacks[top].path.clone();
+            let error = described(Some(&path), Some(&name), "timed out");
+            let timed_out = Gathered { errors: vec![(self.now, error)], exit: None };
+            if self.reports(top) {
+                untold.merge(&timed_out);
+            }
+            if let Some(drain) = &mut self.stacks[top].drain {
+                drain.whole.merge(&timed_out);
+                drain.new.merge(&timed_out);
+            }
+            let watch = self.watch.as_mut().expect("it is watched");
+            watch.records.push(format!("{name} given up"));
         }
-        let watch = self.watch.as_mut().expect("it is watched");
-        watch.records.push(format!("{name} given up"));
+        let mut left = Vec::new();
         for frame in self.frames.iter_mut().filter(|frame| frame.thread == me) {
             frame.given_up = true;
-            let (top, _) = frame.run.as_ref().expect("all are in a handler");
             let Some(purpose) = frame.purpose else { continue };
-            self.stacks[*top].others.push(frame.teardown);
-            watch.left.push(Left { root: frame.root, purpose, teardown: frame.teardown });
+            if let Some((top, _)) = &frame.run {
+                self.stacks[*top].others.push(frame.teardown);
+            }
+            left.push(Left { root: frame.root, purpose, teardown: frame.teardown });
         }
+        let watch = self.watch.as_mut().expect("it is watched");
         self.threads += 1;
         self.thread = self.threads;
         watch.driver = self.thread;
         let current = self.current.take();
-        let resumed = self.resume(is_reported.then_some(timed_out));
+        let resumed = self.resume(&left, &untold);
         self.returned(&resumed.map_or_else(|_| "late".into(), |gathered| gathered.result()));
         self.thread = me;
         self.current = current;
@@ -850,46 +859,43 @@ impl Model {
     }
 
     /// Another thread goes on: with the innermost drain first, before which it reports what is untold.
-    fn resume(&mut self, mut untold: Option<Gathered>) -> Result<Gathered, Late> {
-        let watch = self.watch.as_ref().expect("it is watched");
-        // All of them are this thread's from now on: their handlers are not to wait for one another.
-        let held: Vec<u32> = watch.left.iter().map(|left| left.teardown).collect();
-        let me = Owner::Thread(self.thread);
-        for drain in self.stacks.iter_mut().filter_map(|stack| stack.drain.as_mut()) {
-            if held.contains(&drain.teardown) {
-                drain.owner = me;
-            }
+    fn resume(&mut self, left: &[Left], untold: &Gathered) -> Result<Gathered, Late> {
+        let Some((outer, inner)) = left.split_first() else {
+            self.report(untold);
+            return Ok(Gathered::default());
+        };
+        let drains = |model: &mut Self, of: u32, change: &mut dyn FnMut(&mut Drain)| {
+            let drains = model.stacks.iter_mut().filter_map(|stack| stack.drain.as_mut());
+            drains.filter(|drain| drain.teardown == of).for_each(change);
+        };
+        drains(self, outer.teardown, &mut |drain| drain.owner = Owner::None);
+        let teardown = self.next_teardown();
+        assert!(self.acquire(outer.root, outer.purpose, Outcome::Failure, teardown) == Some(true), "it was nobody's");
+        let (thread, purpose) = (self.thread, Some(outer.purpose));
+        self.frames.push(Frame { teardown, thread, root: outer.root, purpose, run: None, given_up: false });
+        let before = self.current.replace(outer.root);
+        if let Some(next) = inner.first() {
+            // What was drained together is this thread's from now on: what is further in is not to wait for it.
+            drains(self, outer.teardown, &mut |drain| {
+                (drain.owner, drain.teardown) = (Owner::Thread(thread), teardown);
+            });
+            let gathered = self.stacks[next.root].drain.as_mut().map(|drain| {
+                drain.reports = true;
+                drain.new.clone()
+            });
+            self.report(&gathered.unwrap_or_default());
         }
-        let mut result = Gathered::default();
-        loop {
-            let watch = self.watch.as_mut().expect("it is watched");
-            if Owner::Thread(watch.driver) != me {
-                return Err(Late);
-            }
-            let Some(Left { root, purpose, teardown }) = watch.left.pop() else { return Ok(result) };
-            let is_outermost = watch.left.is_empty();
-            for drain in self.stacks.iter_mut().filter_map(|stack| stack.drain.as_mut()) {
-                if drain.teardown == teardown {
-                    drain.owner = Owner::None;
+        let drained = self.resume(inner, untold).and_then(|_| {
+            for at in 0..self.stacks.len() {
+                if self.stacks[at].drain.as_ref().is_some_and(|drain| drain.teardown == teardown) {
+                    self.pass_nothing(at);
                 }
             }
-            if !is_outermost {
-                let gathered = self.stacks[root].drain.as_mut().map(|drain| {
-                    drain.reports = true;
-                    drain.new.clone()
-                });
-                if let Some(gathered) = gathered {
-                    self.report(&gathered);
-                }
-            }
-            if let Some(timed_out) = untold.take() {
-                self.report(&timed_out);
-            }
-            let resumed = self.drain(root, purpose)?;
-            if is_outermost {
-                result = resumed;
-            }
-        }
+            self.drain_here(outer.root, outer.purpose, teardown)
+        });
+        self.current = before;
+        self.frames.pop();
+        drained.map(|(whole, _)| whole)
     }
 
     fn check(&self) {

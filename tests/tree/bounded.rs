@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use exitstack::shutdown::{Closed, Expiry, Fate, Limits, Record, running, time_left};
-use exitstack::{CloseError, Exit, Handler, HandlerErrorKind, Interpreter, SharedExitStack};
+use exitstack::{CloseError, Exit, Handler, HandlerError, HandlerErrorKind, Interpreter, SharedExitStack};
 
 use crate::watched::Watched;
 use crate::{Log, file_reports, message, reports_of, within_a_minute};
@@ -433,7 +433,8 @@ fn a_finalize_that_hangs_elsewhere_is_given_up() {
     assert_eq!(fates(&closed), ["stuck given up", "A done"]);
     assert!(!closed.is_over());
     held.release();
-    assert!(finalizes.join().expect("no panic").is_ok(), "the drain is another's");
+    // Its caller gets what the drain came to, although that ended on another thread.
+    assert_eq!(kinds(&finalizes.join().expect("no panic")), ["stuck timed out"]);
     until(|| closed.is_over());
 }
 
@@ -570,7 +571,8 @@ fn failures_of_a_lost_inner_finalize_are_reported() {
     );
     let closed = within_a_minute(move || outer.finalize_within(&Limits::new().within(LONG)));
     assert_eq!(log.take(), ["A"]);
-    assert_eq!(fates(&closed)[..2], ["above failed with above", "stuck given up"]);
+    assert_eq!(fates(&closed)[..3], ["above failed with above", "stuck given up", "finalizes given up"]);
+    assert_eq!(kinds(&closed.result()), ["finalizes timed out"]);
     let mut reported: Vec<_> = reports_of("bounded-inner").iter().filter_map(|e| e.name().map(str::to_owned)).collect();
     reported.sort();
     assert_eq!(reported, ["above", "below", "stuck"]);
@@ -656,7 +658,7 @@ fn a_drain_goes_on_after_one_inside_it_was_given_up() {
 }
 
 #[test]
-fn a_transaction_whose_commit_is_given_up_says_ok() {
+fn a_transaction_whose_commit_is_given_up_says_so() {
     watch_drains();
     let log = Log::default();
     let runtime = Interpreter::detached("runtime");
@@ -676,7 +678,149 @@ fn a_transaction_whose_commit_is_given_up_says_ok() {
     assert_eq!(kinds(&closed.result()), ["slow timed out"]);
     assert_eq!(log.take(), ["committed"]);
     held.release();
-    assert!(within_a_minute(move || committing.join().unwrap()).is_ok());
+    assert_eq!(kinds(&within_a_minute(move || committing.join().unwrap())), ["slow timed out"]);
+}
+
+/// A drain in a drain in a drain, the innermost with two handlers that do not return: whoever goes on for the first is given
+/// up in turn, and whoever goes on for that still owes it what comes first.
+#[test]
+fn what_is_left_behind_twice_still_comes_first() {
+    watch_drains();
+    let log = Log::default();
+    let all = ["outer", "middle", "inner"].map(Interpreter::detached);
+    for (at, rest) in ["outer's", "middle's", "inner's"].into_iter().enumerate() {
+        named(&all[at], &log, rest);
+    }
+    let (second, held_second) = held("second", || ());
+    all[2].stack().register(second.within(SHORT));
+    let (first, held_first) = held("first", || ());
+    all[2].stack().register(first.within(SHORT));
+    for (around, inside) in [(&all[0], &all[1]), (&all[1], &all[2])] {
+        let inside = inside.clone();
+        around.stack().register(Handler::new(move || drop(inside.finalize())).named("finalizes"));
+    }
+    let outer = all[0].clone();
+    let finalizes = thread::spawn(move || outer.finalize());
+    held_first.until_it_runs();
+    let outer = all[0].clone();
+    let closed = within_a_minute(move || outer.finalize_within(&Limits::new()));
+    assert_eq!(log.take(), ["inner's", "middle's", "outer's"]);
+    // The drain that was waited for is that of the outermost alone. What was left behind went on around it.
+    let given_up = fates(&closed).into_iter().filter(|fate| fate.ends_with("given up")).collect::<Vec<_>>();
+    assert_eq!(given_up, ["first given up", "finalizes given up", "finalizes given up", "second given up"]);
+    held_first.release();
+    held_second.release();
+    assert_eq!(kinds(&within_a_minute(move || finalizes.join().unwrap())), ["finalizes timed out"]);
+    until(|| all.iter().all(|interpreter| interpreter.stack().is_empty()));
+}
+
+/// A second thread waits for one further in. What comes first does, whichever of the two gets there first.
+#[test]
+fn two_threads_that_go_on_keep_the_order() {
+    watch_drains();
+    for second in 0..3 {
+        let log = Log::default();
+        let all = ["outer", "middle", "inner"].map(Interpreter::detached);
+        for (at, rest) in ["outer's", "middle's", "inner's"].into_iter().enumerate() {
+            named(&all[at], &log, rest);
+        }
+        let (stuck, held) = held("stuck", || ());
+        all[2].stack().register(stuck.within(SHORT));
+        for (around, inside) in [(&all[0], &all[1]), (&all[1], &all[2])] {
+            let inside = inside.clone();
+            around.stack().register(move || drop(inside.finalize()));
+        }
+        let [outer, own] = [all[0].clone(), all[0].clone()];
+        let finalizes = thread::spawn(move || outer.finalize());
+        held.until_it_runs();
+        let also = all[second].clone();
+        let (begins, begun) = channel();
+        let waits = thread::spawn(move || {
+            let _ = begins.send(Watched::this());
+            also.finalize()
+        });
+        begun.recv_timeout(LONG).expect("it begins").until_it_sleeps();
+        within_a_minute(move || own.finalize_within(&Limits::new()));
+        assert_eq!(log.take(), ["inner's", "middle's", "outer's"], "{second}");
+        // Each is told what that drain came to.
+        let told = kinds(&within_a_minute(move || waits.join().unwrap()));
+        assert_eq!(told, [["? timed out"], ["? timed out"], ["stuck timed out"]][second]);
+        held.release();
+        assert_eq!(kinds(&within_a_minute(move || finalizes.join().unwrap())), ["? timed out"]);
+    }
+}
+
+/// The drain is resumed on behalf of the one with less time, and ends there. The other one's thread never comes back.
+#[test]
+fn both_who_wait_for_a_drain_are_told_what_it_came_to() {
+    let log = Log::default();
+    let plugin = Interpreter::detached("plugin");
+    named(&plugin, &log, "oldest");
+    let (stuck, held) = held("stuck", || ());
+    plugin.stack().register(stuck);
+    plugin.stack().register(Handler::new(|| Err("full")).named("fails"));
+    let [patient, own] = [plugin.clone(), plugin.clone()];
+    let waits = thread::spawn(move || patient.finalize_within(&Limits::new().within(2 * LONG)));
+    held.until_it_runs();
+    let hurries = within_a_minute(move || own.finalize_within(&Limits::new().each(SHORT)));
+    let waits = within_a_minute(move || waits.join().unwrap());
+    for closed in [hurries, waits] {
+        assert_eq!(kinds(&closed.result()), ["fails failed", "stuck timed out"], "{closed:?}");
+    }
+    assert_eq!(log.take(), ["oldest"]);
+    held.release();
+}
+
+/// A thread that waits for a drain resumes it and ends it before the one that was given up comes back.
+#[test]
+fn a_thread_that_comes_back_late_is_told_what_its_drain_came_to() {
+    watch_drains();
+    let runtime = Interpreter::detached("runtime");
+    runtime.stack().register(Handler::new(|| Err("full")).named("oldest"));
+    let plugin = runtime.subinterpreter("plugin");
+    let (stuck, held) = held("stuck", || ());
+    plugin.stack().register(stuck.within(SHORT));
+    runtime.stack().register(Handler::new(|| Err("full")).named("newest"));
+    let [own, other] = [runtime.clone(), runtime];
+    let late = thread::spawn(move || own.finalize());
+    held.until_it_runs();
+    let (begins, begun) = channel();
+    let waits = thread::spawn(move || {
+        let _ = begins.send(Watched::this());
+        other.finalize()
+    });
+    begun.recv_timeout(LONG).expect("it begins").until_it_sleeps();
+    let closed = within_a_minute(move || plugin.finalize_within(&Limits::new()));
+    assert_eq!(kinds(&closed.result()), ["stuck timed out"]);
+    let expected = ["newest failed", "stuck timed out", "oldest failed"];
+    assert_eq!(kinds(&within_a_minute(move || waits.join().unwrap())), expected);
+    held.release();
+    assert_eq!(kinds(&within_a_minute(move || late.join().unwrap())), expected);
+}
+
+/// What has failed before is returned, and not reported as well.
+#[test]
+fn failures_after_an_early_return_are_reported() {
+    file_reports();
+    let plugin = Interpreter::detached("bounded-early");
+    plugin.stack().register(Handler::new(|| Err("full")).named("oldest"));
+    let inner = plugin.subinterpreter("inner");
+    inner.stack().register(Handler::new(|| Err("full")).named("inner"));
+    let (slow, held) = held("slow", || Err("late"));
+    inner.stack().register(slow);
+    plugin.stack().register(Handler::new(|| Err("full")).named("newest"));
+    let limits = Limits::new().within(5 * SHORT).on_expiry(Expiry::Wait); // time enough for it to begin
+    let own = plugin.clone();
+    let closed = within_a_minute(move || own.finalize_within(&limits));
+    assert_eq!(kinds(&closed.result()), ["newest failed", "slow timed out"]);
+    assert!(!closed.is_over());
+    held.release();
+    until(|| closed.is_over());
+    let names = |reports: Vec<_>| -> Vec<String> {
+        reports.iter().filter_map(|error: &HandlerError| error.name().map(str::to_owned)).collect()
+    };
+    until(|| names(reports_of("bounded-early")).len() == 3);
+    assert_eq!(names(reports_of("bounded-early")), ["slow", "inner", "oldest"]);
 }
 
 /// It returns at once in a handler that the drain has to wait for, and the drain goes on afterwards.
@@ -720,7 +864,7 @@ fn what_waits_for_a_handler_given_up_is_given_up_too() {
     let expected = ["stuck given up", "newer's done", "waits given up", "older's done", "parent's done"];
     assert_eq!(fates(&closed), expected);
     held.release();
-    within_a_minute(move || finalizes.join().expect("no panic")).unwrap();
+    assert_eq!(kinds(&within_a_minute(move || finalizes.join().expect("no panic"))), ["waits timed out"]);
     until(|| closed.is_over());
 }
 
