@@ -42,6 +42,12 @@ pub(crate) fn drop_all<T>(values: impl IntoIterator<Item = T>) {
     drop_each(&mut values.into_iter());
 }
 
+/// Drops every value, and then each of `last`, as [`drop_all`] does.
+pub(crate) fn drop_all_then<T, L>(values: impl IntoIterator<Item = T>, last: impl IntoIterator<Item = L>) {
+    let values = values.into_iter().map(|value| (Some(value), None));
+    drop_all(values.chain(last.into_iter().map(|value| (None, Some(value)))));
+}
+
 fn drop_each<'v, T>(values: &mut (dyn Iterator<Item = T> + 'v)) {
     let mut first = None;
     while let Err(payload) = catch(|| {

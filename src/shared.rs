@@ -9,7 +9,7 @@ use scopeguard::{ScopeGuard, guard};
 use crate::error::{CloseError, Outcome, Refused};
 use crate::handler::{IntoHandler, Only, PendingHandler, identity};
 use crate::list::HandlerId;
-use crate::panics::{discard, drop_all};
+use crate::panics::{discard, drop_all, drop_all_then};
 use crate::raw::Task;
 use crate::sync::const_fn;
 use crate::tree::{Purpose, SharedExitStack};
@@ -157,10 +157,10 @@ impl SharedExitStack {
     /// assert_eq!(stack.unregister_fn(goodbye), 1);
     /// ```
     pub fn unregister_fn<F: FnOnce() -> R, R>(&self, function: F) -> usize {
-        let identity = identity(function);
+        let identity = identity(&function);
         let found = self.take_out_if(|entry| entry.closure.function() == identity);
         let count = found.len();
-        drop_all(found);
+        drop_all_then(found, [function]);
         count
     }
 
@@ -192,9 +192,8 @@ impl SharedExitStack {
         let equal: Vec<HandlerId> = keys.iter().filter(|(_, own)| **own == *key).map(|(id, _)| *id).collect();
         let found = self.take_out_all(&equal);
         let count = found.len();
-        let found = found.into_iter().map(|entry| (Some(entry), None));
         let last = ScopeGuard::into_inner(keys).into_iter().filter_map(|(_, key)| Arc::into_inner(key));
-        drop_all(found.chain(last.map(|key| (None, Some(key)))));
+        drop_all_then(found, last);
         count
     }
 

@@ -11,7 +11,7 @@ use crate::drain::{HandlerOutcome, Source, drain, run_one};
 use crate::error::{CloseError, Failures, Outcome};
 use crate::handler::{HandlerResult, IntoHandler, LocalEntry, Only, PendingHandler, identity};
 use crate::list::{HandlerId, HandlerList, NewestFirst};
-use crate::panics::drop_all;
+use crate::panics::{drop_all, drop_all_then};
 use crate::raw::{Appendable, Bound};
 use crate::report::report;
 
@@ -201,10 +201,10 @@ impl<'a> ExitStack<'a> {
     /// assert_eq!(stack.unregister_fn(goodbye), 0);
     /// ```
     pub fn unregister_fn<F: FnOnce() -> R, R>(&mut self, function: F) -> usize {
-        let identity = identity(function);
+        let identity = identity(&function);
         let found = self.list.get_mut().find_and_remove(|entry| entry.closure.function() == identity);
         let count = found.len();
-        drop_all(found);
+        drop_all_then(found, [function]);
         count
     }
 

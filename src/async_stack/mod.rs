@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::error::{CloseError, Outcome};
 use crate::handler::{HandlerResult, IntoAsyncHandler, IntoHandler, Only, PendingHandler, identity};
 use crate::list::HandlerId;
-use crate::panics::drop_all;
+use crate::panics::{drop_all, drop_all_then};
 use crate::raw::Lending;
 use crate::sync::const_fn;
 
@@ -276,10 +276,10 @@ impl<'a> AsyncExitStack<'a> {
     /// assert_eq!(stack.unregister_fn(goodbye), 1);
     /// ```
     pub fn unregister_fn<F: FnOnce() -> R, R>(&mut self, function: F) -> usize {
-        let identity = identity(function);
+        let identity = identity(&function);
         let found = self.handlers.get_mut().handlers().find_and_remove(|entry| entry.closure.function() == identity);
         let count = found.len();
-        drop_all(found);
+        drop_all_then(found, [function]);
         count
     }
 

@@ -150,6 +150,31 @@ fn unregister_fn_removes_that_function_alone() {
     assert_eq!(log.into_inner(), ["captures"]);
 }
 
+/// The function that was passed is dropped last. Each drop panics, and the first panic goes on.
+#[test]
+fn a_functions_drop_that_panics_stops_no_removal() {
+    static DROPPED: AtomicUsize = AtomicUsize::new(0);
+    struct Rude;
+    impl Drop for Rude {
+        fn drop(&mut self) {
+            quiet_panic(["first", "second", "passed"][DROPPED.fetch_add(1, Ordering::Relaxed) % 3]);
+        }
+    }
+    fn rude() -> impl FnOnce() + Send {
+        let rude = Rude;
+        move || drop(rude)
+    }
+    let (mut stack, shared) = (ExitStack::new(), SharedExitStack::new());
+    for _ in 0..2 {
+        stack.register(rude());
+        shared.register(rude());
+    }
+    assert_eq!(panic_of(|| stack.unregister_fn(rude())), "first");
+    assert_eq!(panic_of(|| shared.unregister_fn(rude())), "first");
+    assert_eq!(DROPPED.load(Ordering::Relaxed), 6);
+    assert!(stack.is_empty() && shared.is_empty());
+}
+
 /// Recognizes closures without captures, and a particular instance of a generic function.
 #[test]
 fn unregister_fn_knows_closures_and_instances() {

@@ -1,6 +1,7 @@
 //! Panics at every position: in the function, in each poll, and in the drop of a future, a capture or an output.
 
 use std::error::Error;
+use std::future::{Ready, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -125,6 +126,23 @@ fn a_keys_drop_that_panics_stops_no_future() {
     assert_eq!((failures(&result), polls), (expected.map(String::from).to_vec(), 2));
     drop(stack);
     assert_eq!(log.take(), ["future", "below"]);
+}
+
+/// The function that was passed is dropped last.
+#[test]
+fn a_functions_drop_that_panics_stops_no_removal() {
+    fn rude() -> impl FnOnce() -> Ready<()> + Send {
+        let bomb = Bomb;
+        move || {
+            drop(bomb);
+            ready(())
+        }
+    }
+    let mut stack = AsyncExitStack::new();
+    stack.register_async(rude());
+    stack.on_success_async(rude());
+    assert!(catch_unwind(AssertUnwindSafe(|| stack.unregister_fn(rude()))).is_err());
+    assert!(stack.is_empty());
 }
 
 /// A future that fails in its first poll.
