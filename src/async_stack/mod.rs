@@ -7,8 +7,8 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use crate::error::{CloseError, Outcome};
-use crate::handler::{HandlerResult, IntoAsyncHandler, IntoHandler, Only, PendingHandler, identity};
-use crate::list::HandlerId;
+use crate::handler::{HandlerResult, IntoAsyncHandler, IntoHandler, Only, PendingHandler, SendEntry, identity};
+use crate::list::{HandlerId, HandlerList};
 use crate::panics::{drop_all, drop_all_then};
 use crate::raw::Lending;
 use crate::sync::const_fn;
@@ -240,6 +240,14 @@ impl<'a> AsyncExitStack<'a> {
         Deferred::new(handler, self.handlers.slot())
     }
 
+    /// Takes handlers out of the list, which the caller drops.
+    fn take_out<R>(&mut self, remove: impl FnOnce(&mut HandlerList<SendEntry<'a>>) -> R) -> R {
+        let queue = self.handlers.get_mut();
+        let removed = remove(queue.handlers());
+        self.teardown.end_if_empty(queue);
+        removed
+    }
+
     /// Removes a handler and drops it without running it; returns false if it is not, or no longer, in this stack.
     ///
     /// A handler that is [in flight](Self::in_flight) has left the stack. O(log n), amortized.
@@ -255,7 +263,7 @@ impl<'a> AsyncExitStack<'a> {
     /// ```
     #[doc(alias = "cancel")]
     pub fn unregister(&mut self, id: HandlerId) -> bool {
-        self.handlers.get_mut().handlers().remove(id).is_some()
+        self.take_out(|handlers| handlers.remove(id)).is_some()
     }
 
     /// Removes every registration of this function and returns how many there were.
@@ -277,7 +285,7 @@ impl<'a> AsyncExitStack<'a> {
     /// ```
     pub fn unregister_fn<F: FnOnce() -> R, R>(&mut self, function: F) -> usize {
         let identity = identity(&function);
-        let found = self.handlers.get_mut().handlers().find_and_remove(|entry| entry.closure.function() == identity);
+        let found = self.take_out(|handlers| handlers.find_and_remove(|entry| entry.closure.function() == identity));
         let count = found.len();
         drop_all_then(found, [function]);
         count
@@ -302,7 +310,7 @@ impl<'a> AsyncExitStack<'a> {
     /// assert_eq!(stack.unregister_key(&"session 7"), 1);
     /// ```
     pub fn unregister_key<K: PartialEq + 'static>(&mut self, key: &K) -> usize {
-        let found = self.handlers.get_mut().handlers().find_and_remove(|entry| entry.has_key(key));
+        let found = self.take_out(|handlers| handlers.find_and_remove(|entry| entry.has_key(key)));
         let count = found.len();
         drop_all(found);
         count
@@ -352,7 +360,7 @@ impl<'a> AsyncExitStack<'a> {
     #[doc(alias = "dismiss")]
     #[doc(alias = "disarm")]
     pub fn clear(&mut self) {
-        drop_all(self.handlers.get_mut().handlers().clear().into_iter().rev());
+        drop_all(self.take_out(HandlerList::clear).into_iter().rev());
     }
 
     /// Returns the number of pending handlers, not counting one that is [in flight](Self::in_flight).
@@ -442,7 +450,9 @@ impl<'a> AsyncExitStack<'a> {
     /// run. The others are dropped, each when its turn comes.
     ///
     /// **If an earlier `close()` was dropped midway, the rest runs with the outcome that it began with**, so that no
-    /// work is half committed and half rolled back. Only if the stack is dropped does the rest run with failure.
+    /// work is half committed and half rolled back. Only if the stack is dropped does the rest run with failure. If all
+    /// of the rest was removed and [cancelled](Self::cancel_in_flight), what is registered then has an outcome of its
+    /// own.
     ///
     /// # Errors
     ///

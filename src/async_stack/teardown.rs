@@ -64,6 +64,14 @@ impl Teardown {
         self.outcome.is_none() && self.failures.is_empty()
     }
 
+    /// Ends a drain of which no handler is left: what is registered from now on has an outcome of its own. The failures
+    /// so far stay.
+    pub(super) fn end_if_empty(&mut self, queue: &Queue<'_>) {
+        if queue.len() == 0 && !queue.has_flight() {
+            self.outcome = None;
+        }
+    }
+
     /// Returns the handler that began last. It counts only while a future is in flight.
     pub(super) fn latest(&self) -> Option<&PendingHandler> {
         self.latest.as_ref()
@@ -80,6 +88,7 @@ impl Teardown {
     pub(super) fn cancel_in_flight(&mut self, queue: &Queue<'_>) -> bool {
         let Some((future, error)) = self.ground(queue) else { return false };
         drop(self.failures.merge(Failures::failure(error)));
+        self.end_if_empty(queue);
         drop(future); // may panic: everything else is done
         true
     }

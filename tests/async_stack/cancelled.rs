@@ -207,6 +207,53 @@ fn clear_leaves_the_one_in_flight() {
     assert_eq!(log.take(), ["in flight"]);
 }
 
+/// Whichever method takes out what is left of a drain, the next one has an outcome of its own. The failures stay.
+#[test]
+fn what_comes_after_a_drain_has_its_own_outcome() {
+    async fn function() {}
+    let remove = |n, stack: &mut AsyncExitStack<'_>| match n {
+        0 => stack.clear(),
+        1 => assert!(stack.unregister(stack.pending()[0].id())),
+        2 => assert_eq!(stack.unregister_fn(function), 1),
+        3 => assert_eq!(stack.unregister_key(&7), 1),
+        _ => (),
+    };
+    for n in 0..5 {
+        for cancelled_first in [true, false] {
+            let log = Log::default();
+            let mut stack = AsyncExitStack::new();
+            if n < 4 {
+                stack.register_async(Handler::new(function).keyed(7));
+            }
+            stack.register_async(Handler::new(|| Yields(1)).named("stuck"));
+            assert!(polled(&mut stack, Outcome::Success, 1).is_pending());
+            if cancelled_first {
+                assert!(stack.cancel_in_flight());
+                remove(n, &mut stack);
+            } else {
+                remove(n, &mut stack);
+                assert!(stack.cancel_in_flight());
+            }
+            stack.on_success(log.handler("committed"));
+            stack.on_failure(log.handler("rolled back"));
+            let result = block_on(stack.close_with(Outcome::Failure));
+            assert_eq!(failures(&result), ["stuck was cancelled before it finished"]);
+            drop(stack);
+            assert_eq!(log.take(), ["rolled back"], "removal {n}, cancelled first: {cancelled_first}");
+        }
+    }
+}
+
+/// Nothing but the failure is left of the drain.
+#[test]
+fn a_failure_that_is_left_is_reported_by_the_drop() {
+    let mut stack = AsyncExitStack::new();
+    stack.register_async(Handler::new(|| Yields(1)).named("stuck"));
+    assert!(polled(&mut stack, Outcome::Success, 1).is_pending());
+    assert!(stack.cancel_in_flight());
+    assert_eq!(texts(&reported(|| drop(stack))), ["stuck was cancelled before it finished"]);
+}
+
 /// If the future's drop panics, the panic propagates to the caller.
 #[test]
 fn a_cancelled_future_is_dropped_at_once() {

@@ -862,6 +862,14 @@ impl Model {
         }
     }
 
+    /// Ends a drain of which nothing but failures is left.
+    fn end_if_empty(&mut self, queue: usize) {
+        let queue = &mut self.queues[queue];
+        if queue.pending.is_empty() && queue.flight.is_none() {
+            queue.outcome = None;
+        }
+    }
+
     fn perform_on(&mut self, queue: usize, deed: &Deed) {
         match deed {
             Deed::Enter(_, spec, more) => {
@@ -900,6 +908,7 @@ impl Model {
             Deed::Clear(_) => {
                 let mut found = mem::take(&mut self.queues[queue].pending);
                 found.reverse();
+                self.end_if_empty(queue);
                 self.drop_all(&found, "");
             }
             Deed::Close(_, outcome, polls) => {
@@ -915,6 +924,7 @@ impl Model {
             Deed::Cancel(_) => {
                 let Some((flight, _)) = self.queues[queue].flight.take() else { return self.returned("false") };
                 self.queues[queue].errors.push(flight.described("Cancelled"));
+                self.end_if_empty(queue);
                 let panics = self.drop(&flight);
                 self.events.push(if panics { Event::Panicked(NO_TEXT.into()) } else { Event::Returned("true".into()) });
             }
@@ -979,6 +989,7 @@ impl Model {
         let pending = &mut self.queues[queue].pending;
         let (found, kept) = mem::take(pending).into_iter().partition(|pending| matches(pending));
         *pending = kept;
+        self.end_if_empty(queue);
         found
     }
 
