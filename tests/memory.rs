@@ -479,21 +479,24 @@ fn a_drain_allocates_only_for_what_fails() {
 #[test]
 fn after_reserve_small_handlers_need_no_memory() {
     let (mut ran, count) = (0, Cell::new(0));
-    let (mut exit_stack, shared, interpreter) =
-        (ExitStack::new(), SharedExitStack::new(), Interpreter::new("reserved"));
+    let (mut exit_stack, shared) = (ExitStack::new(), SharedExitStack::new());
+    let (interpreter, detached) = (Interpreter::new("reserved"), Interpreter::detached("detached"));
     exit_stack.reserve(1000);
     shared.reserve(1000);
     interpreter.stack().reserve(1000);
+    detached.stack().reserve(1000);
     without_memory(|| {
         for n in 0..1000_usize {
             let count = &count;
             exit_stack.register(move || count.set(count.get() + 1));
             shared.register(move || ignore([n; 3]));
             interpreter.enter(|| exitstack::register(move || ignore([n; 3])));
+            detached.stack().register(move || ignore([n; 3]));
         }
         exit_stack.close().unwrap();
         shared.close().unwrap();
         interpreter.finalize().unwrap();
+        detached.finalize().unwrap();
         ran += 1;
     });
     assert_eq!((ran, count.get()), (1, 1000));

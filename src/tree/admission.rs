@@ -253,11 +253,11 @@ impl Node {
         let mut without = Vec::new();
         let mut next = Some(self);
         while let Some(node) = next {
-            let has_one = {
+            let needs_none = node.parent_stack().is_none() || {
                 let state = node.stack.lock();
                 state.position.is_some() || matches!(state.lifecycle, Lifecycle::Closed)
             };
-            if has_one {
+            if needs_none {
                 break;
             }
             next = node.parent_node().cloned();
