@@ -107,7 +107,8 @@ pub enum HandlerErrorKind {
     /// The handler, or the drop of something it captured, panicked with this message. Without std, where the message cannot be
     /// known, it says that the panic goes on.
     Panicked(String),
-    /// The stack no longer accepted handlers, so this one was dropped without being run.
+    /// The stack no longer accepted handlers, so this one was dropped without being run; or, if it was a transaction, it was
+    /// not begun.
     Refused,
     /// The handler was still running after this time, and the drain went on without it: see [`shutdown`](crate::shutdown).
     TimedOut(Duration),
@@ -161,7 +162,7 @@ struct Facts {
     path: Option<String>,
     site: Site,
     kind: HandlerErrorKind,
-    more: usize,
+    subject: Subject,
     /// Whether the failure has been reported, or is about to be.
     told: AtomicBool,
 }
@@ -171,6 +172,14 @@ impl Drop for Facts {
     fn drop(&mut self) {
         discard(mem::replace(&mut self.kind, HandlerErrorKind::Refused));
     }
+}
+
+/// What an error is about.
+enum Subject {
+    Handler,
+    Transaction,
+    /// This many handlers that were refused after the one at the place.
+    More(usize),
 }
 
 /// The name of a handler; cloning it does not allocate.
@@ -216,16 +225,21 @@ pub(crate) struct Site {
 
 impl HandlerError {
     pub(crate) fn new(path: Option<String>, site: Site, kind: HandlerErrorKind) -> Self {
-        Self::of(path, site, kind, 0)
+        Self::of(path, site, kind, Subject::Handler)
+    }
+
+    /// Creates the error of a transaction, with its own path, its name, and the place where it was begun.
+    pub(crate) fn of_transaction(path: String, site: Site, kind: HandlerErrorKind) -> Self {
+        Self::of(Some(path), site, kind, Subject::Transaction)
     }
 
     /// Creates the report of `more` refusals by one stack after the first, whose handler was registered at `location`.
     pub(crate) fn more_refused(path: Option<String>, location: &'static Location<'static>, more: usize) -> Self {
-        Self::of(path, Site { name: None, location }, HandlerErrorKind::Refused, more)
+        Self::of(path, Site { name: None, location }, HandlerErrorKind::Refused, Subject::More(more))
     }
 
-    fn of(path: Option<String>, site: Site, kind: HandlerErrorKind, more: usize) -> Self {
-        Self(Arc::new(Facts { at: Moment::now(), path, site, kind, more, told: AtomicBool::new(false) }))
+    fn of(path: Option<String>, site: Site, kind: HandlerErrorKind, subject: Subject) -> Self {
+        Self(Arc::new(Facts { at: Moment::now(), path, site, kind, subject, told: AtomicBool::new(false) }))
     }
 
     /// Returns true on the first call for this failure, whose caller then has to report it.
@@ -298,18 +312,18 @@ impl Display for HandlerError {
         if f.alternate() {
             return Causes { error: self, show: |link, line| write!(line, "{link}") }.fmt(f);
         }
-        let Facts { path, site, kind, more, .. } = &*self.0;
+        let Facts { path, site, kind, subject, .. } = &*self.0;
         if let Some(path) = path {
             OneLine(f).write_str(path)?;
             f.write_str(": ")?;
         }
-        if *more > 0 {
-            let handlers = if *more == 1 { "handler was" } else { "handlers were" };
-            return write!(f, "{more} more exit {handlers} refused after the one registered at {}", site.location);
-        }
-        let (what, placed) = match kind {
-            HandlerErrorKind::RolledBack => ("transaction", "begun"),
-            _ => ("exit handler", "registered"),
+        let (what, placed) = match subject {
+            Subject::Handler => ("exit handler", "registered"),
+            Subject::Transaction => ("transaction", "begun"),
+            Subject::More(more) => {
+                let handlers = if *more == 1 { "handler was" } else { "handlers were" };
+                return write!(f, "{more} more exit {handlers} refused after the one registered at {}", site.location);
+            }
         };
         write!(f, "{what} ")?;
         if let Some(name) = &site.name {

@@ -218,7 +218,7 @@ impl Interpreter {
     /// Returns the error of a transaction that was begun at `location`.
     fn error(&self, location: &'static Location<'static>, kind: HandlerErrorKind) -> CloseError {
         let site = Site { name: Some(self.0.name.clone().into()), location };
-        CloseError::of(HandlerError::new(Some(self.0.path()), site, kind))
+        CloseError::of(HandlerError::of_transaction(self.0.path(), site, kind))
     }
 
     /// Returns the interpreter's name, as it was given.

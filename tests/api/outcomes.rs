@@ -594,8 +594,8 @@ fn a_refused_transaction_is_told_in_words() {
     let ended: Result<(), CloseError> =
         parent.enter(|| Interpreter::scope("late", |_| unreachable!("it has not begun")));
     let shown = ended.unwrap_err().to_string();
-    assert!(shown.starts_with("process > parent > late: ") && shown.contains("`late`"), "{shown}");
-    assert!(shown.ends_with("was refused: the stack no longer accepts handlers"), "{shown}");
+    assert!(shown.starts_with("process > parent > late: transaction `late` begun at "), "{shown}");
+    assert!(shown.ends_with(" was refused: the stack no longer accepts handlers"), "{shown}");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
