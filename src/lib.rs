@@ -74,6 +74,8 @@
 //! - **`std::process::exit` inside a handler of the process stack aborts the process**: std does not allow `exit` to be
 //!   called twice. If another thread is in `exit` and waiting for the drain that the handler runs in, the call blocks
 //!   forever and the process hangs. Call [`exit`], or return [`Exit`].
+//! - **If a handler of a stack that is a value ends the process, the handlers below it do not run**, and what had failed
+//!   before is lost: only the process stack and the interpreters nested in it go on at the end of the process.
 //! - **With `panic = "abort"`, a panic ends the process on the spot**, in a handler or elsewhere, and no handler runs
 //!   after it. An `Err` and [`Exit`] work as usual. [`exit`] inside a handler cannot unwind then: the handlers below
 //!   run within that call, each such call on top of the one before, and the handler's locals are not dropped.

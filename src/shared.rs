@@ -317,8 +317,12 @@ impl SharedExitStack {
     /// # Errors
     ///
     /// Returns an error if a handler failed, panicked, or requested an exit status with [`Exit`](crate::Exit). All
-    /// handlers have run then. Nothing is printed, unless the process exits before the call can return: then the
-    /// failures are reported as well.
+    /// handlers have run then, and nothing is printed.
+    ///
+    /// If the process exits before the call can return, because a handler or another thread calls `exit`, the failures of
+    /// the process stack and of the interpreters nested in it are reported as well. **Those of a stack that is a value, or
+    /// of a [detached](crate::Interpreter::detached) interpreter, are lost, and its other handlers do not run**, unless
+    /// another `close()` resumes the drain on the way out.
     ///
     /// ```
     /// let stack = exitstack::SharedExitStack::new();

@@ -363,7 +363,8 @@ impl<'a> ExitStack<'a> {
     /// # Errors
     ///
     /// Returns an error if a handler failed, panicked, or requested an exit status with [`Exit`](crate::Exit). All
-    /// handlers have run then, and nothing is printed.
+    /// handlers have run then, and nothing is printed. If a handler ends the process, those below it do not run, and
+    /// failures so far are lost.
     ///
     /// ```
     /// let mut stack = exitstack::ExitStack::new();

@@ -426,7 +426,8 @@ impl<'a> AsyncExitStack<'a> {
     ///
     /// Returns an error if a handler failed, panicked, was [cancelled](Self::cancel_in_flight), or requested an exit
     /// status with [`Exit`](crate::Exit), including in an earlier `close()` that was dropped midway. All handlers have
-    /// run then, and nothing is printed.
+    /// run then, and nothing is printed. If a handler ends the process, those below it do not run, and failures so far
+    /// are lost.
     ///
     /// ```
     /// # pollster::block_on(async {

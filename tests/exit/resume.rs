@@ -500,6 +500,25 @@ pub(crate) fn cases() -> Vec<Case> {
             c_exit(4)
         })
         .err("failed: disk full"),
+        // Those of a value are lost, and its other handlers do not run.
+        case("a_values_failures_are_lost_if_a_handler_exits", Code(3), &["0 reports"], || {
+            says_how_many_reports();
+            let value = SharedExitStack::new();
+            value.register(|| say("below"));
+            value.register(|| exit(3));
+            value.register(|| Err("disk full"));
+            let _ = value.close();
+            OK
+        }),
+        case("a_detached_interpreters_failures_are_lost_if_a_handler_exits", Code(3), &["0 reports"], || {
+            says_how_many_reports();
+            let detached = Interpreter::detached("detached");
+            detached.stack().register(|| say("below"));
+            detached.stack().register(|| exit(3));
+            detached.stack().register(|| Err("disk full"));
+            let _ = detached.stack().close();
+            OK
+        }),
         case("a_report_hook_that_is_refused_comes_to_an_end", Code(0), &["Failed", "Refused", "Refused"], || {
             static LOG: LazyLock<Interpreter> = LazyLock::new(|| Interpreter::new("log"));
             register(|| Err("disk full")); // runs when `LOG` has been finalized
