@@ -96,6 +96,9 @@
 //!   enter C's `exit` in the same instant (later ones add hooks of their own; 64 were tried). Whether other libraries'
 //!   handlers are, and C's list if it holds more than 32 entries (31 are ours), is up to C: glibc before 2.41 may
 //!   crash.
+//! - **If two drops of what one handler holds panic, the process aborts**, as with any value that has two such fields:
+//!   those of two captures, say, or of a capture and the [key](Handler::keyed). So it does if a handler panics, and the
+//!   drop of what it has captured does too.
 //! - A foreign exception (from C++, say) or a `pthread_exit` that unwinds out of a handler aborts the process.
 //! - What a handler prints without a newline is lost if the process exits through C's `exit`, which does not know
 //!   Rust's buffer. On every other exit path, it is written.
