@@ -308,7 +308,9 @@ impl Interpreter {
     /// - From inside one of the interpreter's own handlers, the call returns `Ok(())` at once, and the drain continues.
     /// - From inside a handler of a nested interpreter, what is left of that interpreter runs at its position, before
     ///   the call returns.
-    /// - A second call returns `Ok(())`.
+    /// - A second call returns `Ok(())`. So does one after the end of the process, which has finalized the interpreter
+    ///   unless it is [detached](Self::detached).
+    /// - In a handler that was [given up](crate::shutdown#what-is-given-up), the call returns `Ok(())` and runs nothing.
     ///
     /// # Errors
     ///

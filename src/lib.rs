@@ -124,9 +124,9 @@
 //!
 //! - **A panic in a handler is not caught.** The other handlers run while it unwinds; then it propagates out of `close()`,
 //!   of [`run_now`](ExitStack::run_now), or of the drop. A `close()` that ends so returns no failures: all of them go to the
-//!   report hook. **A second panic aborts the program**, once the other handlers have run: another handler's, the report
-//!   hook's, or that of a stack which is dropped because of a panic. Where panics abort, as on most targets without an
-//!   operating system, the first one does.
+//!   report hook. A panic that leaves `run_now` is not reported. **A second panic aborts the program**, once the other
+//!   handlers have run: another handler's, the report hook's, or that of a stack which is dropped because of a panic. Where
+//!   panics abort, as on most targets without an operating system, the first one does.
 //! - **Without a report hook, the failures of a dropped stack are lost**, as there is no standard error. `close()` returns
 //!   them as usual.
 //!

@@ -116,6 +116,10 @@ pub fn process_stack() -> &'static SharedExitStack {
 /// only be left with C's `exit`: a function that C called from a handler, as unwinding out of an `extern "C"` function
 /// aborts, and another library's `atexit` handler.
 ///
+/// On a thread that is unwinding, in a drop or in the panic hook, it ends the process as well: the handlers run inside
+/// this call. The locals that the panic had yet to drop are not dropped, and if it was a handler that panicked, that is
+/// not reported. **In the panic hook, a handler that panics aborts the process**: std aborts at a panic inside it.
+///
 /// ```no_run
 /// exitstack::register(|| println!("saved"));
 /// if std::env::args().len() > 1 {

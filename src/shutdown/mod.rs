@@ -31,9 +31,16 @@
 //! sake of its interpreter, not for that of a thread which finalizes the parent. If another thread has gone on with it
 //! by then, the call that began the drain returns what it came to.
 //!
+//! Until it returns, its thread runs no handler of the process stack or of an interpreter nested in it:
+//! [`close`](crate::SharedExitStack::close) and [`finalize`](crate::Interpreter::finalize) return `Ok(())` at once,
+//! [`run_now`](crate::SharedExitStack::run_now) returns `None`, and the drop of a last handle runs nothing. The handlers
+//! are left to the next drain that comes to them, at the latest that of the end of the process. Stacks that are values,
+//! and [detached](crate::Interpreter::detached) interpreters, drain there as ever.
+//!
 //! A process that has given up a handler on its way out ends with the status that another handler requested with
 //! [`Exit`](crate::Exit), else by the signal that requested the end, else with [`Limits::status`]. It ends without
-//! calling what other libraries have registered with C's `atexit`.
+//! calling what other libraries have registered with C's `atexit`, except for what C's `exit` has called by then, on any
+//! thread: it calls what was registered after our first handler before it comes to ours.
 //!
 //! A handler for which no time is left is neither run nor dropped. It is reported as
 //! [`NotRun`](crate::HandlerErrorKind::NotRun).

@@ -215,6 +215,24 @@ pub(crate) fn cases() -> Vec<Case> {
             });
             OK
         }),
+        case("exit_while_main_unwinds", Code(3), &["panicking", "A"], || {
+            says("A");
+            register(|| say(if thread::panicking() { "panicking" } else { "not" }));
+            let _local = scopeguard::guard((), |()| say("a local was dropped"));
+            let _leaves = scopeguard::guard((), |()| exit(3));
+            panic!("in main")
+        }),
+        case("exit_in_the_panic_hook", Code(3), &["B", "A"], || {
+            says("A");
+            register(|| {
+                say("B");
+                Err(std::io::Error::other("disk full"))
+            });
+            std::panic::set_hook(Box::new(|_| exit(3)));
+            let _local = scopeguard::guard((), |()| say("a local was dropped"));
+            panic!("in main")
+        })
+        .err("failed: disk full"),
         case("exit_inside_an_exit", Code(12), &["A"], || {
             says("A");
             register(|| exit(12));
