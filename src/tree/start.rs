@@ -121,6 +121,8 @@ impl SharedExitStack {
         forget_frames(left);
         let drains = self.left_by(left);
         self.drain_after(purpose, outcome, None, || {
+            // All of them before any handler runs: what is resumed first may hang.
+            drains.iter().rev().for_each(|node| node.stack.report_all());
             for node in &drains {
                 // The outcome is ignored: each keeps the one it began with.
                 let request = node.stack.drain_unattended(Purpose::Exit, Outcome::Failure);

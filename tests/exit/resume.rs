@@ -5,7 +5,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{LazyLock, Mutex};
 use std::thread;
 
-use exitstack::{Exit, ExitStack, HandlerErrorKind, Interpreter, SharedExitStack, exit, process_stack, register, run};
+use exitstack::{
+    Exit, ExitStack, Handler, HandlerErrorKind, Interpreter, SharedExitStack, exit, process_stack, register, run,
+};
 
 use crate::Status::Code;
 use crate::child::{c_exit, say};
@@ -92,6 +94,26 @@ pub(crate) fn cases() -> Vec<Case> {
             let _ = inner.finalize();
             OK
         }),
+        // One that hangs must not hide them.
+        case(
+            "failures_are_reported_before_any_drain_goes_on",
+            Code(3),
+            &["process", "outer", "inner", "goes on"],
+            || {
+                exitstack::report::set_hook(Box::new(|error| say(error.name().unwrap_or("?"))));
+                let fails = |name| Handler::new(|| Err("full")).named(name);
+                let [outer, inner] = ["outer", "inner"].map(Interpreter::new);
+                inner.stack().register(|| say("goes on"));
+                inner.stack().register(|| c_exit(3));
+                inner.stack().register(fails("inner"));
+                outer.stack().register(move || inner.finalize());
+                outer.stack().register(fails("outer"));
+                register(move || outer.finalize());
+                register(fails("process"));
+                let _ = process_stack().close();
+                OK
+            },
+        ),
         case("the_innermost_drain_is_resumed_first", Code(3), &["y", "x", "process"], || leaves_in_another(["x", "y"])),
         // Its interpreter is older than the outer one.
         case("the_innermost_drain_goes_first_even_if_older", Code(3), &["y", "x", "process"], || {
