@@ -28,7 +28,7 @@ use super::frames::{FRAMES, Frame, Late, note_end_gave_up};
 use super::lifecycle::Purpose;
 use super::record::Fate;
 use super::run::{Run, Spot};
-use super::wait_graph::{Slot, ThreadKey, Waited, Waiters, awaited_by, note_left};
+use super::wait_graph::{Slot, ThreadKey, Waited, Waiters, awaited_by, forget_left, note_left};
 use super::watch::Watch;
 use super::{OutOfTurn, SharedExitStack, State};
 use crate::chain::{Chain, Link};
@@ -244,6 +244,7 @@ impl Watch {
             let Some((outermost, slot)) = left else { return Ok(Ok(())) };
             note_left(outermost.key);
             let result = outermost.resume()?;
+            forget_left(outermost.key); // those further in are over as well
             Ok(merged(result, slot.map_or(Ok(()), |slot| outermost.root.stack().result_at(&slot))))
         })
     }

@@ -228,6 +228,12 @@ pub(super) fn note_left(key: ThreadKey) {
     GRAPH.lock().left.push(link);
 }
 
+/// Notes that this key owns no drain any more.
+pub(super) fn forget_left(key: ThreadKey) {
+    let left = GRAPH.lock().left.take_if(|left| *left == key);
+    drop(left); // while the graph is not locked
+}
+
 /// A closer's edge to a thread that drains for it. The closer does not sleep at it: it checks now and then whether the
 /// edge has ended.
 pub(crate) struct Lean {
@@ -381,6 +387,33 @@ mod tests {
         drop(lean);
         assert!(awaited_by(me).is_none());
         assert_eq!(GRAPH.lock().edges.take_if(|edge| edge.waiter == other).len(), 1);
+    }
+
+    #[test]
+    fn who_waits_for_a_key_that_has_left_looks_again() {
+        let [left, other] = [11, 12].map(|n| ThreadKey(usize::MAX - n));
+        let has_left = |key| GRAPH.lock().left.iter().any(|left| *left == key);
+        note_left(left);
+        note_left(other);
+        assert!(matches!(wait(left, 0, &Slot::new(), Who::Closer), Waited::OwnerLeft(key) if key == left));
+        forget_left(left);
+        assert!(!has_left(left) && has_left(other));
+        forget_left(other);
+    }
+
+    #[test]
+    fn what_is_given_up_does_not_add_up() {
+        const TIMES: usize = 20;
+        let before = GRAPH.lock().left.len();
+        for _ in 0..TIMES {
+            let (release, released) = std::sync::mpsc::channel::<()>();
+            let plugin = crate::Interpreter::detached("plugin");
+            plugin.stack().register(move || _ = released.recv());
+            let limits = crate::shutdown::Limits::new().each(std::time::Duration::from_millis(1));
+            assert!(plugin.finalize_within(&limits).result().is_err());
+            drop(release);
+        }
+        assert!(GRAPH.lock().left.len() < before + TIMES / 2); // other tests add some, too
     }
 
     /// The edges of other threads stay as they were.
