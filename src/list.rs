@@ -13,8 +13,9 @@
 //! In return, the list has to drop the values that are left in it. A mistake here would leak a value and do no other
 //! harm: all of this is safe code.
 //!
-//! **Behind a lock.** The global allocator is foreign code, so it is not called while a lock is held. These neither
+//! **Behind a lock.** The global allocator is foreign code, so it is not called under a lock, or a borrow. These neither
 //! allocate nor free: [`push_with`](HandlerList::push_with) unless the list [is full](HandlerList::is_full),
+//! [`push_here`](HandlerList::push_here), [`push_to_block`](HandlerList::push_to_block),
 //! [`pop_to`](HandlerList::pop_to), [`take_out`](HandlerList::take_out), [`take_out_if`](HandlerList::take_out_if),
 //! [`take`](HandlerList::take), [`append`](HandlerList::append) if the list does not [want](HandlerList::wanted) room
 //! for it, and [`release`](HandlerList::release). When the list has to grow or should shrink, the owner of the lock
@@ -72,7 +73,7 @@ impl<T> Slot<T> {
 const INLINE: usize = 4;
 
 /// The capacity of the first heap block.
-const FIRST_BLOCK: usize = 3 * INLINE;
+pub(crate) const FIRST_BLOCK: usize = 3 * INLINE;
 
 /// The values that a search found: usually none or one.
 pub(crate) type Found<T> = SmallVec<[T; 1]>;
@@ -115,13 +116,25 @@ impl<T> HandlerList<T> {
         id
     }
 
-    /// Does what [`push_with`](Self::push_with) does, for a list that is never used by another thread.
+    /// Does what [`push_with`](Self::push_with) does, for a list that is never used by another thread. If the list
+    /// [is full](Self::is_full), hands `make` back instead.
     #[inline]
-    pub(crate) fn push_here(&mut self, make: impl FnOnce() -> T) -> HandlerId {
-        let id = Self::next_id_here();
+    pub(crate) fn push_here<F: FnOnce() -> T>(&mut self, make: F) -> Result<HandlerId, F> {
+        let id = Self::next_id_here(); // it may remain unused
         debug_assert!(self.last_id() < Some(id));
-        self.put(id, make);
-        id
+        // Two cases that look alike: in each of them the compiler sees that there is room.
+        if self.slots.spilled() {
+            if self.slots.len() == self.slots.capacity() {
+                return Err(make);
+            }
+            self.slots.push(Slot { id, value: Some(ManuallyDrop::new(make())) });
+        } else {
+            if self.slots.len() == INLINE {
+                return Err(make);
+            }
+            self.slots.push(Slot { id, value: Some(ManuallyDrop::new(make())) });
+        }
+        Ok(id)
     }
 
     #[inline]
@@ -315,6 +328,11 @@ impl<T> HandlerList<T> {
     #[inline]
     pub(crate) fn is_bare(&self) -> bool {
         !self.slots.spilled() && self.slots.is_empty()
+    }
+
+    /// Returns whether the values are in a heap block.
+    pub(crate) fn is_spilled(&self) -> bool {
+        self.slots.spilled()
     }
 
     /// Returns whether there is no room for another value.

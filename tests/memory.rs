@@ -7,10 +7,11 @@
 #![allow(unsafe_code, reason = "an allocator is unsafe by its trait")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::hint::black_box;
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -586,7 +587,7 @@ fn a_stacks_list_grows_and_shrinks_unlocked() {
     end.recv_timeout(Duration::from_secs(20)).expect("its lock is not held");
 }
 
-/// The allocator registers handlers itself. There is room for them; elsewhere the list would have to grow.
+/// The allocator registers handlers itself.
 #[test]
 fn an_exit_stack_allocates_unborrowed() {
     thread_local!(static STACK: ExitStack<'static> = const { ExitStack::new() });
@@ -599,7 +600,6 @@ fn an_exit_stack_allocates_unborrowed() {
             stack.len() - before
         })
     }
-    STACK.with(|stack| stack.reserve(100));
     let large = |stack: &ExitStack<'static>| {
         let large = [1; 10];
         stack.register(move || ignore(large));
@@ -607,6 +607,46 @@ fn an_exit_stack_allocates_unborrowed() {
     assert_eq!(watched(large), 2);
     assert!(watched(|stack| drop(stack.pending())) > 0);
     assert!(watched(|stack| stack.reserve(1000)) > 0);
+}
+
+/// The allocator uses a stack each time its list grows. The handlers run in the order of their ids, once each.
+#[test]
+fn an_exit_stack_grows_unborrowed() {
+    type Act = fn(&ExitStack<'static>);
+    thread_local! {
+        static STACK: RefCell<Rc<ExitStack<'static>>> = RefCell::default();
+        static ACT: Cell<Act> = const { Cell::new(|_| ()) };
+        static RAN: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    }
+    fn register(stack: &ExitStack<'static>, number: usize) -> HandlerId {
+        stack.register(move || RAN.with_borrow_mut(|ran| ran.push(number)))
+    }
+    let acts: [(usize, Act); 4] = [
+        (0, |stack| assert!(stack.len() >= 4 && !stack.is_empty())),
+        (1, |stack| ignore(register(stack, usize::MAX))),
+        (20, |stack| (0..20).for_each(|_| ignore(register(stack, usize::MAX)))), // the list grows here, too
+        (0, |stack| stack.reserve(100)),
+    ];
+    for (number, act) in acts {
+        let mut stack = STACK.with_borrow(Rc::clone);
+        ACT.set(act);
+        let mut acted = 0;
+        for n in 0..1000 {
+            let before = stack.len();
+            BESIDES.set(Some(|| STACK.with_borrow(|stack| ACT.get()(stack))));
+            let id = register(&stack, n);
+            BESIDES.set(None);
+            acted += stack.len() - before - 1;
+            assert_eq!(stack.pending()[0].id(), id); // above those that the allocator has registered
+        }
+        assert!(acted % number.max(1) == 0 && (acted > 0) == (number > 0));
+        assert!(stack.pending().is_sorted_by(|newer, older| newer.id() > older.id()));
+        drop(STACK.take());
+        Rc::get_mut(&mut stack).unwrap().close().unwrap();
+        let ran = RAN.take();
+        assert_eq!(ran.len(), 1000 + acted);
+        assert!(ran.into_iter().filter(|n| *n != usize::MAX).eq((0..1000).rev()));
+    }
 }
 
 const CHILD: &str = "EXITSTACK_TEST_CHILD";

@@ -34,13 +34,24 @@ fn values(list: &HandlerList<usize>) -> Vec<usize> {
     list.iter().map(|(_, value)| *value).collect()
 }
 
+/// Appends to a list that stays on its thread. Makes room first.
+fn push_here<T>(list: &mut HandlerList<T>, value: T) -> HandlerId {
+    list.reserve(1);
+    list.push_here(|| value).ok().unwrap()
+}
+
 /// Checks the invariants of the fields.
 fn check<T>(list: &HandlerList<T>) {
+    check_slots(list);
+    assert!(list.slots.last().is_none_or(|last| last.id.0 < list.end) && list.next <= list.end);
+}
+
+/// Checks those that also hold for a list that stays on its thread.
+fn check_slots<T>(list: &HandlerList<T>) {
     let empty = list.slots.iter().filter(|slot| slot.value.is_none()).count();
     assert_eq!(list.removed, empty);
     assert!(list.slots.last().is_none_or(|last| last.value.is_some()));
     assert!(list.slots.is_sorted_by(|a, b| a.id < b.id));
-    assert!(list.slots.last().is_none_or(|last| last.id.0 < list.end) && list.next <= list.end);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -66,6 +77,46 @@ fn a_push_where_there_is_room_is_quiet() {
             }
         });
         assert_eq!(list.len(), room);
+    }
+}
+
+/// So is one where there is none, for a list that never leaves its thread: it hands back what it was to push.
+#[test]
+fn a_push_of_a_list_that_stays_here_is_quiet() {
+    for room in [INLINE, FIRST_BLOCK, 100] {
+        let mut list = HandlerList::new();
+        list.reserve(room);
+        quiet(|| (0..room).for_each(|n| assert!(list.push_here(|| n).is_ok())));
+        let unused = quiet(|| list.push_here(|| room)).err().unwrap();
+        assert_eq!(unused(), room);
+        assert!(values(&list).into_iter().eq(0..room));
+        check_slots(&list);
+    }
+}
+
+/// A gap is moved along.
+#[test]
+fn moving_to_the_first_block_is_quiet() {
+    for gap in [None, Some(1)] {
+        let mut list = HandlerList::new();
+        let ids: Vec<_> = (0..INLINE).map(|n| push_here(&mut list, n)).collect();
+        let taken = gap.map(|gap| list.take_out(ids[gap]).unwrap());
+        let block = Storage::with_capacity(FIRST_BLOCK);
+        let id = quiet(|| list.push_to_block(block, INLINE)).ok().unwrap();
+        assert!(values(&list).into_iter().eq((0..=INLINE).filter(|n| Some(*n) != taken)));
+        assert_eq!((list.get(id), list.slots.capacity()), (Some(&INLINE), FIRST_BLOCK));
+        check_slots(&list);
+    }
+}
+
+#[test]
+fn the_first_block_is_handed_back_if_it_is_not_needed() {
+    for count in [0, INLINE - 1, INLINE + 1] {
+        let (mut list, _) = filled(count);
+        let block = Storage::with_capacity(FIRST_BLOCK);
+        let (value, block) = quiet(|| list.push_to_block(block, count)).unwrap_err();
+        assert_eq!((value, block.0.capacity()), (count, FIRST_BLOCK));
+        assert!(values(&list).into_iter().eq(0..count));
     }
 }
 
@@ -509,7 +560,7 @@ fn lists_of_single_ids_and_of_blocks_share_none() {
         let (mut here, mut anywhere) = (HandlerList::new(), HandlerList::new());
         let mut ids = Vec::new();
         for round in 0..2 * SHARE {
-            ids.push(here.push_here(|| ()));
+            ids.push(push_here(&mut here, ()));
             if round % 3 == 0 {
                 ids.push(anywhere.push(()));
             }
@@ -533,7 +584,7 @@ fn lists_of_single_ids_and_of_blocks_share_none() {
 fn no_block_crosses_the_end_of_a_share() {
     let thread = std::thread::spawn(|| {
         let mut here = HandlerList::new();
-        while here.push_here(|| ()).0 % SHARE != SHARE - BLOCK / 2 {}
+        while push_here(&mut here, ()).0 % SHARE != SHARE - BLOCK / 2 {}
         let id = HandlerList::new().push(());
         assert_eq!(id.0 % SHARE, 0, "the first of a new share");
     });

@@ -32,7 +32,7 @@ use core::ptr::NonNull;
 use super::{Bound, BoxError, Closure, Packed, Task};
 use crate::error::Outcome;
 use crate::handler::{HandlerResult, LocalEntry};
-use crate::list::{HandlerId, HandlerList, Storage};
+use crate::list::{FIRST_BLOCK, HandlerId, HandlerList, Storage};
 
 /// The list of an `ExitStack`.
 ///
@@ -68,7 +68,40 @@ impl<'a> Appendable<'a> {
     pub(crate) fn push<T: Task + 'a>(&self, task: T, location: &'static Location<'static>) -> HandlerId {
         let location = task.location().unwrap_or(location);
         let task = Packed::new(task); // boxed, if it has to be, while the list is not borrowed
-        self.0.borrow_mut().push_here(|| LocalEntry { closure: Closure::<dyn Bound + 'a>::new(task), location })
+        let entry = || LocalEntry { closure: Closure::<dyn Bound + 'a>::new(task), location };
+        let pushed = self.0.borrow_mut().push_here(entry);
+        pushed.unwrap_or_else(|entry| self.push_to_full(entry()))
+    }
+
+    /// Appends to a list that had no room. Memory is allocated and freed while the list is not borrowed.
+    #[cold]
+    #[inline(never)]
+    fn push_to_full(&self, mut entry: LocalEntry<'a>) -> HandlerId {
+        if !self.0.borrow().is_spilled() {
+            let pushed = {
+                let block = Storage::with_capacity(FIRST_BLOCK);
+                self.0.borrow_mut().push_to_block(block, entry)
+            };
+            match pushed {
+                Ok(id) => return id,
+                Err((unused, _block)) => entry = unused, // the allocator itself has made the list grow
+            }
+        }
+        self.push_to_full_block(entry)
+    }
+
+    /// The same, where the list has a block.
+    #[cold]
+    #[inline(never)]
+    fn push_to_full_block(&self, mut entry: LocalEntry<'a>) -> HandlerId {
+        loop {
+            self.reserve(1);
+            let pushed = self.0.borrow_mut().push_here(|| entry);
+            match pushed {
+                Ok(id) => return id,
+                Err(unused) => entry = unused(),
+            }
+        }
     }
 
     /// Appends a handler that passes `value` and the outcome to `exit`, and lends out the value until then.
