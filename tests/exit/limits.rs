@@ -215,11 +215,12 @@ fn reports(then: fn()) {
 static ID: OnceLock<HandlerId> = OnceLock::new();
 static PLUGIN: OnceLock<Interpreter> = OnceLock::new();
 
-/// Waits until the library's threads are idle.
+/// Waits until all other threads are idle.
 fn until_others_sleep() {
+    let this = std::fs::read_link("/proc/thread-self").expect("Linux");
     let is_asleep = |task: std::fs::DirEntry| {
         let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-        stat.contains(") S ") || task.file_name().to_str() == Some(&std::process::id().to_string())
+        stat.contains(") S ") || Some(&*task.file_name()) == this.file_name()
     };
     let mut in_a_row = 0;
     while in_a_row < 100 {
@@ -1458,6 +1459,18 @@ fn others() -> Vec<Case> {
                 .is_err_and(|error| error.iter().all(|error| matches!(error.kind(), HandlerErrorKind::TimedOut(_))));
             say(if gave_up && !closed.is_over() { "given up" } else { "not" });
             std::process::exit(4)
+        }),
+        // No thread can be started to go on for the second handler that is given up.
+        case("without_threads_a_drain_is_left_to_who_comes", Code(0), &["left", "p1", "2 failed"], || {
+            let plugin = plugin("plugin");
+            says_in(&plugin, "p1");
+            stuck_in(&plugin);
+            stuck_in(&plugin);
+            plugin.stack().register(exhaust_threads);
+            let closed = plugin.finalize_within(&Limits::new());
+            say(if closed.is_over() { "over" } else { "left" });
+            say(&format!("{} failed", plugin.finalize().unwrap_err().errors().len()));
+            OK
         }),
         case("given_up_before_and_the_exit_is_its_own", Code(9), &["A"], || {
             says("A");
