@@ -109,6 +109,9 @@ pub(crate) fn trials() -> Vec<Trial> {
             allocating("child", &lines)
         }),
         trial("an_allocator_in_a_child_of_a_handler_may_look", || allocating("handler", &["the child ended with 5"])),
+        trial("an_allocator_may_look_at_a_tree_that_is_visited", || allocating("wide", &["visited"])),
+        trial("an_allocator_may_look_at_what_is_reported", || allocating("reports", &["reported"])),
+        trial("an_allocator_may_look_while_all_is_adopted", || allocating("generations", &["adopted: true"])),
         trial("around_a_fork_nothing_is_allocated", || allocating("fork", &["child: 0 calls", "parent: 0 calls"])),
         // A handler that returns an error or calls `exit` does not abort.
         trial("with_panic_abort_a_panicking_handler_aborts", || {
