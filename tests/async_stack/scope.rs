@@ -311,3 +311,16 @@ fn handles_in_handlers_leak_nothing() {
         assert_eq!(Arc::strong_count(&token), 1, "after {polls} polls");
     }
 }
+
+#[test]
+fn debug_of_a_handle_shows_what_is_pending() {
+    let scope = scope_async(async |stack| {
+        stack.register(Handler::new(|| ()).named("first"));
+        stack.register_async(Handler::new(async || ()).named("second"));
+        Ok::<_, CloseError>(format!("{stack:?}"))
+    });
+    let shown = block_on(scope).unwrap();
+    assert!(shown.starts_with("AsyncScope { pending: ["), "{shown}");
+    let at = |name| shown.find(name).unwrap_or_else(|| panic!("no {name} in {shown}"));
+    assert!(at("second") < at("first"), "the next to run is not shown first: {shown}");
+}

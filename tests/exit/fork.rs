@@ -767,6 +767,23 @@ pub(crate) fn cases() -> Vec<Case> {
             say_child(status);
             OK
         }),
+        // Where no page is wiped, forks are counted while they are in progress. This many would reach the next epoch.
+        case("generations_that_fork_often_stay_themselves", Code(0), &["C", "child 0", "B", "child 0", "A"], || {
+            fn generation(name: &'static str, below: &[&'static str]) -> Ended {
+                assert!(process_stack().is_empty(), "{name} has handlers of another process");
+                says(name);
+                for _ in 0..300 {
+                    match fork(|| if process_stack().is_empty() { leave() } else { Ok(1.into()) }) {
+                        Ok(0) => assert_eq!(process_stack().len(), 1, "{name} has lost its handler"),
+                        Ok(status) => say_child(status),
+                        Err(in_child) => return in_child,
+                    }
+                }
+                let [next, below @ ..] = below else { return OK };
+                after(fork(|| generation(next, below)), say_child)
+            }
+            generation("A", &["B", "C"])
+        }),
         // Several threads are the first to use a stack in the child.
         case("the_first_threads_of_a_child_lose_nothing", Code(0), &["50 children"], || {
             static RAN: AtomicUsize = AtomicUsize::new(0);

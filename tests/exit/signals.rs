@@ -772,6 +772,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("ctrl_c_stops_a_shells_loop", shells_loop),
         trial("a_locked_stdout_costs_a_tenth_of_a_second", locked_stdout),
         trial("an_exit_under_way_may_still_decide", decided_late),
+        trial("debug_shows_what_is_caught_and_when", shown),
     ]);
     for way in WAYS {
         trials.push(trial(&format!("signals_race_with_{way}"), move || race_with(way)));
@@ -789,6 +790,13 @@ fn command(case: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("a test has a path"));
     command.env("EXITSTACK_CASE", case).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
     command
+}
+
+fn shown() -> Result<(), Failed> {
+    let signals = Signals::new().only(&[SIGTERM]).grace(Duration::from_secs(3)).repeat(Duration::from_secs(4));
+    let shown = format!("{:?}", signals.on_request(|_| ()));
+    let is_right = shown == "Signals { caught: [15], grace: 3s, repeat: 4s, .. }";
+    if is_right { Ok(()) } else { Err(shown.into()) }
 }
 
 /// As with `nohup`, or in the background of a shell without job control.

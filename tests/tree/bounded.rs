@@ -963,3 +963,15 @@ fn in_a_handler_of_close_it_is_permanent() {
     plugin.stack().close().unwrap();
     assert!(plugin.stack().try_register(|| ()).is_err());
 }
+
+#[test]
+fn debug_shows_what_became_of_each_handler() {
+    let plugin = Interpreter::new("plugin");
+    plugin.stack().register(Handler::new(|| Err("disk full")).named("save"));
+    plugin.stack().register(Handler::new(|| ()).named("flush"));
+    let shown = format!("{:?}", plugin.finalize_within(&Limits::new()));
+    assert!(shown.starts_with("Closed { records: [") && shown.contains("], result: "), "{shown}");
+    for text in ["flush", "Done", "save", "Failed", "disk full", "plugin"] {
+        assert!(shown.contains(text), "no {text} in {shown}");
+    }
+}
