@@ -66,9 +66,18 @@ impl State {
     }
 
     /// Lets the drain wait for what an earlier one skipped.
-    pub(super) fn skip_nothing(&mut self) {
-        self.children.newest_first().for_each(|child| child.skipped_by = None);
-        self.out_of_turn.iter_mut().for_each(|handler| handler.skipped_by = None);
+    fn skip_nothing(&mut self) {
+        self.skipped().for_each(|by| *by = None);
+    }
+
+    /// Lets the drain wait for what this thread has skipped.
+    pub(super) fn skip_nothing_of(&mut self, thread: ThreadKey) {
+        self.skipped().for_each(|by| *by = by.filter(|by| *by != thread));
+    }
+
+    fn skipped(&mut self) -> impl Iterator<Item = &mut Option<ThreadKey>> {
+        let children = self.children.newest_first().map(|child| &mut child.skipped_by);
+        children.chain(self.out_of_turn.iter_mut().map(|handler| &mut handler.skipped_by))
     }
 }
 

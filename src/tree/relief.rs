@@ -89,7 +89,7 @@ impl SharedExitStack {
                 }
                 inner.root.stack().report_all(); // that drain's result is returned to nobody
                 drop(inner.resume()?);
-                self.skip_nothing(teardown);
+                self.skip_nothing_here();
             }
             // Not before: if this thread is given up in turn, the next one finds what is left.
             let done = BEHIND.lock().take_if(is_for_it);
@@ -113,16 +113,11 @@ impl SharedExitStack {
         });
     }
 
-    /// Lets the drains of this teardown, here and in what is nested in this stack, wait for what this thread has skipped.
-    fn skip_nothing(&self, teardown: usize) {
-        let skip_nothing = |stack: &Self| {
-            let mut state = stack.lock();
-            if state.drain.as_ref().is_some_and(|drain| drain.teardown == teardown) {
-                state.skip_nothing();
-            }
-        };
-        skip_nothing(self);
-        self.visit_descendants(|node| skip_nothing(&node.stack));
+    /// Lets the drains of this thread, here and in what is nested in this stack, wait for what it has skipped further in.
+    fn skip_nothing_here(&self) {
+        let me = ThreadKey::current();
+        self.lock().skip_nothing_of(me);
+        self.visit_descendants(|node| node.stack.lock().skip_nothing_of(me));
     }
 }
 

@@ -708,6 +708,15 @@ impl Model {
         }
     }
 
+    /// What this thread has passed further in is not passed any more.
+    fn pass_nothing_below(&mut self, stack: usize) {
+        let nested: Vec<_> = self.stacks[stack].items.iter().filter_map(nested).collect();
+        for nested in nested {
+            self.stacks[nested].passed_by = self.stacks[nested].passed_by.filter(|by| *by != self.thread);
+            self.pass_nothing_below(nested);
+        }
+    }
+
     /// Runs what there is. Returns what the drain comes to, and what of it the drain around it was not told before.
     fn drain_here(&mut self, stack: usize, purpose: Purpose, teardown: u32) -> Result<(Gathered, Gathered), Late> {
         while let Some(at) = self.newest(stack) {
@@ -886,11 +895,7 @@ impl Model {
             self.report(&gathered.unwrap_or_default());
         }
         let drained = self.resume(inner, untold).and_then(|_| {
-            for at in 0..self.stacks.len() {
-                if self.stacks[at].drain.as_ref().is_some_and(|drain| drain.teardown == teardown) {
-                    self.pass_nothing(at);
-                }
-            }
+            self.pass_nothing_below(outer.root);
             self.drain_here(outer.root, outer.purpose, teardown)
         });
         self.current = before;

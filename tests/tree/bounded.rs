@@ -944,6 +944,31 @@ fn a_drain_that_was_passed_further_in_is_ended() {
 }
 
 /// That drain goes on.
+/// Three drains on one thread, each further out in the tree than the one before, which they all pass through.
+#[test]
+fn a_drain_that_two_further_in_have_passed_is_ended() {
+    let outermost = Interpreter::detached("outermost");
+    let outer = outermost.subinterpreter("outer");
+    let between = outer.subinterpreter("between");
+    let inner = between.subinterpreter("inner");
+    let innermost = inner.subinterpreter("innermost");
+    let (stuck, held) = held("stuck", || ());
+    let (ends, first, second) = (outermost.clone(), innermost.clone(), innermost.clone());
+    inner.stack().register(move || {
+        first.stack().register(move || {
+            second.stack().register(stuck.within(SHORT));
+            drop(ends.finalize());
+        });
+        drop(outer.finalize());
+    });
+    let closed = within_a_minute(move || inner.finalize_within(&Limits::new()));
+    assert_eq!(fates(&closed), ["stuck given up", "? given up", "? given up"]);
+    held.release();
+    until(|| closed.is_over());
+    within_a_minute(move || outermost.finalize()).unwrap();
+    assert!(innermost.stack().try_register(|| ()).is_err());
+}
+
 #[test]
 fn in_a_handler_of_finalize_it_is_not_over() {
     let plugin = Interpreter::detached("plugin");
