@@ -3,7 +3,7 @@
 use super::lifecycle::{Lifecycle, Purpose};
 use super::wait_graph::{DrainResult, Slot, ThreadKey, Waited, Waiters, Who, wait};
 use super::{SharedExitStack, State};
-use crate::error::{CloseError, Errors, ExitRequest, Failures, HandlerError, Outcome, in_order};
+use crate::error::{Errors, ExitRequest, Failures, HandlerError, Outcome, in_order};
 use crate::report::report;
 
 /// A drain that runs.
@@ -200,12 +200,6 @@ impl SharedExitStack {
         claim
     }
 
-    /// Returns the result of the drain of this stack to which the slot was added, or `Ok` if it is not over.
-    pub(super) fn result_at(&self, slot: &Slot) -> Result<(), CloseError> {
-        let goes_on = self.lock().drain.as_ref().is_some_and(|drain| drain.waiters.has(slot));
-        if goes_on { Ok(()) } else { slot.result().all }
-    }
-
     /// Reports the failures of the running drain, in the order in which they happened, and makes it report later ones as
     /// they happen. The process may exit before the caller of `close()` sees them.
     #[cold]
@@ -230,6 +224,18 @@ impl SharedExitStack {
             drop(state);
             errors.reserve(count);
         }
+    }
+
+    /// Makes `key` the owner of the drains that a teardown of `thread` has begun in this stack and in those nested in
+    /// it. The threads that wait for these do not notice.
+    pub(super) fn disown(&self, teardown: usize, thread: ThreadKey, key: ThreadKey) {
+        let disown = |stack: &Self| {
+            if let Some(drain) = &mut stack.lock().drain {
+                drain.disown(teardown, thread, key);
+            }
+        };
+        disown(self);
+        self.visit_descendants(|node| disown(&node.stack));
     }
 
     /// Adds failures to the drain of this stack. Returns whether they have to be reported.

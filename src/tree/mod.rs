@@ -59,6 +59,7 @@
 
 mod admission;
 mod adoption;
+mod behind;
 mod current;
 mod drains;
 mod frames;

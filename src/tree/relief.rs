@@ -6,7 +6,7 @@
 //! 2. A handler that was given up counts as nested in its stack until it returns, so the stack does not settle before;
 //!    but nothing waits for it.
 //! 3. Of the drains that were given up, the innermost is resumed first, whichever of them a thread reaches: each has the
-//!    next one further in [`Behind`] it, and whoever resumes it resumes that one first, or waits for the thread that does.
+//!    next one further in [behind](super::behind) it, and whoever resumes it resumes that one first, or waits for the thread that does.
 //! 4. A thread that resumes a drain owns it, and what is nested in it, before it resumes those further in, as the one that
 //!    was given up did: what it runs there may reach one further out, by `close()` or as a part of what it drains, and
 //!    must not wait for itself.
@@ -18,118 +18,21 @@
 //! 7. The thread that watches runs no handler, no drop and no hook, not even the report hook: that is left to the thread
 //!    that goes on.
 
+use std::iter;
 use std::mem;
-use std::ptr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::drains::Drain;
+use super::behind::{Left, leave_behind};
 use super::frames::{FRAMES, Frame, Late, note_end_gave_up};
-use super::lifecycle::Purpose;
 use super::record::Fate;
-use super::run::{Run, Spot};
+use super::run::Run;
 use super::wait_graph::{Slot, ThreadKey, Waited, Waiters, awaited_by, forget_left, note_left};
 use super::watch::Watch;
 use super::{OutOfTurn, SharedExitStack, State};
 use crate::chain::{Chain, Link};
-use crate::error::{CloseError, Failures, HandlerError, HandlerErrorKind, merged};
+use crate::error::{CloseError, Failures, HandlerErrorKind};
 use crate::list::HandlerId;
-use crate::report::report;
-use crate::sync::{PerProcess, global};
-
-/// What a thread has to do before it goes on with a drain whose owner has left, or that waited for a handler which was
-/// given up.
-pub(crate) struct Behind {
-    /// The stack that drains.
-    stack: Spot,
-    /// Failures that are still to be reported.
-    untold: Vec<HandlerError>,
-    /// The drain further in that comes first.
-    inner: Option<Left>,
-    /// The teardown in which the drain was given up, if it was.
-    of: Option<usize>,
-}
-
-global! {
-    static BEHIND: PerProcess<Chain<Behind>> = PerProcess::new(Chain::new());
-}
-
-/// A drain whose thread was given up.
-#[derive(Clone)]
-pub(super) struct Left {
-    root: Spot,
-    purpose: Purpose,
-    teardown: usize,
-    /// The owner that it has until it is resumed.
-    key: ThreadKey,
-}
-
-impl Left {
-    /// Resumes the drain, unless another thread has; then this one waits for that.
-    fn resume(&self) -> Result<Result<(), CloseError>, Late> {
-        self.root.stack().resume(self.purpose, self.key)
-    }
-}
-
-impl SharedExitStack {
-    /// Does what was left behind for the drain of this stack, which is this teardown's. It is owned all the while: `exit` in
-    /// the report hook counts as in one of its handlers, and what is resumed further in may come to it.
-    #[cold]
-    pub(super) fn catch_up(&self, teardown: usize) -> Result<(), Late> {
-        let is_for_it = |behind: &Behind| ptr::eq(behind.stack.stack(), self);
-        loop {
-            let mut all = BEHIND.lock();
-            let Some(behind) = all.iter_mut().find(|behind| is_for_it(behind)) else { return Ok(()) };
-            let (untold, inner, of) = (mem::take(&mut behind.untold), behind.inner.clone(), behind.of);
-            drop(all);
-            untold.iter().for_each(report);
-            if let Some(inner) = inner {
-                if let Some(of) = of {
-                    self.take_over(of, inner.key, teardown);
-                }
-                inner.root.stack().report_all(); // that drain's result is returned to nobody
-                drop(inner.resume()?);
-                self.skip_nothing_here();
-            }
-            // Not before: if this thread is given up in turn, the next one finds what is left.
-            let done = BEHIND.lock().take_if(is_for_it);
-            drop(done);
-        }
-    }
-
-    /// Takes over the drains of all that is nested in this stack and that was given up together with this stack's own. So
-    /// what is resumed further in finds them this thread's, as it would have found them that of the one that was given up.
-    fn take_over(&self, of: usize, key: ThreadKey, teardown: usize) {
-        self.visit_descendants(|node| {
-            let mut state = node.stack.lock();
-            let Some(drain) = state.drain.as_mut().filter(|drain| (drain.teardown, drain.owner) == (of, key)) else {
-                return;
-            };
-            (drain.owner, drain.teardown) = (ThreadKey::current(), teardown);
-            drain.waiters.wake(&Waited::OwnerChanged);
-            drop(state);
-            let same = BEHIND.lock().take_if(|behind| ptr::eq(behind.stack.stack(), &raw const node.stack));
-            drop(same); // what comes first here comes first there
-        });
-    }
-
-    /// Lets the drains of this thread, here and in what is nested in this stack, wait for what it has skipped further in.
-    fn skip_nothing_here(&self) {
-        let me = ThreadKey::current();
-        self.lock().skip_nothing_of(me);
-        self.visit_descendants(|node| node.stack.lock().skip_nothing_of(me));
-    }
-}
-
-/// Leaves something behind for the drain of a stack. No thread resumes it yet.
-fn leave_behind(stack: &Spot, untold: Vec<HandlerError>, inner: Option<&Left>, of: Option<usize>) {
-    let behind = Link::new(Behind { stack: stack.clone(), untold, inner: inner.cloned(), of });
-    let mut all = BEHIND.lock();
-    let before = all.take_if(|before| ptr::eq(before.stack.stack(), stack.stack()));
-    all.push(behind);
-    drop(all);
-    drop(before);
-}
 
 /// The handler that keeps a watched drain from going on.
 pub(crate) struct Blocking {
@@ -189,7 +92,7 @@ impl Watch {
     /// Gives up a handler that blocks this drain. Returns `None` if the handler has returned by now, otherwise whether
     /// another thread has to [resume](Self::resume) the drain.
     pub(crate) fn give_up(self: &Arc<Self>, blocking: &Blocking) -> Option<bool> {
-        let GivenUp { runs, left, waiting, key, slot, .. } = self.give_up_frames(blocking)?;
+        let GivenUp { runs, left, waiting, further_in, key, slot, .. } = self.give_up_frames(blocking)?;
         let mut untold = Vec::new();
         for (run, is_first) in runs {
             let error = run.error(HandlerErrorKind::TimedOut(run.since.elapsed()));
@@ -200,17 +103,18 @@ impl Watch {
             }
             self.add(run.record(Fate::GivenUp));
         }
-        let mut inner = None;
+        let mut inner = further_in.as_ref();
         for drain in &left {
             drain.disown(blocking.thread, inner);
             inner = Some(drain);
         }
-        if let Some(innermost) = left.first() {
-            leave_behind(&innermost.root, mem::take(&mut untold), None, None);
+        // With one that is still to be resumed. Others may have resumed and ended those further in, for another watch.
+        if let Some(drain) = left.iter().find(|drain| drain.is_left()).or(left.last()) {
+            leave_behind(&drain.root, mem::take(&mut untold), None, None);
         }
         for handler in &waiting {
             if handler.run.top.stack().is_drained_by_other(blocking.thread, key) {
-                let inside = handler.inside.map(|inside| &left[inside]);
+                let inside = handler.inside.map_or(further_in.as_ref(), |inside| Some(&left[inside]));
                 leave_behind(&handler.run.top, mem::take(&mut untold), inside, None);
             }
         }
@@ -238,18 +142,20 @@ impl Watch {
             let left = self.progress.lock().left.take();
             let Some((outermost, slot)) = left else { return Ok(Ok(())) };
             note_left(outermost.key);
-            let result = outermost.resume()?;
+            let result = outermost.resume(slot)?;
             forget_left(outermost.key); // those further in are over as well
-            Ok(merged(result, slot.map_or(Ok(()), |slot| outermost.root.stack().result_at(&slot))))
+            Ok(result)
         })
     }
 
     /// Leaves it to whichever thread reaches one of the drains to resume that, as no thread can be started for it.
     pub(crate) fn abandon(&self) {
         let left = self.progress.lock().left.take();
-        if let Some((outermost, _)) = &left {
+        if let Some((outermost, slot)) = left {
             note_left(outermost.key);
-            outermost.wake_waiters();
+            let all = iter::successors(Some(outermost), Left::further_in);
+            all.for_each(|drain| drain.wake_waiters());
+            mem::forget(slot); // the drop of a user's error may take forever
         }
         self.end();
     }
@@ -271,10 +177,15 @@ impl Watch {
                 given_up.reserve(count);
                 continue;
             }
+            given_up.further_in = further_in(&frames, blocking.thread, innermost.teardown);
             for frame in frames.iter_mut().filter(|frame| is_needed(frame)) {
                 frame.is_replaced = frame.is_of(self);
                 given_up.add(frame);
                 frame.is_lost |= self.ends_process;
+            }
+            if blocking.is_driver {
+                let outermost = frames.iter_mut().find(|frame| frame.teardown == blocking.from);
+                given_up.slot = outermost.and_then(|frame| frame.slot.take());
             }
             if self.ends_process {
                 note_end_gave_up();
@@ -285,6 +196,14 @@ impl Watch {
     }
 }
 
+/// Returns the outermost of a thread's drains further in than this teardown, which all were given up before.
+fn further_in(frames: &Chain<Frame>, thread: ThreadKey, teardown: usize) -> Option<Left> {
+    let all = frames.iter().filter(|frame| frame.thread == thread && frame.teardown > teardown);
+    let outermost = all.filter(|frame| frame.purpose.is_some()).last()?;
+    let Frame { root, purpose, teardown, given_up, .. } = outermost;
+    Some(Left { root: root.clone(), purpose: (*purpose)?, teardown: *teardown, key: (*given_up)? })
+}
+
 /// What became of the frames of a handler that was given up.
 struct GivenUp {
     /// Their handlers, and whether no other watch has given them up before; the innermost first.
@@ -293,6 +212,8 @@ struct GivenUp {
     left: Vec<Left>,
     /// The handlers among them that ran out of turn and that a drain waits for.
     waiting: Vec<Awaited>,
+    /// A drain further in than all of them, which another watch has given up before.
+    further_in: Option<Left>,
     /// The key that owns the drains.
     key: ThreadKey,
     /// Entries with which the handlers' stacks note that these were given up.
@@ -314,8 +235,8 @@ struct Awaited {
 impl GivenUp {
     fn new() -> Self {
         let (runs, left, waiting) = (Vec::new(), Vec::new(), Vec::new());
-        let (key, links, slots, slot) = (ThreadKey::fresh(), Vec::new(), Vec::new(), None);
-        Self { runs, left, waiting, key, links, slots, slot }
+        let (key, links, slots) = (ThreadKey::fresh(), Vec::new(), Vec::new());
+        Self { runs, left, waiting, further_in: None, key, links, slots, slot: None }
     }
 
     /// Returns whether this many frames can be added without allocating.
@@ -344,45 +265,14 @@ impl GivenUp {
             }
         }
         if let Some(purpose) = frame.purpose {
-            if frame.is_replaced {
-                self.slot = frame.slot.take();
-            } else if let Some((drain, mut slot)) = frame.root.stack().lock().drain.as_mut().zip(self.slots.pop()) {
-                drain.waiters.push(&mut slot);
-                frame.slot = Some(slot);
+            if !frame.is_replaced {
+                if let Some(drain) = &mut frame.root.stack().lock().drain {
+                    frame.slot = self.slots.pop();
+                    frame.slot.iter_mut().for_each(|slot| drain.waiters.push(slot));
+                }
             }
             self.left.push(Left { root: frame.root.clone(), purpose, teardown: frame.teardown, key: self.key });
         }
-    }
-}
-
-impl Left {
-    fn is(&self, drain: &Drain) -> bool {
-        (drain.owner, drain.teardown) == (self.key, self.teardown)
-    }
-
-    /// Takes the drain, of this stack and of those nested in it, from the thread, and leaves what is further in behind it.
-    fn disown(&self, thread: ThreadKey, inner: Option<&Self>) {
-        self.root.stack().disown(self.teardown, thread, self.key);
-        if inner.is_none() {
-            return;
-        }
-        leave_behind(&self.root, Vec::new(), inner, Some(self.teardown));
-        self.root.stack().visit_descendants(|node| {
-            if node.stack.lock().drain.as_ref().is_some_and(|drain| self.is(drain)) {
-                leave_behind(&Spot::Node(Arc::clone(node)), Vec::new(), inner, Some(self.teardown));
-            }
-        });
-    }
-
-    /// Wakes the threads that wait for the drain of this stack, or of one nested in it.
-    fn wake_waiters(&self) {
-        let wake = |stack: &SharedExitStack| {
-            if let Some(drain) = stack.lock().drain.as_ref().filter(|drain| self.is(drain)) {
-                drain.waiters.wake(&Waited::OwnerLeft(self.key));
-            }
-        };
-        wake(self.root.stack());
-        self.root.stack().visit_descendants(|node| wake(&node.stack));
     }
 }
 
@@ -402,18 +292,6 @@ impl SharedExitStack {
         if settled {
             self.unlink_settled();
         }
-    }
-
-    /// Makes `key` the owner of the drains that a teardown of `thread` has begun in this stack and in those nested in
-    /// it. The threads that wait for these do not notice.
-    pub(super) fn disown(&self, teardown: usize, thread: ThreadKey, key: ThreadKey) {
-        let disown = |stack: &Self| {
-            if let Some(drain) = &mut stack.lock().drain {
-                drain.disown(teardown, thread, key);
-            }
-        };
-        disown(self);
-        self.visit_descendants(|node| disown(&node.stack));
     }
 }
 

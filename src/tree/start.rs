@@ -24,28 +24,35 @@ impl SharedExitStack {
     /// Drains the stack and what is nested in it, and returns the failures.
     pub(crate) fn drain(&self, purpose: Purpose, outcome: Outcome) -> Result<(), CloseError> {
         // A thread that its own watch has given up gets no failures: another one ends the drain.
-        self.drain_after(purpose, outcome, None, || ()).unwrap_or(Ok(()))
+        self.drain_after(purpose, outcome, None, None, || ()).unwrap_or(Ok(()))
     }
 
     /// Does what [`drain`](Self::drain) does, and returns an error if this thread was given up.
     pub(crate) fn drain_watched(&self, purpose: Purpose, outcome: Outcome) -> Result<Result<(), CloseError>, Late> {
-        self.drain_after(purpose, outcome, None, || ())
+        self.drain_after(purpose, outcome, None, None, || ())
     }
 
-    /// Resumes the drain of the owner that has `left`. This thread may be given up in turn.
-    pub(super) fn resume(&self, purpose: Purpose, left: ThreadKey) -> Result<Result<(), CloseError>, Late> {
+    /// Resumes the drain of the owner that has `left`, or waits for the thread that has, at this slot if there is one. This
+    /// thread may be given up in turn.
+    pub(super) fn resume(
+        &self,
+        purpose: Purpose,
+        left: Option<ThreadKey>,
+        slot: Option<Slot>,
+    ) -> Result<Result<(), CloseError>, Late> {
         // The outcome is ignored: the drain keeps the one it began with.
-        self.drain_after(purpose, Outcome::Failure, Some(left), || ())
+        self.drain_after(purpose, Outcome::Failure, left, slot, || ())
     }
 
     /// Does what [`drain`](Self::drain) does, but calls `first` once the drain is this thread's. The drain of an owner that
-    /// has `left` becomes that at once.
+    /// has `left` becomes that at once. With a `slot`, it is the drain that this was added to.
     #[inline]
     fn drain_after(
         &self,
         purpose: Purpose,
         outcome: Outcome,
         mut left: Option<ThreadKey>,
+        mut slot: Option<Slot>,
         first: impl FnOnce(),
     ) -> Result<Result<(), CloseError>, Late> {
         let mut first = Some(first);
@@ -57,8 +64,12 @@ impl SharedExitStack {
             if is_on(teardown.epoch) && self.is_refused_here() {
                 return Err(if is_lost_here() { Late::Lost } else { Late::Replaced });
             }
-            let mut slot = None;
-            let result = match self.acquire(purpose, outcome, teardown.number, left, who) {
+            // Only in the first round. Later ones are for what the first has skipped, or of a forked child.
+            let acquired = match (left.take(), slot.take()) {
+                (left, Some(slot)) => self.acquire_at(slot, purpose, outcome, teardown.number, left, who),
+                (left, None) => self.acquire(purpose, outcome, teardown.number, left, who),
+            };
+            let result = match acquired {
                 // Nobody else runs it, or its owner waits for this thread.
                 Acquired::Mine => run(&mut teardown, first.take(), &mut slot),
                 // The other thread may have skipped a handler that it was in itself and that still runs, so look again.
@@ -75,28 +86,19 @@ impl SharedExitStack {
                 // A handler has forked, and this is the child. It goes on with what it has registered itself. The
                 // result so far is its parent's: it is neither returned nor dropped here.
                 mem::forget(mem::replace(&mut before, result));
-                left = None;
                 continue;
             }
             match teardown.late {
                 None => return Ok(merged(before, result)),
                 // What is left is nobody's, or another thread's by now.
                 Some(Late::ForAnother) => {
-                    let rest = self.drain_rest(purpose, slot)?;
+                    let rest = self.resume(purpose, None, slot)?;
                     return Ok(merged(before, merged(result, rest)));
                 }
                 // Another thread goes on with all of it.
                 Some(late) => return Err(late),
             }
         }
-    }
-
-    /// Resumes a drain that this thread was given up in, or waits for the thread that goes on with it. Returns what the drain
-    /// has told at the slot, if it is over.
-    #[cold]
-    fn drain_rest(&self, purpose: Purpose, slot: Option<Slot>) -> Result<Result<(), CloseError>, Late> {
-        let rest = self.drain_watched(purpose, Outcome::Failure)?; // the drain keeps the outcome that it began with
-        Ok(merged(rest, slot.map_or(Ok(()), |slot| self.result_at(&slot))))
     }
 
     /// Does what [`drain`](Self::drain) does where there is no caller to return failures to: they were reported.
@@ -120,7 +122,7 @@ impl SharedExitStack {
     ) -> Result<Result<(), CloseError>, Late> {
         forget_frames(left);
         let drains = self.left_by(left);
-        self.drain_after(purpose, outcome, None, || {
+        self.drain_after(purpose, outcome, None, None, || {
             // All of them before any handler runs: what is resumed first may hang.
             drains.iter().rev().for_each(|node| node.stack.report_all());
             for node in &drains {

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::behind::Left;
 use super::frames::Late;
 use super::record::Record;
-use super::relief::Left;
 use super::run::{Run, Spot};
 use super::wait_graph::{self, Slot, ThreadKey};
 use crate::chain::{Chain, Link};

@@ -84,6 +84,53 @@ fn begins_and_sticks(inside: Sender<()>) -> Handler<impl FnOnce() + Send + 'stat
     .within(SHORT)
 }
 
+/// Registers a handler that is given up twice: for a `finalize_within` on another thread, and later by its own limit.
+fn is_given_up_twice(plugin: &Interpreter) {
+    let (begins, inside) = channel();
+    let stuck = move || {
+        let _ = begins.send(());
+        forever()
+    };
+    plugin.stack().register(Handler::new(stuck).named("slow").within(4 * SHORT));
+    let plugin = plugin.clone();
+    thread::spawn(move || {
+        let _ = inside.recv();
+        drop(plugin.finalize_within(&Limits::new().each(SHORT)));
+    });
+}
+
+/// Finalizes an interpreter, in one nested in which a handler is given up for the sake of that. Then a handler forks.
+fn forks_after_one_was_given_up(comes_back: bool, finalize: fn(&Interpreter)) -> ! {
+    limit(limits());
+    let outer = plugin("outer");
+    let (ends, ended) = channel();
+    outer.stack().register(move || {
+        let forked = fork(|| {
+            register(|| say("the child's"));
+            OK
+        });
+        if let Ok(status) = forked {
+            say_child(status);
+            let _ = ends.send(());
+        }
+    });
+    let inner = outer.subinterpreter("inner");
+    let (begins, inside) = channel();
+    let (release, released) = channel::<()>();
+    let stuck = move || {
+        let _ = begins.send(());
+        let _ = released.recv();
+    };
+    inner.stack().register(stuck);
+    until_inside(move || finalize(&outer), &inside);
+    let _ = inner.finalize_within(&Limits::new().each(SHORT));
+    if comes_back {
+        drop(release);
+    }
+    let _ = ended.recv_timeout(long());
+    leave()
+}
+
 /// Returns the thread that this was called on first.
 fn main_thread() -> usize {
     static MAIN: OnceLock<usize> = OnceLock::new();
@@ -1471,6 +1518,143 @@ fn others() -> Vec<Case> {
             say(if closed.is_over() { "over" } else { "left" });
             say(&format!("{} failed", plugin.finalize().unwrap_err().errors().len()));
             OK
+        }),
+        // The thread that waits is not at the drain that would be resumed first.
+        case("without_threads_one_who_waits_further_in_goes_on", Code(0), &["inner's", "outer's"], || {
+            let [outer, inner] = ["outer", "inner"].map(Interpreter::detached);
+            says_in(&outer, "outer's");
+            says_in(&inner, "inner's");
+            let (begins, begun) = channel();
+            let (itself, waits) = mpsc::sync_channel::<Watched>(1);
+            let also = inner.clone();
+            let waiting = thread::spawn(move || {
+                let () = begun.recv().expect("the handler begins");
+                itself.send(Watched::this()).expect("it waits");
+                also.finalize()
+            });
+            stuck_in(&inner);
+            inner.stack().register(move || {
+                begins.send(()).expect("it waits");
+                waits.recv_timeout(long()).expect("it begins").until_it_sleeps();
+            });
+            outer.stack().register(move || inner.finalize());
+            stuck_in(&outer); // uses up the thread that was started beforehand
+            outer.stack().register(exhaust_threads);
+            let _ = outer.finalize_within(&Limits::new());
+            let _ = waiting.join();
+            let _ = outer.finalize();
+            OK
+        }),
+        // What is left of it takes long, on another thread.
+        case("the_rest_of_one_given_up_before_comes_first", Code(0), &["inner's", "outer's"], || {
+            let (tells, told) = channel();
+            set_observer(Box::new(move |event| {
+                if let Event::GivenUp(record) = event {
+                    let _ = tells.send(record.name() == Some("finalizes"));
+                }
+            }));
+            let [outer, inner] = ["outer", "inner"].map(Interpreter::detached);
+            says_in(&outer, "outer's");
+            let (slow, takes_long) = channel();
+            let (release, released) = channel::<()>();
+            inner.stack().register(move || {
+                let _ = slow.send(());
+                let _ = released.recv();
+                say("inner's");
+            });
+            let (begins, inside) = channel();
+            inner.stack().register(begins_and_sticks(begins));
+            let inside_it = inner.clone();
+            outer.stack().register(Handler::new(move || inside_it.finalize()).named("finalizes"));
+            let own = outer.clone();
+            until_inside(move || own.finalize(), &inside);
+            until_inside(move || inner.finalize_within(&Limits::new()), &takes_long);
+            let goes_on = thread::spawn(move || outer.finalize_within(&Limits::new()));
+            while !told.recv_timeout(long()).expect("it is given up") {}
+            until_others_sleep();
+            drop(release);
+            let _ = goes_on.join();
+            leave()
+        }),
+        // It waits for a handler of a nested interpreter that has skipped itself.
+        case("one_that_goes_on_waits_for_what_was_skipped", Code(0), &["inner ends", "it is over"], || {
+            let (tells, told) = channel();
+            set_observer(Box::new(move |event| {
+                if let Event::GivenUp(_) = event {
+                    let _ = tells.send(());
+                }
+            }));
+            let outer = Interpreter::detached("outer");
+            let inner = outer.subinterpreter("inner");
+            let (begins, inside) = mpsc::sync_channel::<Watched>(1);
+            let around = outer.clone();
+            inner.stack().register(move || {
+                let _ = begins.send(Watched::this());
+                let _ = around.finalize();
+                for _ in 0..2 {
+                    told.recv_timeout(long()).expect("both go on without it");
+                }
+                until_others_sleep();
+                say("inner ends");
+            });
+            let (sticks, stuck) = channel();
+            outer.stack().register(begins_and_sticks(sticks));
+            let (ends, ended) = channel();
+            let within = move || {
+                let _ = outer.finalize_within(&Limits::new().on_expiry(Expiry::Wait));
+                say("it is over");
+                let _ = ends.send(());
+            };
+            until_inside(within, &stuck);
+            let own = inner.clone();
+            thread::spawn(move || own.finalize());
+            inside.recv_timeout(long()).expect("it begins").until_it_sleeps();
+            let _ = inner.finalize_within(&Limits::new());
+            ended.recv_timeout(long()).expect("it returns");
+            leave()
+        }),
+        // An error that a thread was to be told of is dropped, but not on the thread that watches.
+        case("an_errors_drop_that_asks_what_runs", GAVE_UP, &["A"], || {
+            #[derive(Debug, thiserror::Error)]
+            #[error("asks")]
+            struct Asks;
+
+            impl Drop for Asks {
+                fn drop(&mut self) {
+                    let _ = running();
+                }
+            }
+
+            limit(limits());
+            says("A");
+            let plugin = Interpreter::detached("plugin");
+            plugin.stack().register(|| Err(Asks));
+            is_given_up_twice(&plugin);
+            register(move || drop(plugin.finalize()));
+            exit(3)
+        }),
+        case("one_given_up_after_what_it_waited_for_is_reported", GAVE_UP, &["reported finalizes", "A"], || {
+            limit(limits());
+            reports(|| ());
+            says("A");
+            let plugin = Interpreter::detached("plugin");
+            is_given_up_twice(&plugin);
+            register(Handler::new(move || drop(plugin.finalize())).named("finalizes"));
+            Ok(run(|| ()))
+        }),
+        case("one_given_up_twice_is_reported", GAVE_UP, &["reported slow", "A"], || {
+            limit(limits());
+            reports(|| ());
+            says("A");
+            is_given_up_twice(&plugin("plugin"));
+            OK
+        }),
+        // It forks in a drain that it goes on with because another one has given it up.
+        case("a_child_forked_on_a_thread_that_comes_back_late", Code(0), &["the child's", "child 0"], || {
+            forks_after_one_was_given_up(true, |outer| _ = outer.finalize())
+        }),
+        case("a_child_forked_on_the_thread_that_goes_on_after_another", Code(0), &["the child's", "child 0"], || {
+            forks_after_one_was_given_up(false, |outer| _ = outer.finalize_within(&Limits::new()))
         }),
         case("given_up_before_and_the_exit_is_its_own", Code(9), &["A"], || {
             says("A");

@@ -798,6 +798,28 @@ fn all_who_have_to_do_with_a_drain_are_told_what_it_came_to() {
     assert_eq!(kinds(&within_a_minute(move || late.join().unwrap())), expected);
 }
 
+/// Another thread has ended its drain, and the stack is open again.
+#[test]
+fn a_thread_that_comes_back_late_begins_no_drain() {
+    watch_drains();
+    let log = Log::default();
+    let outer = Interpreter::detached("outer");
+    let inner = outer.subinterpreter("inner");
+    let (stuck, held) = held("stuck", || ());
+    inner.stack().register(stuck.within(SHORT));
+    let own = outer.clone();
+    let late = thread::spawn(move || own.stack().close());
+    held.until_it_runs();
+    let _ = within_a_minute(move || inner.finalize_within(&Limits::new()));
+    outer.stack().close().unwrap();
+    outer.stack().on_failure(log.handler("rolled back"));
+    outer.stack().on_success(log.handler("committed"));
+    held.release();
+    let _ = within_a_minute(move || late.join().unwrap());
+    outer.stack().close().unwrap();
+    assert_eq!(log.take(), ["committed"]);
+}
+
 /// What has failed before is returned, and not reported as well.
 #[test]
 fn failures_after_an_early_return_are_reported() {
