@@ -107,7 +107,7 @@ impl SharedExitStack {
                 if let Some(of) = of {
                     self.take_over(of, teardown);
                 }
-                inner.root.stack().report_all(); // that drain's result is returned to nobody
+                inner.root.stack().report_all(); // who would get its result may never come back
                 drop(inner.resume(None)?);
                 self.skip_nothing_here();
             }
