@@ -1,4 +1,5 @@
-//! A soak test: 8 threads, random operations on a tree of interpreters, and an account of every handler.
+//! Soak tests. First, 8 threads, random operations on a tree of interpreters, and an account of every handler; then drains
+//! with limits; then handlers that finalize one another.
 //!
 //! Each handler holds a token. A token is settled exactly once: its handler runs, or it is dropped unrun by an
 //! `unregister`, a `clear` or a refusal, on the thread that does this. In the end, registered = run + unregistered +
@@ -430,11 +431,102 @@ fn bounded_round() {
     count(&GIVEN_UP, closed.records().iter().filter(|record| matches!(record.fate(), Fate::GivenUp)).count());
 }
 
+/// Finalizes interpreters, some of them nested and some detached, from several threads, with limits and without. Their
+/// handlers finalize one another, run too long, or block until all that can go on without them has. Each runs exactly once.
+fn tangled_round() {
+    let mut all: Vec<Interpreter> = Vec::new();
+    for number in 0..2 + below(4) {
+        let name = number.to_string();
+        all.push(match number {
+            1.. if below(2) == 0 => all[below(number)].subinterpreter(name),
+            _ => Interpreter::detached(name),
+        });
+    }
+    let (release, released) = channel::<()>();
+    let released = Arc::new(Mutex::new(released));
+    let mut runs = Vec::new();
+    let mut ids = Vec::new();
+    for (place, interpreter) in all.iter().enumerate() {
+        for _ in 0..=below(4) {
+            let (count, released) = (Arc::new(AtomicU64::new(0)), Arc::clone(&released));
+            let (kind, target) = (below(8), all[below(all.len())].clone());
+            runs.push(Arc::clone(&count));
+            let handler = move || {
+                count.fetch_add(1, Ordering::Relaxed);
+                match kind {
+                    0 | 1 => _ = released.lock().unwrap_or_else(PoisonError::into_inner).recv(),
+                    2 | 3 => _ = target.finalize(),
+                    4 => _ = target.stack().close(),
+                    5 => drop(target.finalize_within(&Limits::new().each(Duration::from_millis(10)))),
+                    6 => {
+                        pause(2);
+                        return Err("failed");
+                    }
+                    _ => {}
+                }
+                Ok(())
+            };
+            let limit = Duration::from_millis(3 + below(15) as u64);
+            ids.push((place, interpreter.stack().register(Handler::new(handler).within(limit))));
+        }
+    }
+    let (ends, ended) = channel::<()>();
+    let start = |delay: usize, act: Box<dyn FnOnce() + Send>| {
+        let ends = ends.clone();
+        thread::spawn(move || {
+            pause(delay);
+            act();
+            drop(ends);
+        })
+    };
+    let mut threads = Vec::new();
+    for (place, id) in ids {
+        if below(5) == 0 {
+            let interpreter = all[place].clone();
+            threads.push(start(below(20), Box::new(move || _ = interpreter.stack().run_now(id))));
+        }
+    }
+    for _ in 0..2 + below(4) {
+        let (interpreter, how, time) = (all[below(all.len())].clone(), below(4), 3 + below(20) as u64);
+        let finalize = move || match how {
+            0 => _ = interpreter.finalize(),
+            1 => _ = interpreter.stack().close(),
+            2 => drop(interpreter.finalize_within(&Limits::new().each(Duration::from_millis(time)))),
+            _ => drop(interpreter.finalize_within(&Limits::new().within(Duration::from_millis(60 * time)))),
+        };
+        threads.push(start(below(25), Box::new(finalize)));
+    }
+    drop(ends);
+    pause(60);
+    drop(release);
+    assert_eq!(ended.recv_timeout(Duration::from_secs(60)), Err(RecvTimeoutError::Disconnected), "a thread hangs");
+    for thread in threads {
+        thread.join().expect("no panic gets out");
+    }
+    let end = Instant::now() + Duration::from_secs(60);
+    for interpreter in &all {
+        while !interpreter.finalize_within(&Limits::new()).is_over() {
+            assert!(Instant::now() < end, "it is never over");
+            thread::yield_now();
+        }
+    }
+    let runs: Vec<u64> = runs.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+    assert!(runs.iter().all(|count| *count == 1), "{runs:?}");
+    count(&TANGLED, 1);
+}
+
+/// Waits this many milliseconds.
+fn pause(milliseconds: usize) {
+    let (_never, waits) = channel::<()>();
+    let _ = waits.recv_timeout(Duration::from_millis(milliseconds as u64));
+}
+
 static BOUNDED: AtomicU64 = AtomicU64::new(0);
 static GIVEN_UP: AtomicU64 = AtomicU64::new(0);
+static TANGLED: AtomicU64 = AtomicU64::new(0);
 
-#[test]
-fn limits_that_expire_at_random_lose_nothing() {
+/// Repeats a round on four threads, until the time is over.
+fn repeat(round: fn(), first_stream: u64) -> u64 {
     let seconds = from_environment("EXITSTACK_SOAK_SECONDS", 2);
     let seed = from_environment("EXITSTACK_SEED", 0x5eed);
     report::set_hook(Box::new(|_| ()));
@@ -445,9 +537,9 @@ fn limits_that_expire_at_random_lose_nothing() {
         .map(|number| {
             let done = done.clone();
             thread::spawn(move || {
-                RANDOM.set(Random::stream(seed, 100 + number));
+                RANDOM.set(Random::stream(seed, first_stream + number));
                 while Instant::now() < end {
-                    bounded_round();
+                    round();
                 }
                 done.send(()).expect("somebody waits");
             })
@@ -464,7 +556,19 @@ fn limits_that_expire_at_random_lose_nothing() {
     for thread in threads {
         thread.join().expect("no panic gets out");
     }
+    seed
+}
+
+#[test]
+fn limits_that_expire_at_random_lose_nothing() {
+    let seed = repeat(bounded_round, 100);
     let [rounds, given_up] = [&BOUNDED, &GIVEN_UP].map(|counter| counter.load(Ordering::Relaxed));
     println!("{rounds} drains with limits, seed {seed}: {given_up} handlers given up");
     assert!(given_up > 0);
+}
+
+#[test]
+fn handlers_that_finalize_each_other_run_once() {
+    let seed = repeat(tangled_round, 200);
+    println!("{} tangles of drains, seed {seed}", TANGLED.load(Ordering::Relaxed));
 }
