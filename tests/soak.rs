@@ -1,7 +1,7 @@
 //! Soak tests. First, 8 threads, random operations on a tree of interpreters, and an account of every handler; then drains
 //! with limits; then handlers that finalize one another.
 //!
-//! Each handler holds a token. A token is settled exactly once: its handler runs, or it is dropped unrun by an
+//! In the first, each handler holds a token. A token is settled exactly once: its handler runs, or it is dropped unrun by an
 //! `unregister`, a `clear` or a refusal, on the thread that does this. In the end, registered = run + unregistered +
 //! cleared + refused, exactly.
 //!
