@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::{CloseError, Failures, HandlerErrorKind, merged};
+use crate::error::{CloseError, Failures, HandlerErrorKind};
 use crate::tree::{Fate, Record, Running, Spot, Watch};
 
 /// Why a drain that is watched began.
@@ -93,10 +93,11 @@ impl Closed {
     /// What became of a drain that goes on, although nobody waits for it any more. From now on it reports its failures.
     pub(super) fn so_far(watch: &Arc<Watch>) -> Self {
         let records = watch.records();
-        let mut result = result_of(&records);
+        let mut failures = failures_of(&records);
         for error in watch.root.stack().leave_unattended() {
-            result = merged(result, Err(CloseError::of(error)));
+            drop(failures.merge(Failures::failure(error)));
         }
+        let result = failures.into_result();
         if let Err(error) = &result {
             error.iter().for_each(|failure| _ = failure.tell()); // it is returned
         }
@@ -107,7 +108,7 @@ impl Closed {
     pub(super) fn until_exit(watch: &Arc<Watch>) -> Self {
         let records = watch.records();
         let running = records.iter().position(|record| matches!(record.fate, Fate::Running));
-        let result = result_of(&records[..running.unwrap_or(records.len())]);
+        let result = failures_of(&records[..running.unwrap_or(records.len())]).into_result();
         Self { records, result, root: watch.root.clone() }
     }
 
@@ -173,7 +174,7 @@ impl Closed {
 }
 
 /// Returns the failures that records tell of.
-fn result_of(records: &[Record]) -> Result<(), CloseError> {
+fn failures_of(records: &[Record]) -> Failures {
     let mut failures = Failures::default();
     for record in records {
         let error = match &record.fate {
@@ -184,7 +185,7 @@ fn result_of(records: &[Record]) -> Result<(), CloseError> {
         };
         drop(failures.merge(Failures::failure(error)));
     }
-    failures.into_result()
+    failures
 }
 
 impl fmt::Debug for Closed {

@@ -1,5 +1,7 @@
 //! What is left behind where a handler was given up (see [`relief`](super::relief)): what comes before a drain goes on, on
 //! whichever thread.
+//!
+//! The lock of what is left behind is taken alone.
 
 use std::mem;
 use std::ptr;

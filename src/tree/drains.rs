@@ -97,7 +97,7 @@ impl SharedExitStack {
             Claim::Mine => Acquired::Mine,
             // A thread that waited for itself would block forever.
             Claim::AlreadyMine => Acquired::AlreadyMine,
-            // Nothing will ever run here again.
+            // Nothing is left of it.
             Claim::Over => Acquired::Settled,
             // The only case in which to wait, at a slot that is allocated while no lock is held.
             Claim::HeldBy(..) => self.acquire_at(Slot::new(), purpose, outcome, teardown, left, who),
@@ -118,7 +118,7 @@ impl SharedExitStack {
     ) -> Acquired {
         loop {
             let (owner, theirs) = match self.claim(purpose, outcome, teardown, left, Some(&mut slot)) {
-                // Of the thread that this one waited for, and which has left, or over in the meantime.
+                // Left by the thread that this one waited for, or nobody's by now.
                 Claim::Mine => return Acquired::Mine,
                 Claim::AlreadyMine => return Acquired::AlreadyMine,
                 // Another thread has run everything while this one did not look.

@@ -6,7 +6,8 @@
 //! 2. A handler that was given up counts as nested in its stack until it returns, so the stack does not settle before;
 //!    but nothing waits for it.
 //! 3. Of the drains that were given up, the innermost is resumed first, whichever of them a thread reaches: each has the
-//!    next one further in [behind](super::behind) it, and whoever resumes it resumes that one first, or waits for the thread that does.
+//!    next one further in [behind](super::behind) it, and whoever resumes it resumes that one first, or waits for the
+//!    thread that does.
 //! 4. A thread that resumes a drain owns it, and what is nested in it, before it resumes those further in, as the one that
 //!    was given up did: what it runs there may reach one further out, by `close()` or as a part of what it drains, and
 //!    must not wait for itself.
@@ -277,7 +278,7 @@ impl GivenUp {
 }
 
 impl SharedExitStack {
-    /// Returns whether another thread drains this stack than one that was given up, whose drains this key owns.
+    /// Returns whether this stack is drained by a thread other than the one that was given up, whose drains `key` owns.
     fn is_drained_by_other(&self, given_up: ThreadKey, key: ThreadKey) -> bool {
         self.lock().drain.as_ref().is_some_and(|drain| drain.owner != given_up && drain.owner != key)
     }

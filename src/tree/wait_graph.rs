@@ -15,7 +15,8 @@
 //! 5. A thread that ends the process never comes back to the drains that it is in. It takes a new key ([`leave`]), and
 //!    its drains have no owner any more: each thread that waits for one of them is woken, and resumes it. Where a drain
 //!    gets another owner, those that wait for it are woken, too, so that each edge leads to the thread that drains.
-//! 6. Lock order: the graph, then a slot. No stack's lock is held here.
+//! 6. Lock order: the graph, then a slot. No stack's lock is held while the graph is locked, but slots are also set under
+//!    one.
 
 use std::cell::Cell;
 use std::sync::Arc;

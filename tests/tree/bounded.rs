@@ -681,31 +681,36 @@ fn a_transaction_whose_commit_is_given_up_says_so() {
     assert_eq!(kinds(&within_a_minute(move || committing.join().unwrap())), ["slow timed out"]);
 }
 
+/// Three interpreters. A handler of the first finalizes the second, and one of that the third.
+fn three_in_a_row(log: &Log) -> [Interpreter; 3] {
+    let all = ["outer", "middle", "inner"].map(Interpreter::detached);
+    for (interpreter, rest) in all.iter().zip(["outer's", "middle's", "inner's"]) {
+        named(interpreter, log, rest);
+    }
+    for pair in all.windows(2) {
+        let inside = pair[1].clone();
+        pair[0].stack().register(Handler::new(move || drop(inside.finalize())).named("finalizes"));
+    }
+    all
+}
+
 /// A drain in a drain in a drain, the innermost with two handlers that do not return: whoever goes on for the first is given
 /// up in turn, and whoever goes on for that still owes it what comes first.
 #[test]
 fn what_is_left_behind_twice_still_comes_first() {
     watch_drains();
     let log = Log::default();
-    let all = ["outer", "middle", "inner"].map(Interpreter::detached);
-    for (at, rest) in ["outer's", "middle's", "inner's"].into_iter().enumerate() {
-        named(&all[at], &log, rest);
-    }
+    let all = three_in_a_row(&log);
     let (second, held_second) = held("second", || ());
     all[2].stack().register(second.within(SHORT));
     let (first, held_first) = held("first", || ());
     all[2].stack().register(first.within(SHORT));
-    for (around, inside) in [(&all[0], &all[1]), (&all[1], &all[2])] {
-        let inside = inside.clone();
-        around.stack().register(Handler::new(move || drop(inside.finalize())).named("finalizes"));
-    }
     let outer = all[0].clone();
     let finalizes = thread::spawn(move || outer.finalize());
     held_first.until_it_runs();
     let outer = all[0].clone();
     let closed = within_a_minute(move || outer.finalize_within(&Limits::new()));
     assert_eq!(log.take(), ["inner's", "middle's", "outer's"]);
-    // The drain that was waited for is that of the outermost alone. What was left behind went on around it.
     let given_up = fates(&closed).into_iter().filter(|fate| fate.ends_with("given up")).collect::<Vec<_>>();
     assert_eq!(given_up, ["first given up", "finalizes given up", "finalizes given up", "second given up"]);
     held_first.release();
@@ -720,16 +725,9 @@ fn two_threads_that_go_on_keep_the_order() {
     watch_drains();
     for second in 0..3 {
         let log = Log::default();
-        let all = ["outer", "middle", "inner"].map(Interpreter::detached);
-        for (at, rest) in ["outer's", "middle's", "inner's"].into_iter().enumerate() {
-            named(&all[at], &log, rest);
-        }
+        let all = three_in_a_row(&log);
         let (stuck, held) = held("stuck", || ());
         all[2].stack().register(stuck.within(SHORT));
-        for (around, inside) in [(&all[0], &all[1]), (&all[1], &all[2])] {
-            let inside = inside.clone();
-            around.stack().register(move || drop(inside.finalize()));
-        }
         let [outer, own] = [all[0].clone(), all[0].clone()];
         let finalizes = thread::spawn(move || outer.finalize());
         held.until_it_runs();
@@ -744,9 +742,9 @@ fn two_threads_that_go_on_keep_the_order() {
         assert_eq!(log.take(), ["inner's", "middle's", "outer's"], "{second}");
         // Each is told what that drain came to.
         let told = kinds(&within_a_minute(move || waits.join().unwrap()));
-        assert_eq!(told, [["? timed out"], ["? timed out"], ["stuck timed out"]][second]);
+        assert_eq!(told, [["finalizes timed out"], ["finalizes timed out"], ["stuck timed out"]][second]);
         held.release();
-        assert_eq!(kinds(&within_a_minute(move || finalizes.join().unwrap())), ["? timed out"]);
+        assert_eq!(kinds(&within_a_minute(move || finalizes.join().unwrap())), ["finalizes timed out"]);
     }
 }
 
