@@ -98,13 +98,12 @@ impl Watching {
     }
 }
 
-/// Whether a caller waits for the result of a drain.
-enum Awaited {
-    Yes,
-    /// It has come.
-    Over(Result<(), CloseError>),
-    /// Not any more.
-    No,
+/// The caller of [`finalize_within`], as the thread that ends the drain finds it.
+enum Caller {
+    Waits,
+    /// It is told this result of the drain.
+    Told(Result<(), CloseError>),
+    HasReturned,
 }
 
 /// Finalizes an interpreter on a thread of its own, and returns when its time is over, if not before.
@@ -117,17 +116,17 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
     }
     tell(observer.as_ref(), || Told::Began(Reason::Finalize));
     let lean = Arc::new(Lean::new(ThreadKey::current()));
-    let result = Arc::new(Lock::new(Awaited::Yes));
+    let caller = Arc::new(Lock::new(Caller::Waits));
     let job = {
         let (watch, observer) = (Arc::clone(&watch), observer.clone());
-        let (ended, kept, leaning) = (Arc::clone(&watch), Arc::clone(&result), Arc::downgrade(&lean));
+        let (ended, kept, leaning) = (Arc::clone(&watch), Arc::clone(&caller), Arc::downgrade(&lean));
         let finish = Arc::new(move |result| {
             if !ended.is_ours() {
                 return; // this process was forked in it, perhaps while its caller held one of these locks
             }
             let mut kept = kept.lock();
-            if let Awaited::Yes = *kept {
-                *kept = Awaited::Over(result);
+            if let Caller::Waits = *kept {
+                *kept = Caller::Told(result);
                 drop(kept);
             } else {
                 drop(kept);
@@ -141,8 +140,8 @@ pub(crate) fn finalize_within(node: &Arc<Node>, limits: Limits) -> Closed {
     let returns = returns(&job);
     drain_elsewhere(job, Arc::clone(node), &lean);
     settle_lines(returns.map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()).min(PATIENCE)));
-    let result = mem::replace(&mut *result.lock(), Awaited::No);
-    let closed = if let Awaited::Over(result) = result { Closed::new(&watch, result) } else { Closed::so_far(&watch) };
+    let caller = mem::replace(&mut *caller.lock(), Caller::HasReturned);
+    let closed = if let Caller::Told(result) = caller { Closed::new(&watch, result) } else { Closed::so_far(&watch) };
     tell(observer.as_ref(), || Told::Closed(closed.clone()));
     closed
 }
