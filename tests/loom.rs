@@ -8,7 +8,7 @@
 //! must hold; and with [`Small`], a small copy of the protocol. `Small` must hold as well, and must fail with each
 //! [`Bug`] injected, which proves that the model can detect it.
 //!
-//! `LOOM_MAX_PREEMPTIONS` bounds the search. If it is unset, that is 6, and 3 or 4 for the models with more threads.
+//! `LOOM_MAX_PREEMPTIONS` bounds the search. If it is unset, that is 6, and 2 to 4 for the models with more threads.
 
 #![cfg(loom)]
 #![allow(missing_docs, reason = "a test")]
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use exitstack::shutdown::Modelled;
 use exitstack::{CloseError, Interpreter, SharedExitStack, drain_for_good, process_stack};
-use loom::sync::mpsc::channel;
+use loom::sync::mpsc::{Receiver, Sender, channel};
 use loom::sync::{Condvar, Mutex};
 use loom::thread::{self, ThreadId};
 
@@ -81,6 +81,31 @@ impl Log {
     fn handler(&self, what: &'static str) -> impl FnOnce() + Send + 'static {
         let log = self.clone();
         move || log.push(what)
+    }
+}
+
+/// Returns what a handler does that runs until it is released, and the means to wait for its start and to release it.
+fn held() -> (impl FnOnce() + Send + 'static, Held) {
+    let ((begins, begun), (release, released)) = (channel(), channel());
+    let handler = move || {
+        begins.send(()).unwrap();
+        released.recv().unwrap();
+    };
+    (handler, Held { begun, release })
+}
+
+struct Held {
+    begun: Receiver<()>,
+    release: Sender<()>,
+}
+
+impl Held {
+    fn until_it_runs(&self) {
+        self.begun.recv().unwrap();
+    }
+
+    fn release(&self) {
+        self.release.send(()).unwrap();
     }
 }
 
@@ -568,6 +593,71 @@ fn a_closer_waits_for_the_relief() {
 #[test]
 fn an_exit_waits_for_the_relief() {
     check_within(3, || another_waits_for_what_is_relieved(|| Interpreter::new("relieved"), Protocol::exit));
+}
+
+/// Another thread has ended a drain when its own thread begins one inside it, and is given up there.
+#[test]
+fn what_is_begun_inside_a_drain_that_is_over_goes_on() {
+    check_within(2, || {
+        let [plugin, inside] = ["plugin", "inside"].map(Interpreter::detached);
+        let log = Log::new();
+        inside.register(log.handler("inside"));
+        let (stuck, held_inside) = held();
+        inside.register(stuck);
+        plugin.register(log.handler("plugin"));
+        let (waits, held_plugin) = held();
+        let begun = inside.clone();
+        plugin.register(move || {
+            waits();
+            Protocol::finalize(&begun);
+        });
+        let [own, other] = [plugin.begin(), plugin.begin()];
+        let drains = own.clone();
+        let late = thread::spawn(move || drains.drain().is_some());
+        held_plugin.until_it_runs();
+        let waits = other.clone();
+        let waiter = thread::spawn(move || waits.drain().is_some());
+        assert!(!other.give_up(), "its own thread waits");
+        held_plugin.release();
+        held_inside.until_it_runs();
+        assert!(own.give_up());
+        assert!(own.resume().is_some());
+        Protocol::finalize(&inside);
+        assert!(waiter.join().unwrap());
+        let mut all = log.all();
+        all.sort_unstable();
+        assert_eq!(all, ["inside", "plugin"]);
+        held_inside.release();
+        assert!(!late.join().unwrap(), "a late thread went on");
+    });
+}
+
+/// Two drains wait for one handler, in an interpreter nested in what one of them drains, and both give it up.
+#[test]
+fn two_that_give_up_the_same_handler_agree_who_goes_on() {
+    check_within(2, || {
+        let [around, inner] = ["around", "inner"].map(Interpreter::detached);
+        let (log, child) = (Log::new(), inner.child());
+        child.register(log.handler("child"));
+        let (stuck, held) = held();
+        child.register(stuck);
+        let finalized = inner.clone();
+        around.register(move || Protocol::finalize(&finalized));
+        let [own, other] = [inner.begin(), around.begin()];
+        let drains = own.clone();
+        let late = thread::spawn(move || drains.drain().is_some());
+        held.until_it_runs();
+        let waits = other.clone();
+        let waiter = thread::spawn(move || waits.drain().is_some());
+        // Its own thread waits, or has gone on by now.
+        let gives_up = thread::spawn(move || other.give_up() && other.resume().is_some());
+        assert!(own.give_up());
+        assert!(own.resume().is_some());
+        assert_eq!(waiter.join().unwrap(), !gives_up.join().unwrap());
+        assert_eq!(log.all(), ["child"]);
+        held.release();
+        assert!(!late.join().unwrap(), "a late thread went on");
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

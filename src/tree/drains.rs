@@ -48,15 +48,6 @@ pub(super) enum Acquired {
     Settled,
 }
 
-impl Drain {
-    /// Makes `key` the owner of the drain, if `thread` owns it in this teardown.
-    pub(super) fn disown(&mut self, teardown: usize, thread: ThreadKey, key: ThreadKey) {
-        if (self.owner, self.teardown) == (thread, teardown) {
-            self.owner = key;
-        }
-    }
-}
-
 impl State {
     /// Notes that the stack is asked to drain.
     #[inline]
@@ -181,7 +172,7 @@ impl SharedExitStack {
             drain.purpose = purpose;
         }
         let mut abandoned = None;
-        let claim = if left == Some(drain.owner) {
+        let claim = if drain.owner == ThreadKey::NOBODY || left == Some(drain.owner) {
             (drain.owner, drain.teardown) = (me, teardown);
             drain.waiters.wake(&Waited::OwnerChanged); // each waits for this thread instead, and sees a cycle with it
             state.skip_nothing(); // this thread may have passed something in a drain further in
@@ -224,18 +215,6 @@ impl SharedExitStack {
             drop(state);
             errors.reserve(count);
         }
-    }
-
-    /// Makes `key` the owner of the drains that a teardown of `thread` has begun in this stack and in those nested in
-    /// it. The threads that wait for these do not notice.
-    pub(super) fn disown(&self, teardown: usize, thread: ThreadKey, key: ThreadKey) {
-        let disown = |stack: &Self| {
-            if let Some(drain) = &mut stack.lock().drain {
-                drain.disown(teardown, thread, key);
-            }
-        };
-        disown(self);
-        self.visit_descendants(|node| disown(&node.stack));
     }
 
     /// Adds failures to the drain of this stack. Returns whether they have to be reported.

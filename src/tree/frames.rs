@@ -144,10 +144,10 @@ pub(super) fn push_frame(teardown: usize, root: Spot, purpose: Option<Purpose>) 
     FRAMES.lock().push(link);
 }
 
-/// Removes a frame. If it was given up, returns what its thread is, which key owns its drain, and where to wait for that.
-pub(super) fn drop_frame(teardown: usize) -> Option<(Late, ThreadKey, Option<Slot>)> {
+/// Removes a frame. If it was given up, returns what its thread is, and where to wait for its drain.
+pub(super) fn drop_frame(teardown: usize) -> Option<(Late, Option<Slot>)> {
     let mut frames = FRAMES.lock().take_if(|frame| frame.teardown == teardown);
-    frames.iter_mut().find_map(|frame| Some((frame.late(), frame.given_up?, frame.slot.take())))
+    frames.iter_mut().find(|frame| frame.given_up.is_some()).map(|frame| (frame.late(), frame.slot.take()))
 }
 
 /// Removes the frames of a thread that never comes back to them.

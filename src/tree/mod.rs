@@ -34,7 +34,7 @@
 //! | nobody's | drains | drains |
 //! | settled | returns `Ok` | unlinks it |
 //! | this thread's | returns `Ok` | runs the rest here; the teardown that began it ends it |
-//! | of a thread that has left | resumes it | resumes it |
+//! | of a thread that has left, or was given up | resumes it | resumes it |
 //! | another thread's | waits | waits |
 //! | … and that closes a cycle | returns `Ok` | frees a closer in the cycle, else runs the rest here |
 //!

@@ -1,8 +1,9 @@
 //! How a handler that does not return is given up, and how its drain is continued without it.
 //!
 //! 1. To *give up* a handler is to give up its frame and those around it, as far out as the watched drain needs them:
-//!    the thread comes back to these only when the handler returns. Their drains get an owner that has left (see
-//!    [`wait_graph`](super::wait_graph)), so whichever thread reaches them next resumes them, as after C's `exit`.
+//!    the thread comes back to these only when the handler returns. Their drains get a *key* as their owner, by which the
+//!    thread that goes on resumes them. If the watch waits for another one's drains, it publishes these: they are nobody's,
+//!    and whichever thread reaches them next resumes them.
 //! 2. A handler that was given up counts as nested in its stack until it returns, so the stack does not settle before;
 //!    but nothing waits for it.
 //! 3. Of the drains that were given up, the innermost is resumed first, whichever of them a thread reaches: each has the
@@ -18,6 +19,9 @@
 //!    of them when the handler returns ([`Late::ForAnother`]), unless their own watch gives it up before.
 //! 7. The thread that watches runs no handler, no drop and no hook, not even the report hook: that is left to the thread
 //!    that goes on.
+//! 8. Watches give up one after the other: two may give up the same frame, and its drains, the stack's and those of what is
+//!    nested in that, must not get two owners. A thread that was given up waits until the watch is done. No other takes
+//!    that lock, so memory is allocated under it. It comes before all others.
 
 use std::iter;
 use std::mem;
@@ -28,12 +32,23 @@ use super::behind::{Left, leave_behind};
 use super::frames::{FRAMES, Frame, Late, note_end_gave_up};
 use super::record::Fate;
 use super::run::Run;
-use super::wait_graph::{Slot, ThreadKey, Waited, Waiters, awaited_by, forget_left, note_left};
+use super::wait_graph::{Slot, ThreadKey, Waited, Waiters, awaited_by};
 use super::watch::Watch;
 use super::{OutOfTurn, SharedExitStack, State};
 use crate::chain::{Chain, Link};
 use crate::error::{CloseError, Failures, HandlerErrorKind};
 use crate::list::HandlerId;
+use crate::sync::{PerProcess, global};
+
+global! {
+    /// Held while a watch gives up a handler.
+    static GIVING_UP: PerProcess<()> = PerProcess::new(());
+}
+
+/// Waits until the watch that has given up a handler of this thread is done with that.
+pub(super) fn await_give_up() {
+    drop(GIVING_UP.lock());
+}
 
 /// The handler that keeps a watched drain from going on.
 pub(crate) struct Blocking {
@@ -93,6 +108,7 @@ impl Watch {
     /// Gives up a handler that blocks this drain. Returns `None` if the handler has returned by now, otherwise whether
     /// another thread has to [resume](Self::resume) the drain.
     pub(crate) fn give_up(self: &Arc<Self>, blocking: &Blocking) -> Option<bool> {
+        let _alone = GIVING_UP.lock();
         let GivenUp { runs, left, waiting, further_in, key, slot, .. } = self.give_up_frames(blocking)?;
         let mut untold = Vec::new();
         for (run, is_first) in runs {
@@ -104,31 +120,28 @@ impl Watch {
             }
             self.add(run.record(Fate::GivenUp));
         }
-        let mut inner = further_in.as_ref();
-        for drain in &left {
-            drain.disown(blocking.thread, inner);
-            inner = Some(drain);
-        }
-        // With one that is still to be resumed. Others may have resumed and ended those further in, for another watch.
+        // For each drain, the outermost up to there that is still to be resumed. Other threads may have resumed some, where
+        // another watch had given them up before.
+        let still_left = left.iter().scan(further_in.as_ref(), |inner, drain| {
+            if drain.disown(*inner) {
+                *inner = Some(drain);
+            }
+            Some(*inner)
+        });
+        let still_left: Vec<_> = still_left.collect();
         if let Some(drain) = left.iter().find(|drain| drain.is_left()).or(left.last()) {
             leave_behind(&drain.root, mem::take(&mut untold), None, None);
         }
         for handler in &waiting {
             if handler.run.top.stack().is_drained_by_other(blocking.thread, key) {
-                let inside = handler.inside.map_or(further_in.as_ref(), |inside| Some(&left[inside]));
+                let inside = handler.inside.map_or(further_in.as_ref(), |inside| still_left[inside]);
                 leave_behind(&handler.run.top, mem::take(&mut untold), inside, None);
             }
         }
-        let outermost = left.last().cloned();
         if blocking.is_driver {
-            let mut progress = self.progress.lock();
-            progress.left = outermost.zip(Some(slot));
-            progress.driver = ThreadKey::fresh();
+            self.leave(left.last(), slot, still_left.last().copied().flatten());
         } else {
-            note_left(key);
-            for drain in left.iter().rev() {
-                drain.wake_waiters();
-            }
+            left.iter().rev().for_each(Left::publish);
         }
         for handler in waiting {
             handler.waiters.wake(&Waited::OwnerLeft(key));
@@ -136,26 +149,41 @@ impl Watch {
         Some(blocking.is_driver)
     }
 
+    /// Leaves the outermost of its drains to the thread that goes on, with where to wait for it if another thread has resumed
+    /// it, and in that case the outermost that is still to be resumed.
+    fn leave(&self, outermost: Option<&Left>, slot: Option<Slot>, still_left: Option<&Left>) {
+        let is_inside =
+            |(first, outermost): &(&Left, &Left)| first.key == outermost.key && first.teardown != outermost.teardown;
+        let first = still_left.zip(outermost).filter(is_inside).map(|(first, _)| Link::new((first.clone(), None)));
+        let outermost = outermost.map(|outermost| Link::new((outermost.clone(), slot)));
+        let mut progress = self.progress.lock();
+        outermost.into_iter().chain(first).for_each(|left| progress.left.push(left));
+        progress.driver = ThreadKey::fresh();
+    }
+
     /// Resumes, on this thread, the drains whose thread was given up, the innermost first. Returns the result of the
     /// outermost, or an error if this thread is given up in turn.
     pub(crate) fn resume(self: &Arc<Self>) -> Result<Result<(), CloseError>, Late> {
         self.drive(|| {
-            let left = self.progress.lock().left.take();
-            let Some((outermost, slot)) = left else { return Ok(Ok(())) };
-            note_left(outermost.key);
-            let result = outermost.resume(slot)?;
-            forget_left(outermost.key); // those further in are over as well
-            Ok(result)
+            loop {
+                let mut progress = self.progress.lock();
+                let left = progress.left.pop();
+                let is_outermost = progress.left.is_empty();
+                drop(progress);
+                let Some((left, slot)) = left.map(Link::into_value) else { return Ok(Ok(())) };
+                if is_outermost {
+                    return left.resume(slot);
+                }
+                left.resume_first()?;
+            }
         })
     }
 
     /// Leaves it to whichever thread reaches one of the drains to resume that, as no thread can be started for it.
     pub(crate) fn abandon(&self) {
-        let left = self.progress.lock().left.take();
-        if let Some((outermost, slot)) = left {
-            note_left(outermost.key);
-            let all = iter::successors(Some(outermost), Left::further_in);
-            all.for_each(|drain| drain.wake_waiters());
+        let all = mem::take(&mut self.progress.lock().left);
+        for (left, slot) in all {
+            iter::successors(Some(left), Left::further_in).for_each(|drain| drain.publish());
             mem::forget(slot); // the drop of a user's error may take forever
         }
         self.end();
@@ -256,7 +284,7 @@ impl GivenUp {
     /// Adds a frame, the innermost first. Neither allocates nor frees: the list of frames is locked.
     fn add(&mut self, frame: &mut Frame) {
         let is_first = frame.given_up.is_none();
-        frame.given_up.get_or_insert(self.key);
+        frame.given_up = Some(self.key);
         if let Some(run) = &frame.run {
             self.runs.push((Arc::clone(run), is_first));
             let mut state = run.top.stack().lock();

@@ -68,8 +68,9 @@ pub(super) struct Progress {
     /// Whether no further handler may begin.
     pub(super) is_stopped: bool,
     pub(super) is_over: bool,
-    /// The outermost of its drains, if no thread runs that any more, and where to wait for it if it is another watch's.
-    pub(super) left: Option<(Left, Option<Slot>)>,
+    /// Its drains that no thread runs any more, and where to wait for one that is another watch's. The last comes first;
+    /// those further in than these are behind them.
+    pub(super) left: Chain<(Left, Option<Slot>)>,
 }
 
 per_thread! {
@@ -116,7 +117,7 @@ impl Watch {
             moved: began,
             is_stopped: false,
             is_over: false,
-            left: None,
+            left: Chain::new(),
         };
         let (progress, changed) = (Lock::new(progress), Condvar::new());
         Arc::new(Self { epoch: raw::epoch(), root, ends_process, ends, due, told, progress, changed })

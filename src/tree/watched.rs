@@ -11,9 +11,10 @@ use std::time::Instant;
 use super::SharedExitStack;
 use super::frames::{Late, drop_frame, push_frame, set_run};
 use super::record::Fate;
+use super::relief::await_give_up;
 use super::run::{Run, Spot};
 use super::teardown::Teardown;
-use super::wait_graph::{Slot, ThreadKey};
+use super::wait_graph::Slot;
 use super::watch::{Watch, here};
 use crate::drain::{HandlerOutcome, Source, drain};
 use crate::error::{Failures, HandlerError, HandlerErrorKind};
@@ -30,13 +31,12 @@ pub(super) fn drain_watched(teardown: &mut Teardown<'_>, root: Spot, first: impl
     push_frame(number, root, Some(teardown.purpose));
     first();
     drain(&mut Watched { teardown, watch: here(), run: None, is_run: false });
-    let Some((late, key, slot)) = drop_frame(number) else {
+    let Some((late, slot)) = drop_frame(number) else {
         // If it was an inner drain that this thread was given up in, the rest of this one is still to be done.
         teardown.late = teardown.late.map(|_| Late::ForAnother);
         return None;
     };
-    // The watch that has given it up does so, too, but perhaps not yet: this thread must not find itself the owner.
-    teardown.root.disown(number, ThreadKey::current(), key);
+    await_give_up(); // before that, it may still find itself the owner
     teardown.late = Some(late);
     slot
 }
