@@ -632,34 +632,6 @@ fn what_is_begun_inside_a_drain_that_is_over_goes_on() {
     });
 }
 
-/// Two drains wait for one handler, in an interpreter nested in what one of them drains, and both give it up.
-#[test]
-fn two_that_give_up_the_same_handler_agree_who_goes_on() {
-    check_within(2, || {
-        let [around, inner] = ["around", "inner"].map(Interpreter::detached);
-        let (log, child) = (Log::new(), inner.child());
-        child.register(log.handler("child"));
-        let (stuck, held) = held();
-        child.register(stuck);
-        let finalized = inner.clone();
-        around.register(move || Protocol::finalize(&finalized));
-        let [own, other] = [inner.begin(), around.begin()];
-        let drains = own.clone();
-        let late = thread::spawn(move || drains.drain().is_some());
-        held.until_it_runs();
-        let waits = other.clone();
-        let waiter = thread::spawn(move || waits.drain().is_some());
-        // Its own thread waits, or has gone on by now.
-        let gives_up = thread::spawn(move || other.give_up() && other.resume().is_some());
-        assert!(own.give_up());
-        assert!(own.resume().is_some());
-        assert_eq!(waiter.join().unwrap(), !gives_up.join().unwrap());
-        assert_eq!(log.all(), ["child"]);
-        held.release();
-        assert!(!late.join().unwrap(), "a late thread went on");
-    });
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // A small copy of the protocol, with or without a bug
 
