@@ -8,7 +8,6 @@ use std::ptr;
 use std::sync::Arc;
 
 use super::SharedExitStack;
-use super::drains::Drain;
 use super::frames::Late;
 use super::lifecycle::Purpose;
 use super::run::Spot;
@@ -66,51 +65,51 @@ impl Left {
 
     /// Returns whether nobody has resumed it.
     pub(super) fn is_left(&self) -> bool {
-        self.root.stack().lock().drain.as_ref().is_some_and(|drain| drain.teardown == self.teardown)
+        self.root.stack().lock().drain_of(self.teardown).is_some()
     }
 
     /// Takes the drain, of this stack and of those nested in it, from its thread, and leaves what is further in behind it.
-    /// Returns false if another thread has resumed it.
+    /// Returns false if another thread has resumed it; then whichever thread reaches those nested in it resumes them.
     pub(super) fn disown(&self, inner: Option<&Self>) -> bool {
-        self.visit(|drain| drain.owner = self.key);
-        let is_left = self.is_left();
-        if is_left {
-            leave_behind(&self.root, Vec::new(), inner, Some(self.teardown));
+        if !self.disown_at(self.root.stack()) {
+            return false;
         }
-        if is_left && inner.is_some() {
-            self.root.stack().visit_descendants(|node| {
-                if node.stack.lock().drain.as_ref().is_some_and(|drain| drain.teardown == self.teardown) {
-                    leave_behind(&Spot::Node(Arc::clone(node)), Vec::new(), inner, Some(self.teardown));
-                }
-            });
-        }
-        is_left
+        leave_behind(&self.root, Vec::new(), inner, Some(self.teardown));
+        self.root.stack().visit_descendants(|node| {
+            if self.disown_at(&node.stack) && inner.is_some() {
+                leave_behind(&Spot::Node(Arc::clone(node)), Vec::new(), inner, Some(self.teardown));
+            }
+        });
+        true
+    }
+
+    fn disown_at(&self, stack: &SharedExitStack) -> bool {
+        stack.lock().drain_of(self.teardown).map(|drain| drain.owner = self.key).is_some()
     }
 
     /// Lets whichever thread reaches the drain, of this stack or of one nested in it, resume that.
     pub(super) fn publish(&self) {
-        self.visit(|drain| {
-            drain.owner = ThreadKey::NOBODY;
-            drain.waiters.wake(&Waited::OwnerChanged);
-        });
-    }
-
-    /// Visits the drain, of this stack and of those nested in it, where nobody has resumed it.
-    fn visit(&self, visit: impl Fn(&mut Drain)) {
-        let visit = |stack: &SharedExitStack| {
-            let mut state = stack.lock();
-            state.drain.iter_mut().filter(|drain| drain.teardown == self.teardown).for_each(&visit);
-        };
-        visit(self.root.stack());
-        self.root.stack().visit_descendants(|node| visit(&node.stack));
+        self.root.stack().publish(self.teardown);
     }
 }
 
 impl SharedExitStack {
-    /// Does what was left behind for the drain of this stack, which is this teardown's. It is owned all the while: `exit` in
-    /// the report hook counts as in one of its handlers, and what is resumed further in may come to it.
+    /// Lets whichever thread reaches a drain that was given up in this teardown, here or nested in this stack, resume it.
+    fn publish(&self, teardown: usize) {
+        let publish = |stack: &Self| {
+            if let Some(drain) = stack.lock().drain_of(teardown) {
+                drain.owner = ThreadKey::NOBODY;
+                drain.waiters.wake(&Waited::OwnerChanged);
+            }
+        };
+        publish(self);
+        self.visit_descendants(|node| publish(&node.stack));
+    }
+
+    /// Does what was left behind for the drain of this stack. This thread owns that all the while: `exit` in the report hook
+    /// counts as in one of its handlers, and what is resumed further in may come to it.
     #[cold]
-    pub(super) fn catch_up(&self, teardown: usize) -> Result<(), Late> {
+    pub(super) fn catch_up(&self) -> Result<(), Late> {
         let is_for_it = |behind: &Behind| ptr::eq(behind.stack.stack(), self);
         loop {
             let mut all = BEHIND.lock();
@@ -119,7 +118,7 @@ impl SharedExitStack {
             drop(all);
             untold.iter().for_each(report);
             if let Some(of) = of {
-                self.take_over(of, teardown);
+                self.publish(of); // what is nested here: what is resumed further in may come to it
             }
             if let Some(inner) = inner {
                 inner.resume_first()?;
@@ -129,20 +128,6 @@ impl SharedExitStack {
             let done = BEHIND.lock().take_if(is_for_it);
             drop(done);
         }
-    }
-
-    /// Takes over the drains of all that is nested in this stack and that was given up together with this stack's own. So
-    /// what is resumed further in finds them this thread's, as it would have found them that of the one that was given up.
-    fn take_over(&self, of: usize, teardown: usize) {
-        self.visit_descendants(|node| {
-            let mut state = node.stack.lock();
-            let Some(drain) = state.drain.as_mut().filter(|drain| drain.teardown == of) else { return };
-            (drain.owner, drain.teardown) = (ThreadKey::current(), teardown);
-            drain.waiters.wake(&Waited::OwnerChanged);
-            drop(state);
-            let same = BEHIND.lock().take_if(|behind| ptr::eq(behind.stack.stack(), &raw const node.stack));
-            drop(same); // what comes first here comes first there
-        });
     }
 
     /// Lets the drains of this thread, here and in what is nested in this stack, wait for what it has skipped further in.

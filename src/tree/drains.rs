@@ -56,6 +56,11 @@ impl State {
         self.ready &= matches!(self.lifecycle, Lifecycle::Open);
     }
 
+    /// Returns the drain, if it is this teardown's: nobody else has resumed it.
+    pub(super) fn drain_of(&mut self, teardown: usize) -> Option<&mut Drain> {
+        self.drain.as_mut().filter(|drain| drain.teardown == teardown)
+    }
+
     /// Lets the drain wait for what an earlier one skipped.
     fn skip_nothing(&mut self) {
         self.skipped().for_each(|by| *by = None);

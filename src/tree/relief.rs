@@ -9,9 +9,8 @@
 //! 3. Of the drains that were given up, the innermost is resumed first, whichever of them a thread reaches: each has the
 //!    next one further in [behind](super::behind) it, and whoever resumes it resumes that one first, or waits for the
 //!    thread that does.
-//! 4. A thread that resumes a drain owns it, and what is nested in it, before it resumes those further in, as the one that
-//!    was given up did: what it runs there may reach one further out, by `close()` or as a part of what it drains, and
-//!    must not wait for itself.
+//! 4. A thread that resumes a drain owns it before it resumes those further in, and publishes what is nested in it: what it
+//!    runs there may reach one further out, by `close()` or as a part of what it drains, and must not wait for itself.
 //! 5. Each handler that is given up is a failure of its own drain. The thread that was given up, or the one that goes on for
 //!    it, is told what became of its drain if another thread has ended that.
 //! 6. A handler is given up for the sake of one watch. The frames of other drains that this reaches, because one teardown

@@ -235,10 +235,10 @@ fn run_if_watched(teardown: &mut Teardown<'_>, first: impl FnOnce()) -> Option<S
         drain(teardown);
         return None;
     };
-    let (root, number) = (teardown.root, teardown.number);
+    let root = teardown.root;
     drain_watched(teardown, spot, || {
         // If this thread is given up there, the drain notices.
-        if root.catch_up(number).is_ok() {
+        if root.catch_up().is_ok() {
             first();
         }
     })

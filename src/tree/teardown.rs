@@ -216,7 +216,7 @@ impl<'s> Teardown<'s> {
     /// Does what was left behind for the drain of the top. Handlers run in that, and this teardown may be given up.
     fn catch_up(&mut self) {
         if is_on(self.epoch) {
-            self.late = self.top().catch_up(self.number).err().or_else(|| set_run(self.number, None).err());
+            self.late = self.top().catch_up().err().or_else(|| set_run(self.number, None).err());
         }
     }
 

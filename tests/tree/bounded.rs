@@ -888,6 +888,32 @@ fn what_waits_for_a_handler_given_up_is_given_up_too() {
     until(|| closed.is_over());
 }
 
+/// The thread that goes on comes to a drain further out, which drains what was given up with the one further in.
+#[test]
+fn what_is_reached_from_further_in_is_ended() {
+    watch_drains();
+    let log = Log::default();
+    let grandparent = Interpreter::detached("grandparent");
+    named(&grandparent, &log, "grandparent's");
+    let parent = grandparent.subinterpreter("parent");
+    named(&parent, &log, "parent's");
+    let [older, newer] = ["older", "newer"].map(|name| parent.subinterpreter(name));
+    named(&newer, &log, "newer's");
+    named(&older, &log, "older's");
+    let (stuck, held) = held("stuck", || ());
+    older.stack().register(stuck.within(SHORT));
+    let [inner, outer] = [parent.clone(), grandparent.clone()];
+    grandparent.stack().register(move || inner.finalize());
+    newer.stack().register(move || outer.finalize());
+    let closes = thread::spawn(move || newer.stack().close());
+    held.until_it_runs();
+    within_a_minute(move || parent.finalize_within(&Limits::new()));
+    assert_eq!(log.take(), ["newer's", "older's", "parent's", "grandparent's"]);
+    within_a_minute(move || older.finalize()).unwrap();
+    held.release();
+    within_a_minute(move || closes.join().expect("no panic")).unwrap_err();
+}
+
 /// The thread that is given up runs that handler with `run_now`, and another one waits for it.
 #[test]
 fn who_waits_for_a_handler_run_out_of_turn_goes_on_without_it() {
