@@ -42,7 +42,7 @@
 //!
 //! 1. No lock is held while foreign code runs: a handler, the drop of what it captures, a key's `==`, the report hook,
 //!    the global allocator. Values taken out of a list are dropped, and memory is allocated and freed, while no lock is
-//!    held.
+//!    held but that by which watches take turns (see [`relief`]).
 //! 2. At most one stack's lock is held at a time, except while an interpreter takes its position in its parent: the
 //!    parent's lock is taken first, then its own. A state and its lock belong to one process ([`PerProcess`]): a forked
 //!    child begins with a fresh state, and only adoption looks at those of earlier processes.
