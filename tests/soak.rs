@@ -492,7 +492,7 @@ fn tangled_round() {
             0 => _ = interpreter.finalize(),
             1 => _ = interpreter.stack().close(),
             2 => drop(interpreter.finalize_within(&Limits::new().each(Duration::from_millis(time)))),
-            _ => drop(interpreter.finalize_within(&Limits::new().within(Duration::from_millis(60 * time)))),
+            _ => drop(interpreter.finalize_within(&Limits::new().within(Duration::from_secs(20 + time)))),
         };
         threads.push(start(below(25), Box::new(finalize)));
     }

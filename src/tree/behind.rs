@@ -8,7 +8,7 @@ use std::ptr;
 use std::sync::Arc;
 
 use super::SharedExitStack;
-use super::frames::Late;
+use super::frames::{Late, set_run};
 use super::lifecycle::Purpose;
 use super::run::Spot;
 use super::wait_graph::{Slot, ThreadKey, Waited};
@@ -17,17 +17,21 @@ use crate::error::{CloseError, HandlerError};
 use crate::report::report;
 use crate::sync::{PerProcess, global};
 
-/// What a thread has to do before it goes on with a drain whose owner has left, or that waited for a handler which was
-/// given up.
+/// Something that a thread has to do before it goes on with a drain whose owner was given up, or that waited for a handler
+/// which was.
 pub(crate) struct Behind {
     /// The stack that drains.
     stack: Spot,
-    /// Failures that are still to be reported.
-    untold: Vec<HandlerError>,
-    /// The drain further in that comes first.
-    inner: Option<Left>,
-    /// The teardown in which the drain was given up, if it was.
-    of: Option<usize>,
+    what: What,
+}
+
+pub(super) enum What {
+    /// Report this failure.
+    Untold(HandlerError),
+    /// Resume this drain further in, or wait for it.
+    First(Left),
+    /// Publish what is nested in the stack and was given up in this teardown.
+    Nested(usize),
 }
 
 global! {
@@ -52,15 +56,13 @@ impl Left {
     }
 
     /// Does the same for the sake of a drain further out.
-    pub(super) fn resume_first(&self) -> Result<(), Late> {
+    pub(super) fn resume_first(&self, slot: Option<Slot>) -> Result<(), Late> {
         self.root.stack().report_all(); // who would get its result may never come back
-        self.resume(None).map(drop)
+        self.resume(slot).map(drop)
     }
 
-    /// Returns the drain further in that comes before this one.
-    pub(super) fn further_in(&self) -> Option<Self> {
-        let all = BEHIND.lock();
-        all.iter().find(|behind| ptr::eq(behind.stack.stack(), self.root.stack()))?.inner.clone()
+    fn is(&self, other: &Self) -> bool {
+        (self.teardown, self.key) == (other.teardown, other.key)
     }
 
     /// Returns whether nobody has resumed it.
@@ -68,16 +70,17 @@ impl Left {
         self.root.stack().lock().drain_of(self.teardown).is_some()
     }
 
-    /// Takes the drain, of this stack and of those nested in it, from its thread, and leaves what is further in behind it.
+    /// Takes the drain, of this stack and of those nested in it, from its thread, and leaves behind it what comes first.
     /// Returns false if another thread has resumed it; then whichever thread reaches those nested in it resumes them.
-    pub(super) fn disown(&self, inner: Option<&Self>) -> bool {
+    pub(super) fn disown(&self, first: &[&Self]) -> bool {
         if !self.disown_at(self.root.stack()) {
             return false;
         }
-        leave_behind(&self.root, Vec::new(), inner, Some(self.teardown));
+        leave_first(&self.root, first);
+        leave_behind(&self.root, What::Nested(self.teardown));
         self.root.stack().visit_descendants(|node| {
-            if self.disown_at(&node.stack) && inner.is_some() {
-                leave_behind(&Spot::Node(Arc::clone(node)), Vec::new(), inner, Some(self.teardown));
+            if self.disown_at(&node.stack) {
+                leave_first(&Spot::Node(Arc::clone(node)), first);
             }
         });
         true
@@ -90,6 +93,34 @@ impl Left {
     /// Lets whichever thread reaches the drain, of this stack or of one nested in it, resume that.
     pub(super) fn publish(&self) {
         self.root.stack().publish(self.teardown);
+    }
+
+    /// Does this for what comes before it, too.
+    pub(super) fn publish_all(self) {
+        let mut all = vec![self];
+        while let Some(left) = all.pop() {
+            // Nobody has done that yet.
+            if left.root.stack().lock().drain_of(left.teardown).is_some_and(|drain| drain.owner == left.key) {
+                let first = |behind: &Behind| match &behind.what {
+                    What::First(first) if behind.is_for(left.root.stack()) => Some(first.clone()),
+                    _ => None,
+                };
+                let count = BEHIND.lock().len();
+                all.reserve(count);
+                all.extend(BEHIND.lock().iter().filter_map(first).take(count));
+                left.publish();
+            }
+        }
+    }
+}
+
+impl Behind {
+    fn is_for(&self, stack: &SharedExitStack) -> bool {
+        ptr::eq(self.stack.stack(), stack)
+    }
+
+    fn is_first(&self, stack: &SharedExitStack, is_it: impl FnOnce(&Left) -> bool) -> bool {
+        self.is_for(stack) && matches!(&self.what, What::First(first) if is_it(first))
     }
 }
 
@@ -106,27 +137,36 @@ impl SharedExitStack {
         self.visit_descendants(|node| publish(&node.stack));
     }
 
-    /// Does what was left behind for the drain of this stack. This thread owns that all the while: `exit` in the report hook
-    /// counts as in one of its handlers, and what is resumed further in may come to it.
+    /// Does what was left behind for the drain of this stack, in this teardown. This thread owns the drain all the while:
+    /// `exit` in the report hook counts as in one of its handlers, and what is resumed further in may come to it.
     #[cold]
-    pub(super) fn catch_up(&self) -> Result<(), Late> {
-        let is_for_it = |behind: &Behind| ptr::eq(behind.stack.stack(), self);
+    pub(super) fn catch_up(&self, teardown: usize) -> Result<(), Late> {
         loop {
             let mut all = BEHIND.lock();
-            let Some(behind) = all.iter_mut().find(|behind| is_for_it(behind)) else { return Ok(()) };
-            let (untold, inner, of) = (mem::take(&mut behind.untold), behind.inner.clone(), behind.of);
-            drop(all);
-            untold.iter().for_each(report);
-            if let Some(of) = of {
-                self.publish(of); // what is nested here: what is resumed further in may come to it
-            }
-            if let Some(inner) = inner {
-                inner.resume_first()?;
+            let Some(next) = all.iter().find(|behind| behind.is_for(self)) else { return Ok(()) };
+            if let What::First(first) = &next.what {
+                let first = first.clone();
+                drop(all);
+                first.resume_first(None)?;
                 self.skip_nothing_here();
+                // Not before: if this thread is given up there, the next one finds it. It may have been given up, and
+                // something else left behind: that is the next one's.
+                let done = BEHIND.lock().take_if(|behind| behind.is_first(self, |other| other.is(&first)));
+                drop(done);
+                set_run(teardown, None)?;
+                continue;
             }
-            // Not before: if this thread is given up in turn, the next one finds what is left.
-            let done = BEHIND.lock().take_if(is_for_it);
-            drop(done);
+            let mut is_next = true;
+            let next = all.take_if(|behind| behind.is_for(self) && mem::take(&mut is_next));
+            drop(all);
+            for behind in next {
+                match behind.what {
+                    What::Untold(error) => report(&error),
+                    // What is resumed further in may come to it.
+                    What::Nested(of) => self.publish(of),
+                    What::First(_) => {}
+                }
+            }
         }
     }
 
@@ -138,19 +178,24 @@ impl SharedExitStack {
     }
 }
 
-/// Leaves something behind for the drain of a stack. No thread goes on with it yet.
-pub(super) fn leave_behind(stack: &Spot, untold: Vec<HandlerError>, inner: Option<&Left>, of: Option<usize>) {
-    let mut behind = Link::new(Behind { stack: stack.clone(), untold, inner: inner.cloned(), of });
-    let earlier = BEHIND.lock().take_if(|earlier| ptr::eq(earlier.stack.stack(), stack.stack()));
-    for mut earlier in earlier {
-        // Nobody has read it. What it says is still true.
-        let behind = behind.value_mut();
-        earlier.untold.append(&mut behind.untold);
-        behind.untold = earlier.untold;
-        behind.inner = behind.inner.take().or(earlier.inner);
-        behind.of = behind.of.or(earlier.of);
+/// Leaves something behind for the drain of a stack, to be done before all that was left behind earlier.
+pub(super) fn leave_behind(stack: &Spot, what: What) {
+    let link = Link::new(Behind { stack: stack.clone(), what });
+    BEHIND.lock().push(link);
+}
+
+/// Leaves drains further in behind that of a stack, the innermost first. One that was resumed, and given up again since,
+/// replaces what was left of it.
+pub(super) fn leave_first(stack: &Spot, first: &[&Left]) {
+    for &left in first.iter().rev() {
+        let link = Link::new(Behind { stack: stack.clone(), what: What::First(left.clone()) });
+        let mut all = BEHIND.lock();
+        let is_same = |earlier: &Left| ptr::eq(earlier.root.stack(), left.root.stack());
+        let earlier = all.take_if(|behind| behind.is_first(stack.stack(), is_same));
+        all.push(link);
+        drop(all);
+        drop(earlier);
     }
-    BEHIND.lock().push(behind);
 }
 
 #[cfg(all(test, not(all(loom, feature = "loom"))))]

@@ -22,12 +22,11 @@
 //!    nested in that, must not get two owners. A thread that was given up waits until the watch is done. No other takes
 //!    that lock, so memory is allocated under it. It comes before all others.
 
-use std::iter;
 use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::behind::{Left, leave_behind};
+use super::behind::{Left, What, leave_behind, leave_first};
 use super::frames::{FRAMES, Frame, Late, note_end_gave_up};
 use super::record::Fate;
 use super::run::Run;
@@ -93,7 +92,7 @@ impl Watch {
             (thread, from) = next;
         }
         let innermost = frames.iter().find(|frame| frame.thread == thread && frame.may_block(self))?;
-        let run = Arc::clone(innermost.run.as_ref()?);
+        let run = run_of(&frames, innermost)?;
         let is_driver = thread == driver;
         // It may have run for long when the drain came to wait for it.
         let since = if is_driver { run.since } else { run.since.max(moved) };
@@ -119,26 +118,29 @@ impl Watch {
             }
             self.add(run.record(Fate::GivenUp));
         }
-        // For each drain, the outermost up to there that is still to be resumed. Other threads may have resumed some, where
-        // another watch had given them up before.
-        let still_left = left.iter().scan(further_in.as_ref(), |inner, drain| {
-            if drain.disown(*inner) {
-                *inner = Some(drain);
+        // What comes first, for each number of drains: the one further in and, if another thread has resumed that one, because
+        // another watch had given it up before, what is still left.
+        let mut first: Vec<&Left> = further_in.iter().collect();
+        let mut inside = vec![first.clone()];
+        for drain in &left {
+            if drain.disown(&first) {
+                first.clear();
             }
-            Some(*inner)
-        });
-        let still_left: Vec<_> = still_left.collect();
-        if let Some(drain) = left.iter().find(|drain| drain.is_left()).or(left.last()) {
-            leave_behind(&drain.root, mem::take(&mut untold), None, None);
+            first.push(drain);
+            inside.push(first.clone());
         }
-        for handler in &waiting {
-            if handler.run.top.stack().is_drained_by_other(blocking.thread, key) {
-                let inside = handler.inside.map_or(further_in.as_ref(), |inside| still_left[inside]);
-                leave_behind(&handler.run.top, mem::take(&mut untold), inside, None);
-            }
+        let untold = untold.into_iter().rev().map(What::Untold);
+        let awaited =
+            waiting.iter().filter(|handler| handler.run.top.stack().is_drained_by_other(blocking.thread, key));
+        for handler in awaited.clone() {
+            leave_first(&handler.run.top, &inside[handler.inside]);
+        }
+        let tells = left.iter().find(|drain| drain.is_left()).or(left.last()).map(|drain| &drain.root);
+        if let Some(stack) = tells.or(awaited.map(|handler| &handler.run.top).next()) {
+            untold.for_each(|untold| leave_behind(stack, untold));
         }
         if blocking.is_driver {
-            self.leave(left.last(), slot, still_left.last().copied().flatten());
+            self.leave(&first, slot);
         } else {
             left.iter().rev().for_each(Left::publish);
         }
@@ -148,16 +150,15 @@ impl Watch {
         Some(blocking.is_driver)
     }
 
-    /// Leaves the outermost of its drains to the thread that goes on, with where to wait for it if another thread has resumed
-    /// it, and in that case the outermost that is still to be resumed.
-    fn leave(&self, outermost: Option<&Left>, slot: Option<Slot>, still_left: Option<&Left>) {
-        let is_inside =
-            |(first, outermost): &(&Left, &Left)| first.key == outermost.key && first.teardown != outermost.teardown;
-        let first = still_left.zip(outermost).filter(is_inside).map(|(first, _)| Link::new((first.clone(), None)));
-        let outermost = outermost.map(|outermost| Link::new((outermost.clone(), slot)));
+    /// Leaves its drains to the thread that goes on: the outermost, with where to wait for it if another thread has resumed
+    /// it, and in that case what comes before it.
+    fn leave(&self, first: &[&Left], mut slot: Option<Slot>) {
+        let left = |&left: &&Left| Link::new((left.clone(), slot.take()));
+        let mut outermost_first = first.iter().rev().map(left).collect::<Vec<_>>().into_iter();
         let mut progress = self.progress.lock();
-        outermost.into_iter().chain(first).for_each(|left| progress.left.push(left));
+        outermost_first.by_ref().for_each(|left| progress.left.push(left));
         progress.driver = ThreadKey::fresh();
+        drop(progress); // before what was allocated for the list
     }
 
     /// Resumes, on this thread, the drains whose thread was given up, the innermost first. Returns the result of the
@@ -173,7 +174,7 @@ impl Watch {
                 if is_outermost {
                     return left.resume(slot);
                 }
-                left.resume_first()?;
+                left.resume_first(slot)?;
             }
         })
     }
@@ -182,7 +183,7 @@ impl Watch {
     pub(crate) fn abandon(&self) {
         let all = mem::take(&mut self.progress.lock().left);
         for (left, slot) in all {
-            iter::successors(Some(left), Left::further_in).for_each(|drain| drain.publish());
+            left.publish_all();
             mem::forget(slot); // the drop of a user's error may take forever
         }
         self.end();
@@ -196,7 +197,7 @@ impl Watch {
         loop {
             let mut frames = FRAMES.lock();
             let innermost = frames.iter().find(|frame| own(frame))?;
-            if !innermost.run.as_ref().is_some_and(|run| Arc::ptr_eq(run, &blocking.run)) {
+            if !run_of(&frames, innermost).is_some_and(|run| Arc::ptr_eq(&run, &blocking.run)) {
                 return None; // it has returned
             }
             let count = frames.iter().filter(|frame| is_needed(frame)).count();
@@ -222,6 +223,13 @@ impl Watch {
         }
         Some(given_up)
     }
+}
+
+/// Returns the handler that a frame is in or, if it resumes drains further in before it goes on, the outermost of theirs.
+fn run_of(frames: &Chain<Frame>, frame: &Frame) -> Option<Arc<Run>> {
+    let further_in = |other: &&Frame| other.thread == frame.thread && other.teardown > frame.teardown;
+    let resumed = || frames.iter().filter(further_in).filter_map(|other| other.run.as_ref()).last();
+    frame.run.as_ref().or_else(resumed).cloned()
 }
 
 /// Returns the outermost of a thread's drains further in than this teardown, which all were given up before.
@@ -256,8 +264,8 @@ struct GivenUp {
 struct Awaited {
     run: Arc<Run>,
     waiters: Waiters,
-    /// The index of the outermost of the drains that it was in.
-    inside: Option<usize>,
+    /// The number of drains that are inside it.
+    inside: usize,
 }
 
 impl GivenUp {
@@ -288,8 +296,7 @@ impl GivenUp {
             self.runs.push((Arc::clone(run), is_first));
             let mut state = run.top.stack().lock();
             if let Some(waiters) = state.note_given_up(frame.teardown, frame.thread, &mut self.links) {
-                let inside = self.left.len().checked_sub(1);
-                self.waiting.push(Awaited { run: Arc::clone(run), waiters, inside });
+                self.waiting.push(Awaited { run: Arc::clone(run), waiters, inside: self.left.len() });
             }
         }
         if let Some(purpose) = frame.purpose {

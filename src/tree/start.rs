@@ -61,7 +61,8 @@ impl SharedExitStack {
         let mut before = Ok(());
         loop {
             let mut teardown = Teardown::new(self, purpose);
-            if is_on(teardown.epoch) && self.is_refused_here() {
+            // What comes before a drain of this thread has to be done, whatever the thread is.
+            if is_on(teardown.epoch) && left.is_none() && self.is_refused_here() {
                 return Err(if is_lost_here() { Late::Lost } else { Late::Replaced });
             }
             // Only in the first round. Later ones are for what the first has skipped, or of a forked child.
@@ -235,10 +236,10 @@ fn run_if_watched(teardown: &mut Teardown<'_>, first: impl FnOnce()) -> Option<S
         drain(teardown);
         return None;
     };
-    let root = teardown.root;
+    let (root, number) = (teardown.root, teardown.number);
     drain_watched(teardown, spot, || {
         // If this thread is given up there, the drain notices.
-        if root.catch_up().is_ok() {
+        if root.catch_up(number).is_ok() {
             first();
         }
     })

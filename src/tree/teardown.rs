@@ -214,9 +214,9 @@ impl<'s> Teardown<'s> {
     }
 
     /// Does what was left behind for the drain of the top. Handlers run in that, and this teardown may be given up.
-    fn catch_up(&mut self) {
+    pub(super) fn catch_up(&mut self) {
         if is_on(self.epoch) {
-            self.late = self.top().catch_up().err().or_else(|| set_run(self.number, None).err());
+            self.late = self.top().catch_up(self.number).err().or_else(|| set_run(self.number, None).err());
         }
     }
 
@@ -230,8 +230,9 @@ impl<'s> Teardown<'s> {
     fn wait_for_handler(&mut self, id: HandlerId, thread: ThreadKey) {
         let mut slot = Slot::new();
         let mut state = self.top().lock();
-        let Some(handler) = state.out_of_turn.iter_mut().find(|handler| handler.id == id) else {
-            return; // it has ended
+        let awaited = state.out_of_turn.iter_mut().find(|handler| handler.id == id && !handler.is_given_up);
+        let Some(handler) = awaited else {
+            return; // it has ended, or was given up
         };
         let theirs = handler.teardown;
         let abandoned = handler.waiters.add(&mut slot);

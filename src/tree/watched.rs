@@ -95,6 +95,7 @@ impl Source<dyn Bound + Send> for Watched<'_, '_> {
             return None;
         }
         loop {
+            self.teardown.catch_up(); // a handler that runs out of turn may have been given up meanwhile
             self.teardown.next()?; // `None` too if this thread was given up while it waited
             let (entry, top) = self.teardown.lent()?;
             let run = Arc::new(Run::new(entry, top.spot()?));

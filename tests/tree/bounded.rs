@@ -914,6 +914,103 @@ fn what_is_reached_from_further_in_is_ended() {
     within_a_minute(move || closes.join().expect("no panic")).unwrap_err();
 }
 
+/// Gives up a handler for the sake of `other`, which waits for its stack and goes on with that, and then its thread's own
+/// drain, which is further out.
+#[test]
+fn who_goes_on_waits_for_what_another_has_resumed() {
+    let log = Log::default();
+    let [outer, inner, other] = ["outer", "inner", "other"].map(Interpreter::detached);
+    let (rest, (goes_on, is_early)) = (log.clone(), channel::<()>());
+    inner.stack().register(move || {
+        let _ = is_early.recv_timeout(SHORT);
+        rest.push("inner's");
+    });
+    let (stuck, held) = held("stuck", || ());
+    inner.stack().register(stuck);
+    let rest = log.clone();
+    outer.stack().register(move || {
+        let _ = goes_on.send(());
+        rest.push("outer's");
+    });
+    let [inside, also] = [inner.clone(), inner];
+    outer.stack().register(move || inside.finalize());
+    other.stack().register(move || also.finalize());
+    let finalizes = thread::spawn(move || outer.finalize_within(&Limits::new()));
+    held.until_it_runs();
+    within_a_minute(move || other.finalize_within(&Limits::new().each(4 * SHORT)));
+    within_a_minute(move || finalizes.join().expect("no panic"));
+    assert_eq!(log.take(), ["inner's", "outer's"]);
+    held.release();
+}
+
+/// A drain is in another handler when one that runs out of turn is given up, inside a drain that goes on.
+#[test]
+fn what_is_inside_a_handler_run_out_of_turn_comes_first() {
+    let log = Log::default();
+    let [plugin, inner, other] = ["plugin", "inner", "other"].map(Interpreter::detached);
+    let (rest, (goes_on, is_early), (resumes, on_resume)) = (log.clone(), channel::<()>(), channel::<()>());
+    inner.stack().register(move || {
+        let _ = resumes.send(());
+        let _ = is_early.recv_timeout(SHORT);
+        rest.push("inner's");
+    });
+    let (stuck, held) = held("stuck", || ());
+    inner.stack().register(stuck.within(SHORT));
+    let rest = log.clone();
+    plugin.stack().register(move || {
+        let _ = goes_on.send(());
+        rest.push("plugin's");
+    });
+    let id = plugin.stack().register(move || inner.finalize());
+    plugin.stack().register(move || _ = on_resume.recv_timeout(LONG));
+    let runs = plugin.clone();
+    other.stack().register(move || drop(runs.stack().run_now(id)));
+    let finalizes = thread::spawn(move || other.finalize_within(&Limits::new()));
+    held.until_it_runs();
+    let _ = within_a_minute(move || plugin.finalize());
+    assert_eq!(log.take(), ["inner's", "plugin's"]);
+    within_a_minute(move || finalizes.join().expect("no panic"));
+    held.release();
+}
+
+/// It waits for a detached interpreter, whose thread is given up inside one that is not.
+#[test]
+fn a_late_thread_that_goes_on_with_a_drain_does_what_comes_first() {
+    let log = Log::default();
+    let [plugin, given_up, other] = ["plugin", "given up", "other"].map(Interpreter::detached);
+    named(&plugin, &log, "plugin's");
+    let (child, inner) = (plugin.subinterpreter("child"), Interpreter::new("inner"));
+    named(&inner, &log, "inner's");
+    let (stuck, held) = held("stuck", || ());
+    inner.stack().register(stuck);
+    named(&child, &log, "child's");
+    child.stack().register(move || inner.finalize());
+    let [waits, also, again] = [0; 3].map(|_| plugin.clone());
+    let ((release, released), (begins, begun)) = (channel::<()>(), channel());
+    let begins_too = begins.clone();
+    given_up.stack().register(move || {
+        let _ = released.recv();
+        let _ = begins.send(Watched::this());
+        waits.finalize()
+    });
+    within_a_minute(move || given_up.finalize_within(&Limits::new().each(SHORT)));
+    let finalizes = thread::spawn(move || plugin.finalize());
+    held.until_it_runs();
+    other.stack().register(move || {
+        let _ = begins_too.send(Watched::this());
+        also.finalize()
+    });
+    let waits_too = thread::spawn(move || other.finalize_within(&Limits::new().each(4 * SHORT)));
+    begun.recv_timeout(LONG).expect("it begins").until_it_sleeps();
+    drop(release); // the last to wait is the first to be woken
+    begun.recv_timeout(LONG).expect("it begins").until_it_sleeps();
+    within_a_minute(move || waits_too.join().expect("no panic"));
+    let _ = within_a_minute(move || again.finalize());
+    assert_eq!(log.take(), ["inner's", "child's", "plugin's"]);
+    held.release();
+    let _ = within_a_minute(move || finalizes.join().expect("no panic"));
+}
+
 /// The thread that is given up runs that handler with `run_now`, and another one waits for it.
 #[test]
 fn who_waits_for_a_handler_run_out_of_turn_goes_on_without_it() {
