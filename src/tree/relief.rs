@@ -8,7 +8,8 @@
 //!    but nothing waits for it.
 //! 3. Of the drains that were given up, the innermost is resumed first, whichever of them a thread reaches: each has the
 //!    next one further in [behind](super::behind) it, and whoever resumes it resumes that one first, or waits for the
-//!    thread that does.
+//!    thread that does. Where another thread has resumed that one already, for another watch, those further in are behind
+//!    this one, too.
 //! 4. A thread that resumes a drain owns it before it resumes those further in, and publishes what is nested in it: what it
 //!    runs there may reach one further out, by `close()` or as a part of what it drains, and must not wait for itself.
 //! 5. Each handler that is given up is a failure of its own drain. The thread that was given up, or the one that goes on for
@@ -34,7 +35,7 @@ use super::wait_graph::{Slot, ThreadKey, Waited, Waiters, awaited_by};
 use super::watch::Watch;
 use super::{OutOfTurn, SharedExitStack, State};
 use crate::chain::{Chain, Link};
-use crate::error::{CloseError, Failures, HandlerErrorKind};
+use crate::error::{CloseError, Failures, HandlerError, HandlerErrorKind};
 use crate::list::HandlerId;
 use crate::sync::{PerProcess, global};
 
@@ -107,9 +108,9 @@ impl Watch {
     /// another thread has to [resume](Self::resume) the drain.
     pub(crate) fn give_up(self: &Arc<Self>, blocking: &Blocking) -> Option<bool> {
         let _alone = GIVING_UP.lock();
-        let GivenUp { runs, left, waiting, further_in, key, slot, .. } = self.give_up_frames(blocking)?;
+        let mut given_up = self.give_up_frames(blocking)?;
         let mut untold = Vec::new();
-        for (run, is_first) in runs {
+        for (run, is_first) in mem::take(&mut given_up.runs) {
             let error = run.error(HandlerErrorKind::TimedOut(run.since.elapsed()));
             // Added before any drain is resumed, so that it is among the failures of the handler's own. Told once, however
             // many drains go on without it.
@@ -118,34 +119,15 @@ impl Watch {
             }
             self.add(run.record(Fate::GivenUp));
         }
-        // What comes first, for each number of drains: the one further in and, if another thread has resumed that one, because
-        // another watch had given it up before, what is still left.
-        let mut first: Vec<&Left> = further_in.iter().collect();
-        let mut inside = vec![first.clone()];
-        for drain in &left {
-            if drain.disown(&first) {
-                first.clear();
-            }
-            first.push(drain);
-            inside.push(first.clone());
-        }
-        let untold = untold.into_iter().rev().map(What::Untold);
-        let awaited =
-            waiting.iter().filter(|handler| handler.run.top.stack().is_drained_by_other(blocking.thread, key));
-        for handler in awaited.clone() {
-            leave_first(&handler.run.top, &inside[handler.inside]);
-        }
-        let tells = left.iter().find(|drain| drain.is_left()).or(left.last()).map(|drain| &drain.root);
-        if let Some(stack) = tells.or(awaited.map(|handler| &handler.run.top).next()) {
-            untold.for_each(|untold| leave_behind(stack, untold));
-        }
+        let slot = given_up.slot.take();
+        let first = given_up.disown(blocking.thread, untold);
         if blocking.is_driver {
             self.leave(&first, slot);
         } else {
-            left.iter().rev().for_each(Left::publish);
+            given_up.left.iter().rev().for_each(Left::publish);
         }
-        for handler in waiting {
-            handler.waiters.wake(&Waited::OwnerLeft(key));
+        for handler in given_up.waiting {
+            handler.waiters.wake(&Waited::OwnerLeft(given_up.key));
         }
         Some(blocking.is_driver)
     }
@@ -286,6 +268,31 @@ impl GivenUp {
         self.waiting.reserve(count);
         self.links.resize_with(count, || Link::new(OutOfTurn::given_up()));
         self.slots.resize_with(count, Slot::new);
+    }
+
+    /// Takes the drains from their thread, and leaves behind each what comes first. Returns what comes before a drain further
+    /// out than all of them: the outermost and, if another thread has resumed that, because another watch had given it up
+    /// before, those further in.
+    fn disown(&self, thread: ThreadKey, untold: Vec<HandlerError>) -> Vec<&Left> {
+        let mut first: Vec<&Left> = self.further_in.iter().collect();
+        let mut inside = vec![first.clone()];
+        for drain in &self.left {
+            if drain.disown(&first) {
+                first.clear();
+            }
+            first.push(drain);
+            inside.push(first.clone());
+        }
+        let is_drained = |handler: &&Awaited| handler.run.top.stack().is_drained_by_other(thread, self.key);
+        let awaited: Vec<_> = self.waiting.iter().filter(is_drained).collect();
+        for handler in &awaited {
+            leave_first(&handler.run.top, &inside[handler.inside]);
+        }
+        let drain = self.left.iter().find(|drain| drain.is_left()).or(self.left.last()).map(|drain| &drain.root);
+        if let Some(stack) = drain.or(awaited.first().map(|handler| &handler.run.top)) {
+            untold.into_iter().rev().for_each(|error| leave_behind(stack, What::Untold(error)));
+        }
+        first
     }
 
     /// Adds a frame, the innermost first. Neither allocates nor frees: the list of frames is locked.
