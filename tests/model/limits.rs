@@ -873,21 +873,15 @@ impl Model {
             self.report(untold);
             return Ok(Gathered::default());
         };
-        let drains = |model: &mut Self, of: u32, change: &mut dyn FnMut(&mut Drain)| {
-            let drains = model.stacks.iter_mut().filter_map(|stack| stack.drain.as_mut());
-            drains.filter(|drain| drain.teardown == of).for_each(change);
-        };
-        drains(self, outer.teardown, &mut |drain| drain.owner = Owner::None);
+        let drains = self.stacks.iter_mut().filter_map(|stack| stack.drain.as_mut());
+        drains.filter(|drain| drain.teardown == outer.teardown).for_each(|drain| drain.owner = Owner::None);
         let teardown = self.next_teardown();
         assert!(self.acquire(outer.root, outer.purpose, Outcome::Failure, teardown) == Some(true), "it was nobody's");
         let (thread, purpose) = (self.thread, Some(outer.purpose));
         self.frames.push(Frame { teardown, thread, root: outer.root, purpose, run: None, given_up: false });
         let before = self.current.replace(outer.root);
         if let Some(next) = inner.first() {
-            // What was drained together is this thread's from now on: what is further in is not to wait for it.
-            drains(self, outer.teardown, &mut |drain| {
-                (drain.owner, drain.teardown) = (Owner::Thread(thread), teardown);
-            });
+            // What was drained together is nobody's: what is further in may come to it.
             let gathered = self.stacks[next.root].drain.as_mut().map(|drain| {
                 drain.reports = true;
                 drain.new.clone()
