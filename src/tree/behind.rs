@@ -25,6 +25,7 @@ pub(crate) struct Behind {
     what: What,
 }
 
+/// What has to be done.
 pub(super) enum What {
     /// Report this failure.
     Untold(HandlerError),
@@ -164,6 +165,7 @@ impl SharedExitStack {
                     What::Untold(error) => report(&error),
                     // What is resumed further in may come to it.
                     What::Nested(of) => self.publish(of),
+                    // Resumed above.
                     What::First(_) => {}
                 }
             }

@@ -68,8 +68,8 @@ pub(super) struct Progress {
     /// Whether no further handler may begin.
     pub(super) is_stopped: bool,
     pub(super) is_over: bool,
-    /// Its drains that no thread runs any more, and where to wait for one that is another watch's. The last comes first;
-    /// those further in than these are behind them.
+    /// Its drains that no thread runs any more, and where to wait for one that another thread has resumed. The last one added
+    /// comes first; what comes before that is behind it.
     pub(super) left: Chain<(Left, Option<Slot>)>,
 }
 
