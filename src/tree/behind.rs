@@ -186,14 +186,16 @@ pub(super) fn leave_behind(stack: &Spot, what: What) {
     BEHIND.lock().push(link);
 }
 
-/// Leaves drains further in behind that of a stack, the innermost first. One that was resumed, and given up again since,
-/// replaces what was left of it.
+/// Leaves drains further in behind that of a stack, the innermost first. Of one that was resumed and given up again, the
+/// newest is kept: its first thread may be given up once more, by another watch.
 pub(super) fn leave_first(stack: &Spot, first: &[&Left]) {
     for &left in first.iter().rev() {
-        let link = Link::new(Behind { stack: stack.clone(), what: What::First(left.clone()) });
+        let mut link = Link::new(Behind { stack: stack.clone(), what: What::First(left.clone()) });
         let mut all = BEHIND.lock();
         let is_same = |earlier: &Left| ptr::eq(earlier.root.stack(), left.root.stack());
-        let earlier = all.take_if(|behind| behind.is_first(stack.stack(), is_same));
+        let mut earlier = all.take_if(|behind| behind.is_first(stack.stack(), is_same));
+        let is_newer = |behind: &&mut Behind| behind.is_first(stack.stack(), |other| other.teardown > left.teardown);
+        earlier.iter_mut().filter(is_newer).for_each(|newer| mem::swap(newer, link.value_mut()));
         all.push(link);
         drop(all);
         drop(earlier);
@@ -205,7 +207,25 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
+    use super::super::{Node, Parent};
     use super::*;
+
+    #[test]
+    fn of_a_drain_the_newest_is_left_behind() {
+        let [outer, inner] = ["outer", "inner"].map(|name| Spot::Node(Node::new(name.into(), Parent::None)));
+        let left = |teardown| {
+            let (root, purpose, key) = (inner.clone(), Purpose::Finalize, ThreadKey::fresh());
+            Left { root, purpose, teardown, key }
+        };
+        for (teardown, newest) in [(2, 2), (1, 2), (3, 3)] {
+            leave_first(&outer, &[&left(teardown)]);
+            let all = BEHIND.lock();
+            let of_outer: Vec<_> = all.iter().filter(|behind| behind.is_for(outer.stack())).collect();
+            assert!(matches!(of_outer[..], [only] if only.is_first(outer.stack(), |left| left.teardown == newest)));
+        }
+        let left = BEHIND.lock().take_if(|behind| behind.is_for(outer.stack()));
+        drop(left);
+    }
 
     #[test]
     fn what_is_left_behind_does_not_add_up() {

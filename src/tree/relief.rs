@@ -346,7 +346,8 @@ impl OutOfTurn {
 
 impl State {
     /// Notes that a handler of this stack was given up, and counts as nested in it from now on, by one of the `links`.
-    /// Returns the threads that wait for it, if it ran out of turn and so was nested already.
+    /// Returns the threads that wait for it, if it ran out of turn and so was nested already. Nothing waits for one that was
+    /// given up before.
     fn note_given_up(
         &mut self,
         teardown: usize,
@@ -354,12 +355,88 @@ impl State {
         links: &mut Vec<Link<OutOfTurn>>,
     ) -> Option<Waiters> {
         if let Some(handler) = self.out_of_turn.iter_mut().find(|handler| handler.teardown == teardown) {
-            handler.is_given_up = true;
-            return Some(mem::take(&mut handler.waiters));
+            let is_first = !mem::replace(&mut handler.is_given_up, true);
+            return is_first.then(|| mem::take(&mut handler.waiters));
         }
         let mut link = links.pop()?;
         (link.value_mut().teardown, link.value_mut().thread) = (teardown, thread);
         self.out_of_turn.push(link);
         None
+    }
+}
+
+#[cfg(all(test, not(all(loom, feature = "loom"))))]
+mod tests {
+    use std::sync::mpsc::{RecvTimeoutError, channel};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::super::{Node, Parent, Purpose, Spot};
+    use super::*;
+    use crate::error::Outcome;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Gives up the handler that keeps the watched drain from going on, as soon as there is one.
+    fn give_up(watch: &Arc<Watch>) -> Option<bool> {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            if let Some(blocking) = watch.blocking() {
+                return watch.give_up(&blocking);
+            }
+            thread::yield_now();
+        }
+        None
+    }
+
+    /// One watch goes on without the first thread, and gives up the second. Then the other watch gives up the first thread, and
+    /// finds there what the second has resumed.
+    #[test]
+    fn what_is_given_up_again_on_its_first_thread_is_resumed_where_it_is_now() {
+        let [outer, inner] = ["outer", "inner"].map(|name| Node::new(name.into(), Parent::None));
+        let (begins, begun) = channel();
+        let hanging = [(), ()].map(|()| {
+            let (begins, (end, ended)) = (begins.clone(), channel::<()>());
+            inner.stack.register(move || {
+                begins.send(()).unwrap();
+                let _ = ended.recv();
+            });
+            end
+        });
+        let of = Arc::clone(&inner);
+        outer.stack.register(move || of.stack.drain(Purpose::Finalize, Outcome::Success));
+        let watch =
+            || Watch::begin(Spot::Node(Arc::clone(&outer)), Instant::now(), None, false, Box::new(|_, _| None), None);
+        let [first, second] = [watch(), watch()];
+        let drain = |watch: &Arc<Watch>| {
+            let (watch, outer) = (Arc::clone(watch), Arc::clone(&outer));
+            thread::spawn(move || {
+                watch.drive(|| outer.stack.drain_watched(Purpose::Finalize, Outcome::Success)).is_ok()
+            })
+        };
+
+        let mut late = vec![drain(&first)];
+        begun.recv().unwrap();
+        late.push(drain(&second));
+        assert_eq!(give_up(&second), Some(false)); // its thread waits for the first
+        begun.recv().unwrap();
+        assert_eq!(give_up(&second), Some(true));
+        assert_eq!(give_up(&first), Some(true));
+
+        let (ends, ended) = channel::<()>();
+        for watch in [second, first] {
+            let ends = ends.clone();
+            thread::spawn(move || {
+                assert!(watch.resume().is_ok());
+                drop(ends);
+            });
+        }
+        drop(ends);
+        assert_eq!(ended.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected), "a thread hangs");
+        drop(hanging);
+        for thread in late {
+            assert!(!thread.join().unwrap(), "it was given up");
+        }
+        assert!([outer, inner].iter().all(|node| node.stack.is_closed()));
     }
 }
