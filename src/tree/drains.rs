@@ -267,3 +267,28 @@ impl SharedExitStack {
         self.lock().drain.as_ref().is_some_and(|drain| drain.owner == ThreadKey::current())
     }
 }
+
+#[cfg(all(test, not(all(loom, feature = "loom"))))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::{Node, Parent};
+    use super::*;
+
+    /// The thread comes back late to a drain that nobody has resumed: what it skipped may wait for it no longer.
+    #[test]
+    fn a_drain_that_its_thread_resumes_waits_for_what_that_skipped() {
+        let outer = Node::new("outer".into(), Parent::None);
+        let inner = Node::new("inner".into(), Parent::Node(Arc::clone(&outer)));
+        inner.stack.register(|| ());
+        let claim = |teardown| outer.stack.claim(Purpose::Close, Outcome::Success, teardown, None, None);
+        assert!(matches!(claim(0), Claim::Mine));
+        let mut state = outer.stack.lock();
+        state.skipped().for_each(|by| *by = Some(ThreadKey::current()));
+        state.drain.as_mut().unwrap().owner = ThreadKey::NOBODY;
+        drop(state);
+        assert!(matches!(claim(1), Claim::Mine));
+        assert_eq!(outer.stack.lock().skipped().map(|by| *by).collect::<Vec<_>>(), [None]);
+        outer.stack.lock().drain = None;
+    }
+}
