@@ -80,3 +80,23 @@ fn settle_positions(inherited: &mut HandlerList<Child>) -> Vec<HandlerId> {
     inherited.newest_first().for_each(|child| child.skipped_by = None);
     replaced
 }
+
+#[cfg(all(test, not(all(loom, feature = "loom"))))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::wait_graph::ThreadKey;
+    use super::super::{Node, Parent};
+    use super::*;
+
+    /// The thread that forked in a handler has the same key in the child, and drains anew.
+    #[test]
+    fn a_child_skips_nothing_that_its_parent_has_skipped() {
+        let node = Node::new("interpreter".into(), Parent::None);
+        let mut inherited = HandlerList::new();
+        inherited.push(Child { node: Arc::clone(&node), skipped_by: Some(ThreadKey::current()) });
+        assert!(settle_positions(&mut inherited).is_empty());
+        assert_eq!(inherited.newest_first().next().unwrap().skipped_by, None);
+        node.stack.lock().position = None;
+    }
+}
