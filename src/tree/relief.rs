@@ -389,6 +389,16 @@ mod tests {
         None
     }
 
+    #[test]
+    fn nothing_waits_for_a_handler_that_was_given_up_before() {
+        let node = Node::new("interpreter".into(), Parent::None);
+        let mut links = vec![Link::new(OutOfTurn::given_up())];
+        for _ in 0..2 {
+            assert!(node.stack.lock().note_given_up(0, ThreadKey::current(), &mut links).is_none());
+        }
+        node.stack.come_back(0);
+    }
+
     /// One watch goes on without the first thread, and gives up the second. Then the other watch gives up the first thread, and
     /// finds there what the second has resumed.
     #[test]
