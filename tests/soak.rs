@@ -5,10 +5,11 @@
 //! `unregister`, a `clear` or a refusal, on the thread that does this. In the end, registered = run + unregistered +
 //! cleared + refused, exactly.
 //!
-//! `EXITSTACK_SOAK_SECONDS` sets the duration (2 if unset), `EXITSTACK_SEED` the seed. For 60 seconds:
+//! `EXITSTACK_SOAK_SECONDS` sets the duration (2 if unset), `EXITSTACK_SEED` the seed. For 60 seconds, and all at once, as
+//! each test is load for the others:
 //!
 //! ```text
-//! EXITSTACK_SOAK_SECONDS=60 cargo test --release --test soak -- --nocapture
+//! EXITSTACK_SOAK_SECONDS=60 cargo test --release --test soak -- --nocapture --test-threads 3
 //! ```
 
 #![allow(missing_docs, reason = "a test")]
