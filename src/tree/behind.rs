@@ -213,15 +213,16 @@ mod tests {
     #[test]
     fn of_a_drain_the_newest_is_left_behind() {
         let [outer, inner] = ["outer", "inner"].map(|name| Spot::Node(Node::new(name.into(), Parent::None)));
-        let left = |teardown| {
+        let [oldest, first, again, resumed] = [1, 2, 2, 3].map(|teardown| {
             let (root, purpose, key) = (inner.clone(), Purpose::Finalize, ThreadKey::fresh());
             Left { root, purpose, teardown, key }
-        };
-        for (teardown, newest) in [(2, 2), (1, 2), (3, 3)] {
-            leave_first(&outer, &[&left(teardown)]);
+        });
+        // Its owner has another key when the same teardown is given up again.
+        for (left, newest) in [(&first, &first), (&oldest, &first), (&again, &again), (&resumed, &resumed)] {
+            leave_first(&outer, &[left]);
             let all = BEHIND.lock();
             let of_outer: Vec<_> = all.iter().filter(|behind| behind.is_for(outer.stack())).collect();
-            assert!(matches!(of_outer[..], [only] if only.is_first(outer.stack(), |left| left.teardown == newest)));
+            assert!(matches!(of_outer[..], [only] if only.is_first(outer.stack(), |left| left.is(newest))));
         }
         let left = BEHIND.lock().take_if(|behind| behind.is_for(outer.stack()));
         drop(left);
