@@ -367,26 +367,99 @@ impl State {
 
 #[cfg(all(test, not(all(loom, feature = "loom"))))]
 mod tests {
-    use std::sync::mpsc::{RecvTimeoutError, channel};
-    use std::thread;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::thread::{self, JoinHandle};
     use std::time::Duration;
 
     use super::super::{Node, Parent, Purpose, Spot};
     use super::*;
+    use crate::Handler;
     use crate::error::Outcome;
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// Gives up the handler that keeps the watched drain from going on, as soon as there is one.
-    fn give_up(watch: &Arc<Watch>) -> Option<bool> {
+    /// Waits for the handler that keeps the watched drain from going on.
+    fn blocking(watch: &Arc<Watch>) -> Blocking {
         let end = Instant::now() + PATIENCE;
-        while Instant::now() < end {
+        loop {
             if let Some(blocking) = watch.blocking() {
-                return watch.give_up(&blocking);
+                return blocking;
             }
+            assert!(Instant::now() < end, "nothing keeps it from going on");
             thread::yield_now();
         }
-        None
+    }
+
+    /// Gives that handler up. Returns whether another thread has to resume the drain.
+    fn give_up(watch: &Arc<Watch>) -> bool {
+        watch.give_up(&blocking(watch)).expect("the handler hangs")
+    }
+
+    fn watch(node: &Arc<Node>) -> Arc<Watch> {
+        Watch::begin(Spot::Node(Arc::clone(node)), Instant::now(), None, false, Box::new(|_, _| None), None)
+    }
+
+    /// Drains what is watched on a new thread, which returns whether it was not replaced.
+    fn drains(watch: &Arc<Watch>) -> JoinHandle<bool> {
+        let watch = Arc::clone(watch);
+        thread::spawn(move || {
+            watch.drive(|| watch.root.stack().drain_watched(Purpose::Finalize, Outcome::Success)).is_ok()
+        })
+    }
+
+    /// An interpreter whose only handler finalizes another one, whose handlers hang.
+    struct Nested {
+        outer: Arc<Node>,
+        inner: Arc<Node>,
+        begun: Receiver<&'static str>,
+        /// Releases the handlers.
+        hanging: Vec<Sender<()>>,
+    }
+
+    impl Nested {
+        /// The handler named first begins first.
+        fn new(handlers: &[&'static str]) -> Self {
+            let [outer, inner] = ["outer", "inner"].map(|name| Node::new(name.into(), Parent::None));
+            let (begins, begun) = channel();
+            let hang = |&name: &&'static str| {
+                let (begins, (end, ended)) = (begins.clone(), channel::<()>());
+                let hangs = move || {
+                    begins.send(name).unwrap();
+                    let _ = ended.recv();
+                };
+                inner.stack.register(Handler::new(hangs).named(name));
+                end
+            };
+            let hanging = handlers.iter().rev().map(hang).collect();
+            let of = Arc::clone(&inner);
+            outer.stack.register(move || of.stack.drain(Purpose::Finalize, Outcome::Success));
+            Self { outer, inner, begun, hanging }
+        }
+
+        fn await_begin(&self, name: &str) {
+            assert_eq!(self.begun.recv_timeout(PATIENCE), Ok(name));
+        }
+
+        /// Lets the handlers end. Returns what the threads do.
+        fn end(self, threads: Vec<JoinHandle<bool>>) -> Vec<bool> {
+            drop(self.hanging);
+            let ended = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+            assert!(self.outer.stack.is_closed() && self.inner.stack.is_closed());
+            ended
+        }
+    }
+
+    /// Waits for threads that end although handlers hang.
+    fn join_soon(threads: Vec<JoinHandle<bool>>) -> Vec<bool> {
+        let end = Instant::now() + PATIENCE;
+        let join = |thread: JoinHandle<bool>| {
+            while !thread.is_finished() {
+                assert!(Instant::now() < end, "a thread hangs");
+                thread::yield_now();
+            }
+            thread.join().unwrap()
+        };
+        threads.into_iter().map(join).collect()
     }
 
     #[test]
@@ -403,50 +476,40 @@ mod tests {
     /// finds there what the second has resumed.
     #[test]
     fn what_is_given_up_again_on_its_first_thread_is_resumed_where_it_is_now() {
-        let [outer, inner] = ["outer", "inner"].map(|name| Node::new(name.into(), Parent::None));
-        let (begins, begun) = channel();
-        let hanging = [(), ()].map(|()| {
-            let (begins, (end, ended)) = (begins.clone(), channel::<()>());
-            inner.stack.register(move || {
-                begins.send(()).unwrap();
-                let _ = ended.recv();
-            });
-            end
-        });
-        let of = Arc::clone(&inner);
-        outer.stack.register(move || of.stack.drain(Purpose::Finalize, Outcome::Success));
-        let watch =
-            || Watch::begin(Spot::Node(Arc::clone(&outer)), Instant::now(), None, false, Box::new(|_, _| None), None);
-        let [first, second] = [watch(), watch()];
-        let drain = |watch: &Arc<Watch>| {
-            let (watch, outer) = (Arc::clone(watch), Arc::clone(&outer));
-            thread::spawn(move || {
-                watch.drive(|| outer.stack.drain_watched(Purpose::Finalize, Outcome::Success)).is_ok()
-            })
-        };
+        let nested = Nested::new(&["one", "two"]);
+        let [first, second] = [watch(&nested.outer), watch(&nested.outer)];
+        let mut late = vec![drains(&first)];
+        nested.await_begin("one");
+        late.push(drains(&second));
+        assert!(!give_up(&second)); // its thread waits for the first
+        nested.await_begin("two");
+        assert!(give_up(&second));
+        assert!(give_up(&first));
+        let resume = |watch: Arc<Watch>| thread::spawn(move || watch.resume().is_ok());
+        assert_eq!(join_soon([second, first].map(resume).into()), [true, true]);
+        assert_eq!(nested.end(late), [false, false]);
+    }
 
-        let mut late = vec![drain(&first)];
-        begun.recv().unwrap();
-        late.push(drain(&second));
-        assert_eq!(give_up(&second), Some(false)); // its thread waits for the first
-        begun.recv().unwrap();
-        assert_eq!(give_up(&second), Some(true));
-        assert_eq!(give_up(&first), Some(true));
-
-        let (ends, ended) = channel::<()>();
-        for watch in [second, first] {
-            let ends = ends.clone();
-            thread::spawn(move || {
-                assert!(watch.resume().is_ok());
-                drop(ends);
-            });
-        }
-        drop(ends);
-        assert_eq!(ended.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected), "a thread hangs");
-        drop(hanging);
-        for thread in late {
-            assert!(!thread.join().unwrap(), "it was given up");
-        }
-        assert!([outer, inner].iter().all(|node| node.stack.is_closed()));
+    /// A thread that resumes a drain further in is given up there, and then in the drain for which it does that.
+    #[test]
+    fn who_resumes_a_drain_further_in_is_given_up_for_the_one_further_out() {
+        let nested = Nested::new(&["one", "two", "three"]);
+        let [first, second, last] = [&nested.outer, &nested.outer, &nested.outer].map(watch);
+        let of_inner = watch(&nested.inner);
+        let mut late = vec![drains(&first)];
+        nested.await_begin("one");
+        late.push(drains(&second));
+        assert!(!give_up(&second));
+        nested.await_begin("two");
+        late.push(drains(&of_inner));
+        assert!(!give_up(&of_inner));
+        nested.await_begin("three");
+        let drains_outer = drains(&last);
+        assert_eq!(blocking(&last).run.site.name.as_deref(), Some("two"));
+        assert!(!give_up(&last));
+        assert!(give_up(&of_inner));
+        assert!(of_inner.resume().is_ok());
+        assert_eq!(join_soon(vec![drains_outer]), [true]);
+        assert_eq!(nested.end(late), [true, true, false]);
     }
 }
