@@ -349,6 +349,21 @@ fn inside_its_own_bounded_drain_it_returns_at_once() {
     assert_eq!(log.take(), ["Ok(())", "A"]);
 }
 
+/// What it waits for has limits of its own, or none.
+#[test]
+fn who_waits_in_finalize_within_is_given_up_itself() {
+    let [outer, inner] = ["outer", "inner"].map(Interpreter::detached);
+    let (stuck, held) = held("stuck", || ());
+    inner.stack().register(stuck);
+    let (tells, told) = channel();
+    let waits = move || tells.send(inner.finalize_within(&Limits::new())).unwrap();
+    outer.stack().register(Handler::new(waits).named("waits").within(SHORT));
+    let closed = within_a_minute(move || outer.finalize_within(&Limits::new()));
+    assert_eq!(fates(&closed), ["waits given up"]);
+    held.release();
+    assert_eq!(fates(&told.recv_timeout(LONG).unwrap()), ["stuck done"]);
+}
+
 /// The drain reaches the child whose handler is waiting for it; it waits for that handler, and the handler's call
 /// returns.
 #[test]
