@@ -494,7 +494,10 @@ mod tests {
     #[test]
     fn who_resumes_a_drain_further_in_is_given_up_for_the_one_further_out() {
         let nested = Nested::new(&["one", "two", "three"]);
-        let [first, second, last] = [&nested.outer, &nested.outer, &nested.outer].map(watch);
+        let around = Node::new("around".into(), Parent::None);
+        let outer = Arc::clone(&nested.outer);
+        around.stack.register(move || outer.stack.drain(Purpose::Finalize, Outcome::Success));
+        let [first, second, last] = [&nested.outer, &around, &nested.outer].map(watch);
         let of_inner = watch(&nested.inner);
         let mut late = vec![drains(&first)];
         nested.await_begin("one");
