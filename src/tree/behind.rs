@@ -190,15 +190,19 @@ pub(super) fn leave_behind(stack: &Spot, what: What) {
 /// newest is kept: its first thread may be given up once more, by another watch.
 pub(super) fn leave_first(stack: &Spot, first: &[&Left]) {
     for &left in first.iter().rev() {
-        let mut link = Link::new(Behind { stack: stack.clone(), what: What::First(left.clone()) });
+        let link = Link::new(Behind { stack: stack.clone(), what: What::First(left.clone()) });
         let mut all = BEHIND.lock();
         let is_same = |earlier: &Left| ptr::eq(earlier.root.stack(), left.root.stack());
         let mut earlier = all.take_if(|behind| behind.is_first(stack.stack(), is_same));
-        let is_newer = |behind: &&mut Behind| behind.is_first(stack.stack(), |other| other.teardown > left.teardown);
-        earlier.iter_mut().filter(is_newer).for_each(|newer| mem::swap(newer, link.value_mut()));
-        all.push(link);
+        let is_newer = |behind: &Behind| behind.is_first(stack.stack(), |other| other.teardown > left.teardown);
+        let newer = if earlier.iter().any(is_newer) { earlier.pop() } else { None };
+        let (newest, other) = match newer {
+            Some(newer) => (newer, Some(link)),
+            None => (link, None),
+        };
+        all.push(newest);
         drop(all);
-        drop(earlier);
+        drop((earlier, other)); // while nothing is locked
     }
 }
 

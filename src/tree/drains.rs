@@ -290,5 +290,6 @@ mod tests {
         assert!(matches!(claim(1), Claim::Mine));
         assert_eq!(outer.stack.lock().skipped().map(|by| *by).collect::<Vec<_>>(), [None]);
         outer.stack.lock().drain = None;
+        outer.stack.drain(Purpose::Finalize, Outcome::Success).unwrap();
     }
 }
