@@ -378,11 +378,19 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// Waits for the handler that keeps the watched drain from going on.
-    fn blocking(watch: &Arc<Watch>) -> Blocking {
+    /// Who is in the handler that keeps a watched drain from going on.
+    #[derive(PartialEq)]
+    enum On {
+        ItsThread,
+        Another,
+    }
+    use On::{Another, ItsThread};
+
+    /// Waits for such a handler.
+    fn blocking(watch: &Arc<Watch>, on: &On) -> Blocking {
         let end = Instant::now() + PATIENCE;
         loop {
-            if let Some(blocking) = watch.blocking() {
+            if let Some(blocking) = watch.blocking().filter(|blocking| blocking.is_driver == (*on == ItsThread)) {
                 return blocking;
             }
             assert!(Instant::now() < end, "nothing keeps it from going on");
@@ -390,9 +398,9 @@ mod tests {
         }
     }
 
-    /// Gives that handler up. Returns whether another thread has to resume the drain.
-    fn give_up(watch: &Arc<Watch>) -> bool {
-        watch.give_up(&blocking(watch)).expect("the handler hangs")
+    /// Gives that handler up.
+    fn give_up(watch: &Arc<Watch>, on: &On) {
+        assert_eq!(watch.give_up(&blocking(watch, on)), Some(*on == ItsThread));
     }
 
     fn watch(node: &Arc<Node>) -> Arc<Watch> {
@@ -481,10 +489,10 @@ mod tests {
         let mut late = vec![drains(&first)];
         nested.await_begin("one");
         late.push(drains(&second));
-        assert!(!give_up(&second)); // its thread waits for the first
+        give_up(&second, &Another);
         nested.await_begin("two");
-        assert!(give_up(&second));
-        assert!(give_up(&first));
+        give_up(&second, &ItsThread);
+        give_up(&first, &ItsThread);
         let resume = |watch: Arc<Watch>| thread::spawn(move || watch.resume().is_ok());
         assert_eq!(join_soon([second, first].map(resume).into()), [true, true]);
         assert_eq!(nested.end(late), [false, false]);
@@ -502,15 +510,15 @@ mod tests {
         let mut late = vec![drains(&first)];
         nested.await_begin("one");
         late.push(drains(&second));
-        assert!(!give_up(&second));
+        give_up(&second, &Another);
         nested.await_begin("two");
         late.push(drains(&of_inner));
-        assert!(!give_up(&of_inner));
+        give_up(&of_inner, &Another);
         nested.await_begin("three");
         let drains_outer = drains(&last);
-        assert_eq!(blocking(&last).run.site.name.as_deref(), Some("two"));
-        assert!(!give_up(&last));
-        assert!(give_up(&of_inner));
+        assert_eq!(blocking(&last, &Another).run.site.name.as_deref(), Some("two"));
+        give_up(&last, &Another);
+        give_up(&of_inner, &ItsThread);
         assert!(of_inner.resume().is_ok());
         assert_eq!(join_soon(vec![drains_outer]), [true]);
         assert_eq!(nested.end(late), [true, true, false]);
