@@ -17,7 +17,7 @@
 //! process this is. So hooks that run in a child before ours get the same answer as those that run after it.
 //!
 //! **What a caller cannot do.** The memory is accessed only through [`peek`] and [`epoch`], as atomics. The unsafe code
-//! is three calls of C functions, with arguments that are valid by their types.
+//! is four calls of C functions, with arguments that are valid by their types.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -143,9 +143,12 @@ fn wiped_page() -> Option<usize> {
     }
     let place = first / WORD;
     let address = (&raw const ROOM[place]).cast_mut().cast();
+    // An emulator may accept whatever it is asked for, and do nothing, as QEMU does for programs up to its version 7.
+    // SAFETY: there is no such advice.
+    let refuses = unsafe { libc::madvise(address, page, -1) } != 0;
     // SAFETY: the whole page lies in `ROOM`, and holds zeros in this process too, as nothing has used it.
     let wiped = unsafe { libc::madvise(address, page, libc::MADV_WIPEONFORK) } == 0;
-    wiped.then_some(place)
+    (refuses && wiped).then_some(place)
 }
 
 #[cfg(not(all(any(target_os = "linux", target_os = "android"), not(exitstack_no_wipe))))]
