@@ -11,10 +11,11 @@
 //! however the child was created; the first thread to find zero there sets the next epoch. The page is part of
 //! [`ROOM`], in this library's own zeroed memory, so it goes away when the library is unloaded.
 //!
-//! Elsewhere the epoch is stored in ordinary memory, and three `pthread_atfork` hooks maintain it with a few atomic
-//! operations. They lock nothing, allocate nothing and wait for nothing, because other libraries' hooks run before and
-//! after them. Between the first and the last hook, the low bits of the word are not zero, and `getpid` tells which
-//! process this is. So hooks that run in a child before ours get the same answer as those that run after it.
+//! Elsewhere, and where the kernel is emulated without this, the epoch is stored in ordinary memory, and three
+//! `pthread_atfork` hooks maintain it with a few atomic operations. They lock nothing, allocate nothing and wait for
+//! nothing, because other libraries' hooks run before and after them. Between the first and the last hook, the low bits
+//! of the word are not zero, and `getpid` tells which process this is. So hooks that run in a child before ours get the
+//! same answer as those that run after it.
 //!
 //! **What a caller cannot do.** The memory is accessed only through [`peek`] and [`epoch`], as atomics. The unsafe code
 //! is four calls of C functions, with arguments that are valid by their types.
@@ -143,8 +144,8 @@ fn wiped_page() -> Option<usize> {
     }
     let place = first / WORD;
     let address = (&raw const ROOM[place]).cast_mut().cast();
-    // An emulator may accept whatever it is asked for, and do nothing, as QEMU does for programs up to its version 7.
-    // SAFETY: there is no such advice.
+    // An emulator may accept any advice and do nothing, as QEMU 7.2 does when it runs a single program.
+    // SAFETY: there is no such advice, so the call changes nothing.
     let refuses = unsafe { libc::madvise(address, page, -1) } != 0;
     // SAFETY: the whole page lies in `ROOM`, and holds zeros in this process too, as nothing has used it.
     let wiped = unsafe { libc::madvise(address, page, libc::MADV_WIPEONFORK) } == 0;
