@@ -15,10 +15,12 @@ impl Watched {
     }
 
     /// Returns once the thread is asleep or has ended. Where the system cannot tell, gives it some time to fall asleep.
+    ///
+    /// An emulator's own locks put it to sleep as well, but not for long.
     pub fn until_it_sleeps(&self) {
         let Some(status) = &self.0 else { return (0..1000).for_each(|_| thread::yield_now()) };
         let mut in_a_row = 0;
-        while in_a_row < 20 {
+        while in_a_row < 100 {
             let Ok(status) = read_to_string(status) else { return };
             in_a_row = if status.contains(") S ") { in_a_row + 1 } else { 0 };
             thread::yield_now();
