@@ -211,8 +211,10 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
+    use super::super::wait_graph::Who;
     use super::super::{Node, Parent};
     use super::*;
+    use crate::error::Outcome;
 
     #[test]
     fn of_a_drain_the_newest_is_left_behind() {
@@ -230,6 +232,38 @@ mod tests {
         }
         let left = BEHIND.lock().take_if(|behind| behind.is_for(outer.stack()));
         drop(left);
+    }
+
+    /// A thread that has resumed a drain further in may have skipped something there that it can wait for now. What another
+    /// thread has skipped stays so.
+    #[test]
+    fn what_was_skipped_further_in_is_waited_for_again() {
+        let outer = Node::new("outer".into(), Parent::None);
+        let nested = |parent: &Arc<Node>| Node::new("nested".into(), Parent::Node(Arc::clone(parent)));
+        let inner = nested(&outer);
+        let innermost = nested(&inner);
+        nested(&innermost).stack.register(|| ());
+        let [me, other] = [ThreadKey::current(), ThreadKey::fresh()];
+
+        // The thread of this drain was given up, and another goes on with it.
+        let first = Node::new("first".into(), Parent::None);
+        let nodes = [&outer, &inner, &innermost].map(Arc::clone);
+        let all = nodes.clone();
+        first.stack.register(move || {
+            for (node, by) in all.iter().zip([me, me, other]) {
+                node.stack.lock().children.newest_first().for_each(|child| child.skipped_by = Some(by));
+            }
+        });
+        first.stack.acquire(Purpose::Finalize, Outcome::Success, 0, None, Who::Closer);
+        let left = Left { root: Spot::Node(first), purpose: Purpose::Finalize, teardown: 0, key: ThreadKey::fresh() };
+        assert!(left.disown(&[]));
+
+        let root = Spot::Node(Arc::clone(&outer));
+        leave_first(&root, &[&left]);
+        assert!(outer.stack.catch_up(0).is_ok());
+        let skipped = nodes.map(|node| node.stack.lock().children.newest_first().next().unwrap().skipped_by);
+        assert_eq!(skipped, [None, None, Some(other)]);
+        outer.stack.drain(Purpose::Finalize, Outcome::Success).unwrap();
     }
 
     #[test]
