@@ -1,6 +1,6 @@
 //! C's `atexit` hooks, and the last drain of the process stack.
 //!
-//! 1. [`exit_hook`] is registered with C's `atexit` [`HOOKS`] times, before the first handler or interpreter. Threads
+//! 1. A hook is registered with C's `atexit` [`HOOKS`] times, before the first handler or interpreter. Threads
 //!    that race in C's `exit` each take one of the hooks off C's list. The first thread drains; every other one waits
 //!    in its hook until that is done, so that none of them ends the process earlier. Each registers another hook before
 //!    it waits. Afterwards one thread returns to C's list, and the others wait inside C: several threads cannot safely
@@ -8,8 +8,12 @@
 //! 2. The results of a drain are kept in the stack (invariant 4 of [`tree`](crate::tree)), so a hook that is called
 //!    inside a handler, because the handler called C's `exit`, resumes the drain. A status that handlers decided is
 //!    left to [`raw::end_with`]: some C libraries allow `exit` to be called again inside itself, others do not.
-//! 3. Nothing unwinds out of [`exit_hook`]: C calls it.
-//! 4. A fork changes nothing here. The hooks are counted because they are on C's list, and a child inherits both.
+//! 3. Refusals that were only counted are reported once nothing runs any more that may be refused: by an
+//!    [`oldest_exit_hook`], or before a way out on which C calls no further hook. There is one among the hooks that C was
+//!    given before `exit` and one among those that it is given inside it: not every C library calls the latter, and one
+//!    that is entered again may have forgotten the former.
+//! 4. Nothing unwinds out of a hook: C calls it.
+//! 5. A fork changes nothing here. The hooks are counted because they are on C's list, and a child inherits both.
 
 use std::cell::Cell;
 use std::panic::catch_unwind;
@@ -51,18 +55,35 @@ pub(super) fn arm() -> bool {
         return true; // a model is over before the process is
     }
     // Threads that race here may register a few hooks too many.
-    while unload::left_with_c() < HOOKS && register_hooks(1) > 0 {}
-    unload::left_with_c() > 0
+    loop {
+        let taken = match unload::left_with_c() {
+            0 => register_hooks(1, oldest_exit_hook),
+            1..HOOKS => register_hooks(1, exit_hook),
+            _ => return true,
+        };
+        if taken == 0 {
+            return unload::left_with_c() > 0;
+        }
+    }
 }
 
-fn register_hooks(count: usize) -> usize {
+fn register_hooks(count: usize, hook: extern "C" fn()) -> usize {
     unload::prepare();
-    let taken = (0..count).take_while(|_| raw::at_exit(exit_hook)).count();
+    let taken = (0..count).take_while(|_| raw::at_exit(hook)).count();
     unload::given(taken);
     taken
 }
 
 extern "C" fn exit_hook() {
+    called_by_c(false);
+}
+
+/// The hook that C calls last.
+extern "C" fn oldest_exit_hook() {
+    called_by_c(true);
+}
+
+fn called_by_c(is_oldest: bool) {
     if shutdown::is_lost_here() {
         park_lost() // another thread ends the process
     }
@@ -71,10 +92,10 @@ extern "C" fn exit_hook() {
     let called = unload::enter(unloads);
     let given = GIVEN.take();
     let status = if process_stack().is_closed() {
-        if unload::are_all(called) {
+        if is_oldest {
             // If the report hook exits, the next hook reports the others.
             if end::has_refusals() {
-                register_hooks(1);
+                register_hooks(1, oldest_exit_hook);
             }
             report_refused();
         }
@@ -83,7 +104,11 @@ extern "C" fn exit_hook() {
         end::decided()
     } else {
         // Before anything else: the next thread must find a hook, too.
-        register_hooks(if called == 1 { MORE_HOOKS } else { 1 });
+        let first = if is_oldest || called == 1 { oldest_exit_hook } else { exit_hook };
+        register_hooks(1, first);
+        if called == 1 {
+            register_hooks(MORE_HOOKS - 1, exit_hook);
+        }
         let drain = || if unloads { drain_at_unload() } else { drain_for_good(given) };
         catch_unwind(drain).unwrap_or_else(|payload| {
             discard(payload);
@@ -100,7 +125,7 @@ extern "C" fn exit_hook() {
     }
     if status.or_else(end::decided).is_none() {
         if let Some(signal) = end::signal() {
-            report_refused(); // no other hook is called
+            report_refused();
             die_by(signal); // what was registered with C before ours does not run
         }
     }
@@ -285,10 +310,15 @@ pub(super) fn leave_with(code: i32) -> ! {
     // may still register.
     let purpose = if raw::EXIT_CALLS_HOOKS && !is_in_exit() { Purpose::BeforeExit } else { Purpose::Exit };
     let code = drain_to_exit(purpose, outcome_of(Some(code))).unwrap_or(code);
+    let is_inside = is_in_exit(); // this process may have been forked in the drain
+    let calls_hooks = if is_inside { raw::EXIT_INSIDE_EXIT_CALLS_HOOKS } else { raw::EXIT_CALLS_HOOKS };
+    if !calls_hooks {
+        report_refused();
+    }
     // The current interpreter is closed, while the process stack may be open.
     let _current = enter(None);
     GIVEN.set(Some(code));
-    if is_in_exit() {
+    if is_inside {
         raw::exit_inside_exit(code)
     }
     std::process::exit(code)

@@ -1,4 +1,4 @@
-//! Threads inside [`exit_hook`](super::at_exit), and the thread that unloads the library they are in.
+//! Threads inside the hooks of [`at_exit`](super::at_exit), and the thread that unloads the library they are in.
 //!
 //! One thread may unload a shared library (`dlclose`) while others are in C's `exit`. C removes a hook from its list
 //! before it calls it, so each is called once; but it does not wait for the other threads. So the thread that unloads
@@ -71,11 +71,6 @@ pub(crate) fn enter(unloads: bool) -> usize {
 /// Returns how many hooks C was given and has not called.
 pub(crate) fn left_with_c() -> usize {
     HOOKS.given.load(SeqCst) - HOOKS.called.load(SeqCst)
-}
-
-/// Returns whether C was given just this many hooks.
-pub(crate) fn are_all(called: usize) -> bool {
-    called == HOOKS.given.load(SeqCst)
 }
 
 /// Makes C start its list again when this thread returns to it, if another thread may have changed it.

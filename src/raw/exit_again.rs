@@ -15,6 +15,9 @@ unsafe extern "C" {
     fn exit(status: c_int) -> !;
 }
 
+/// Whether [`exit_inside_exit`] calls what C's `exit` has not called yet.
+pub(crate) const EXIT_INSIDE_EXIT_CALLS_HOOKS: bool = !cfg!(windows);
+
 /// Makes the running call of C's `exit`, in which the caller is, end with `status`. Does not return.
 pub(crate) fn end_with(status: c_int) {
     exit_inside_exit(status)

@@ -3,6 +3,9 @@
 
 use std::ffi::c_int;
 
+/// Whether [`exit_inside_exit`] calls what C's `exit` has not called yet.
+pub(crate) const EXIT_INSIDE_EXIT_CALLS_HOOKS: bool = false;
+
 /// Does nothing: there is no call of C's `exit`.
 pub(crate) fn end_with(_status: c_int) {}
 

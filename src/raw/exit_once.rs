@@ -30,6 +30,9 @@ extern "C" fn last() {
     }
 }
 
+/// Whether [`exit_inside_exit`] calls what C's `exit` has not called yet.
+pub(crate) const EXIT_INSIDE_EXIT_CALLS_HOOKS: bool = false;
+
 /// Makes the running call of C's `exit`, in which the caller is, end with `status`. Returns, so that it can continue.
 pub(crate) fn end_with(status: c_int) {
     black_box(&LAST); // a use, so that no linker leaves it out of the program

@@ -67,7 +67,7 @@ pub(crate) use lending::Lending;
 #[cfg(all(any(unix, windows), feature = "signals"))]
 pub(crate) use signals::{ENDING, Incoming, catch, die_by, is_ignored};
 #[cfg(feature = "std")]
-pub(crate) use status::{end_with, exit_inside_exit};
+pub(crate) use status::{EXIT_INSIDE_EXIT_CALLS_HOOKS, end_with, exit_inside_exit};
 #[cfg(feature = "std")]
 pub(crate) use system::{EXIT_CALLS_HOOKS, at_exit, end_now, thread_name, write_stderr};
 #[cfg(feature = "std")]

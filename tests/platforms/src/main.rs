@@ -13,6 +13,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use exitstack::report::set_hook;
 use exitstack::{Exit, Handler, HandlerId, Interpreter, register, run};
 
 unsafe extern "C" {
@@ -45,6 +46,14 @@ fn another_librarys_handler() {
 /// Registers a handler that says this.
 fn says(line: &'static str) -> HandlerId {
     register(Handler::new(move || println!("{line}")).named(line))
+}
+
+/// Lets an interpreter that is never dropped refuse three handlers. Two of them are only counted.
+fn refuses(name: &'static str) {
+    let plugin = Interpreter::new(name);
+    plugin.finalize().unwrap();
+    (0..3).for_each(|_| _ = plugin.stack().register(|| ()));
+    std::mem::forget(plugin);
 }
 
 /// Runs `body` on another thread, and waits for it if that is wanted.
@@ -158,6 +167,22 @@ fn main() -> Result<ExitCode, String> {
         "c_exit_in_a_handler" => {
             register(|| c_exit(3));
             says("B");
+        }
+        "refusals_before_return" => refuses("plugin"),
+        "refusals_before_status" => {
+            refuses("plugin");
+            register(|| Err(Exit(8)));
+        }
+        "refusals_before_exit" => {
+            refuses("plugin");
+            exitstack::exit(9)
+        }
+        "refusals_before_exits" => {
+            ["a", "b", "c"].into_iter().for_each(refuses);
+            set_hook(Box::new(|error| {
+                println!("{}", error.to_string().contains("2 more"));
+                exitstack::exit(1)
+            }));
         }
         "eight_threads_exit" => eight_threads_leave(|| exitstack::exit(0)),
         "eight_threads_std_exit" => eight_threads_leave(|| std::process::exit(0)),
