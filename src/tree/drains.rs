@@ -292,4 +292,27 @@ mod tests {
         outer.stack.lock().drain = None;
         outer.stack.drain(Purpose::Finalize, Outcome::Success).unwrap();
     }
+
+    /// A thread that comes for a drain which is over, to resume it or because it has waited for it, begins no other one.
+    #[test]
+    fn who_comes_for_a_drain_begins_no_other() {
+        fn claim(stack: &SharedExitStack, left: Option<ThreadKey>, slot: Option<&mut Slot>) -> Claim {
+            stack.claim(Purpose::Close, Outcome::Success, 0, left, slot)
+        }
+        let node = Node::new("node".into(), Parent::None);
+        node.stack.register(|| ());
+        let stack = &node.stack;
+        assert!(matches!(claim(stack, Some(ThreadKey::fresh()), None), Claim::Over));
+
+        let mut slot = Slot::new();
+        assert!(matches!(claim(stack, None, None), Claim::Mine));
+        stack.lock().drain.as_mut().unwrap().owner = ThreadKey::fresh();
+        assert!(matches!(claim(stack, None, Some(&mut slot)), Claim::HeldBy(..)));
+        stack.lock().drain = None;
+        assert!(matches!(claim(stack, None, Some(&mut slot)), Claim::Over));
+
+        assert!(matches!(claim(stack, None, None), Claim::Mine));
+        stack.lock().drain = None;
+        stack.drain(Purpose::Finalize, Outcome::Success).unwrap();
+    }
 }
