@@ -258,7 +258,7 @@ fn several_are_given_up_one_after_the_other() {
 #[test]
 fn a_reserve_is_shared_evenly() {
     let plugin = Interpreter::new("bounded-reserve");
-    let (kept, reserve) = (Duration::from_millis(300), Duration::from_millis(1200));
+    let (kept, reserve) = (Duration::from_millis(600), Duration::from_millis(1200));
     let total = kept + reserve;
     let mut all = Vec::new();
     for name in ["C", "B", "A"] {
@@ -271,9 +271,9 @@ fn a_reserve_is_shared_evenly() {
     let given_up: Vec<_> =
         closed.records().iter().filter(|record| matches!(record.fate(), Fate::GivenUp)).map(Record::took).collect();
     let [first, second, third] = given_up[..] else { panic!("{:?}", fates(&closed)) };
-    let least = |part: u32| (reserve / part).saturating_sub(Duration::from_millis(250)); // slack for a busy machine
-    assert!(first + Duration::from_millis(10) >= kept && first < total, "{given_up:?}");
-    assert!(second + third <= reserve + SLACK && second >= least(4), "{given_up:?}");
+    let least = |time: Duration| time.saturating_sub(Duration::from_millis(250)); // slack for a busy machine
+    assert!(first >= least(kept) && first < total, "{given_up:?}");
+    assert!(second + third <= reserve + SLACK && second >= least(reserve / 4), "{given_up:?}");
     let is_done = |name: &str| fates(&closed).iter().filter(|fate| *fate == name).count();
     assert_eq!(is_done("quick done"), 3, "{:?}", fates(&closed));
     drop(all);
