@@ -259,7 +259,7 @@ impl GivenUp {
 
     /// Returns whether this many frames can be added without allocating.
     fn has_room(&self, count: usize) -> bool {
-        count <= self.left.capacity() && count <= self.links.len()
+        count <= self.links.len() // and there is as much room for everything else
     }
 
     fn reserve(&mut self, count: usize) {
@@ -377,6 +377,33 @@ mod tests {
     use crate::error::Outcome;
 
     const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// What comes before a drain that is given up is the outermost of those that its thread has further in.
+    #[test]
+    fn the_outermost_of_a_threads_drains_further_in_comes_first() {
+        let root = Spot::Node(Node::new("root".into(), Parent::None));
+        let [thread, another, key] = [(); 3].map(|()| ThreadKey::fresh());
+        let mut frames = Chain::new();
+        let (drains, runs_out_of_turn) = (Some(Purpose::Finalize), None);
+        for (teardown, thread, purpose) in [
+            (1, thread, drains),
+            (2, another, drains),
+            (3, thread, runs_out_of_turn),
+            (4, another, drains),
+            (5, thread, drains),
+            (6, thread, drains),
+            (7, thread, runs_out_of_turn),
+        ] {
+            let (root, given_up) = (root.clone(), Some(key));
+            let (watch, run, slot, is_replaced, is_lost) = (None, None, None, false, false);
+            let frame = Frame { teardown, thread, root, purpose, watch, run, given_up, slot, is_replaced, is_lost };
+            frames.push(Link::new(frame));
+        }
+        let outermost =
+            [1, 4, 5, 6].map(|further_out| further_in(&frames, thread, further_out).map(|left| left.teardown));
+        assert_eq!(outermost, [Some(5), Some(5), Some(6), None]);
+        assert!(further_in(&frames, thread, 1).is_some_and(|left| left.key == key));
+    }
 
     /// Who is in the handler that keeps a watched drain from going on.
     #[derive(PartialEq)]
