@@ -371,6 +371,8 @@ mod tests {
     use std::thread::{self, JoinHandle};
     use std::time::Duration;
 
+    use super::super::drains::Acquired;
+    use super::super::wait_graph::Who;
     use super::super::{Node, Parent, Purpose, Spot};
     use super::*;
     use crate::Handler;
@@ -495,6 +497,18 @@ mod tests {
             thread.join().unwrap()
         };
         threads.into_iter().map(join).collect()
+    }
+
+    /// What a thread drains itself has what comes first behind it already, and nobody waits where no thread drains.
+    #[test]
+    fn only_another_threads_drain_waits_for_a_handler_out_of_turn() {
+        let stack = &Node::new("interpreter".into(), Parent::None).stack;
+        let (me, [another, key]) = (ThreadKey::current(), [(); 2].map(|()| ThreadKey::fresh()));
+        assert!(!stack.is_drained_by_other(another, key));
+        let drain = stack.acquire(Purpose::Finalize, Outcome::Success, 1, None, Who::MustWait);
+        assert!(matches!(drain, Acquired::Mine));
+        let waits = [(me, key), (another, me), (another, key)].map(|(lost, key)| stack.is_drained_by_other(lost, key));
+        assert_eq!(waits, [false, false, true]);
     }
 
     #[test]

@@ -351,6 +351,25 @@ mod tests {
         assert_eq!(graph.path(c, a).count(), 1);
     }
 
+    /// Before the thread wakes, its wait may be ended in another way, too.
+    #[test]
+    fn only_the_end_of_a_drain_lasts() {
+        let (mut slot, mut other) = (Slot::new(), Slot::new());
+        let mut waiters = Waiters::default();
+        drop(waiters.add(&mut slot));
+        assert!(slot.is_added() && waiters.has(&slot) && !waiters.has(&other));
+        drop(waiters.add(&mut other));
+        waiters.wake(&Waited::CycleBroken);
+        waiters.wake(&Waited::OwnerChanged);
+        assert!(matches!(slot.latch.wait(), Waited::OwnerChanged));
+        slot.reset();
+        assert!(!slot.latch.is_set());
+        slot.latch.set(Waited::Ended(DrainResult { all: Ok(()), unmerged: Ok(()) }), Waited::lasts);
+        waiters.wake(&Waited::OwnerChanged);
+        slot.reset();
+        assert!(matches!(slot.latch.wait(), Waited::Ended(_)));
+    }
+
     /// Between the look-up of a drain and the wait for it, the drain may end, and its owner may begin to wait for this
     /// thread.
     #[test]

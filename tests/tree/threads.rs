@@ -767,6 +767,43 @@ fn handlers_newer_than_one_in_run_now_do_not_wait_for_it() {
     });
 }
 
+/// The drain waits for the newer of two, and not for the older, before it runs what is between them.
+#[test]
+fn each_in_run_now_is_waited_for_at_its_place() {
+    within_a_minute(|| {
+        let log = Log::default();
+        let interpreter = Interpreter::new("interpreter");
+        let (begins, begun) = channel();
+        let out_of_turn = |name| {
+            let (release, released) = channel::<Option<Watched>>();
+            let (begins, then, own) = (begins.clone(), log.handler(name), interpreter.clone());
+            let id = interpreter.stack().register(move || {
+                begins.send(()).unwrap();
+                released.recv().unwrap().iter().for_each(Watched::until_it_sleeps);
+                then();
+            });
+            (release, move || thread::spawn(move || own.stack().run_now(id).unwrap().unwrap()))
+        };
+        let (release_older, run_older) = out_of_turn("older");
+        let between = log.handler("between");
+        interpreter.stack().register(move || {
+            between();
+            release_older.send(None).unwrap();
+        });
+        let (release_newer, run_newer) = out_of_turn("newer");
+        let newer = run_newer();
+        begun.recv().unwrap();
+        let older = run_older();
+        begun.recv().unwrap();
+        release_newer.send(Some(Watched::this())).unwrap();
+        interpreter.finalize().unwrap();
+        assert_eq!(log.take(), ["newer", "between", "older"]);
+        for thread in [newer, older] {
+            thread.join().unwrap();
+        }
+    });
+}
+
 /// Three stacks, each with a handler that closes the next.
 #[test]
 fn handlers_that_close_in_a_circle_do_not_hang() {
