@@ -69,8 +69,8 @@ fn settle_positions(inherited: &mut HandlerList<Child>) -> Vec<HandlerId> {
         let mut own = child.node.stack.lock();
         match own.position {
             Some(position) if position < id => again.push(id),
-            Some(position) if position > id => replaced.push(position),
-            _ => {}
+            Some(position) => replaced.push(position),
+            None => {}
         }
         own.position = Some(own.position.map_or(id, |position| position.min(id)));
     }
