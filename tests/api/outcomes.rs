@@ -523,6 +523,7 @@ fn a_scopes_error_without_a_type_is_shown_alike() {
         let failure = tried(Err(error()), &["disk full"]).unwrap_err().erased();
         assert!(failure.source().is_none());
         assert_eq!(failure.work().unwrap().to_string(), error().into().to_string());
+        assert!(format!("{failure:?}").contains(&format!("{:?}", failure.work().unwrap())));
         assert_eq!(failure.cleanup().unwrap().errors().len(), 1);
         let failure = tried(Err(error()), &[]).unwrap_err().erased();
         assert_eq!(failure.to_string(), error().into().to_string());
