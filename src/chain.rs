@@ -161,6 +161,7 @@ mod tests {
         let mut all = chain(&[1, 2, 3, 4, 5]);
         let odd = all.take_if(|value| value % 2 == 1);
         assert_eq!((all.len(), odd.len()), (2, 3));
+        assert_eq!((all.size_hint(), odd.size_hint()), ((2, Some(2)), (3, Some(3))));
         assert_eq!(all.collect::<Vec<_>>(), [4, 2]);
         assert_eq!(odd.collect::<Vec<_>>().len(), 3);
     }

@@ -154,6 +154,8 @@ fn taking_out_by_a_predicate_is_quiet() {
     check(&list);
     assert_eq!(quiet(|| list.take_out_if(&mut found, |n| n % 3 == 0)), Ok(()));
     assert_eq!(found.len(), 34);
+    // What is found already takes up room.
+    assert_eq!(quiet(|| list.take_out_if(&mut found, |n| n % 3 == 1)), Err(33));
 }
 
 #[test]

@@ -109,7 +109,13 @@ fn called_by_c(is_oldest: bool) {
         if called == 1 {
             register_hooks(MORE_HOOKS - 1, exit_hook);
         }
-        let drain = || if unloads { drain_at_unload() } else { drain_for_good(given) };
+        let drain = || {
+            if unloads {
+                drain_at_unload();
+                return None; // the thread goes on afterwards, so there is no exit status to decide
+            }
+            drain_for_good(given)
+        };
         catch_unwind(drain).unwrap_or_else(|payload| {
             discard(payload);
             None
@@ -188,12 +194,10 @@ pub fn drain_for_good(given: Option<i32>) -> Option<i32> {
     drain_to_exit(Purpose::Exit, outcome_of(given))
 }
 
-/// Drains the process stack of a library that is being unloaded. The thread goes on afterwards, so there is no exit
-/// status to decide.
-fn drain_at_unload() -> Option<i32> {
+/// Drains the process stack of a library that is being unloaded.
+fn drain_at_unload() {
     note_exiting();
     process_stack().drain_unattended(Purpose::Exit, outcome_of(None));
-    None
 }
 
 /// Returns the outcome of the work of a process that exits with this status. If the status is unknown, nothing says
