@@ -367,6 +367,7 @@ mod tests {
         slot.latch.set(Waited::Ended(DrainResult { all: Ok(()), unmerged: Ok(()) }), Waited::lasts);
         waiters.wake(&Waited::OwnerChanged);
         slot.reset();
+        assert!(slot.latch.is_set());
         assert!(matches!(slot.latch.wait(), Waited::Ended(_)));
     }
 
