@@ -259,6 +259,17 @@ pub(crate) fn cases() -> Vec<Case> {
             }
             OK
         }),
+        // What other libraries have registered for it is still called then.
+        case("a_signal_that_is_ignored_by_default_stays_caught_in_a_child", Code(0), &["true", "child 0"], || {
+            signals().only(&[libc::SIGURG]).install().unwrap();
+            let forked = fork(|| {
+                let before = action_of(libc::SIGURG);
+                send(libc::SIGURG);
+                say(&(action_of(libc::SIGURG) == before).to_string());
+                OK
+            });
+            after(forked, say_child)
+        }),
         // By default it is ignored, so the process ends with the status that a shell would show.
         case("an_urgent_condition_can_end_the_process", Code(128 + libc::SIGURG), &["A"], || {
             signals().only(&[libc::SIGURG]).install().unwrap();
