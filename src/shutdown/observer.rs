@@ -110,3 +110,49 @@ impl Observer {
         self.hangs.store(!seen.wait(patience), Ordering::Relaxed);
     }
 }
+
+#[cfg(all(test, not(all(loom, feature = "loom"))))]
+mod tests {
+    use super::*;
+
+    /// More than any of this takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// Waits for the observer on another thread. Returns whether that has ended.
+    fn settles(observer: &Observer, patience: Duration) -> bool {
+        let (settled, when) = mpsc::channel();
+        let observer = observer.clone();
+        thread::spawn(move || {
+            observer.settle(patience);
+            settled.send(()).unwrap();
+        });
+        when.recv_timeout(LONG).is_ok()
+    }
+
+    #[test]
+    fn an_observer_that_answers_is_waited_for_each_time() {
+        let observer = Observer::of_lines().unwrap();
+        for _ in 0..2 {
+            assert!(settles(&observer, 10 * LONG));
+            assert!(!observer.hangs.load(Ordering::Relaxed));
+        }
+    }
+
+    #[test]
+    fn an_observer_that_hangs_is_waited_for_once() {
+        let (release, released) = mpsc::channel::<()>();
+        let released = Lock::new(released);
+        let observer = Observer::new(Box::new(move |_| _ = released.lock().recv())).unwrap();
+        observer.tell(Told::Began(Reason::Exit));
+        assert!(settles(&observer, Duration::from_millis(1)));
+        assert!(settles(&observer, 10 * LONG));
+        drop(release);
+    }
+
+    #[test]
+    fn without_patience_nothing_is_waited_for() {
+        let observer = Observer::of_lines().unwrap();
+        observer.settle(Duration::ZERO);
+        assert!(!observer.hangs.load(Ordering::Relaxed));
+    }
+}
