@@ -104,9 +104,8 @@ fn keep(receiver: &Receiver<Job>, mut spare: Option<Spare>) {
             Ok(job) => jobs.push(job),
             // Time to look again.
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) if jobs.is_empty() => return, // another keeper has taken its place
-            // Its jobs are still to be watched, and nothing else wakes it.
-            Err(RecvTimeoutError::Disconnected) => thread::sleep(TICK),
+            // Another keeper was started at the same time, and this one has never had a job.
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }

@@ -35,9 +35,9 @@ pub(super) fn lines() -> io::Result<Observer> {
     if let Some(lines) = setup().lines {
         return Ok(lines);
     }
-    let lines = Observer::of_lines()?;
-    let before = SETUP.lock().lines.replace(lines.clone());
-    drop(before);
+    let started = Observer::of_lines()?;
+    let (lines, unused) = keep_first(&mut SETUP.lock().lines, started);
+    drop(unused);
     Ok(lines)
 }
 
@@ -54,13 +54,22 @@ pub(super) fn limit(limits: Limits) -> io::Result<()> {
         None => keeper::start()?,
     };
     turn_on();
-    let before = {
+    let unused = {
         let mut setup = SETUP.lock();
         setup.limits = limits;
-        setup.keeper.replace(keeper)
+        keep_first(&mut setup.keeper, keeper).1
     };
-    drop(before);
+    drop(unused);
     Ok(())
+}
+
+/// Returns what is kept from now on, and what is not needed: of two that threads have started at the same time, the second,
+/// as the first may be in use.
+fn keep_first<T: Clone>(kept: &mut Option<T>, started: T) -> (T, Option<T>) {
+    match kept {
+        Some(kept) => (kept.clone(), Some(started)),
+        None => (kept.insert(started).clone(), None),
+    }
 }
 
 /// Sets the observer.
