@@ -2,10 +2,11 @@
 //! is reported once.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
 use std::panic;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use exitstack::{ExitStack, HandlerError, process_stack, register};
 
 use crate::Status::Code;
 use crate::child::{c_exit, say, says};
+use crate::watched::Watched;
 use crate::{Case, Ended, OK, case};
 
 /// Both ends of a pipe: the one to read from, and the one to write to.
@@ -70,9 +72,52 @@ fn read_slowly(mut reads: File, writes: File) -> JoinHandle<Vec<u8>> {
     })
 }
 
+/// Sets what a signal does. A call of the system that it interrupts ends.
 fn set_action(signal: i32, action: libc::sighandler_t) {
-    // SAFETY: the action is one of the system's constants.
-    assert_ne!(unsafe { libc::signal(signal, action) }, libc::SIG_ERR);
+    // SAFETY: a `sigaction` of zeros is valid.
+    let mut set: libc::sigaction = unsafe { std::mem::zeroed() };
+    set.sa_sigaction = action;
+    // SAFETY: the action is one of the system's constants, or a function that only changes an atomic.
+    assert_eq!(unsafe { libc::sigaction(signal, &raw const set, std::ptr::null_mut()) }, 0);
+}
+
+/// Reports a failure to a pipe that is full, while signals interrupt the wait for a reader.
+fn interrupted(is_blocking: bool) -> Ended {
+    static INTERRUPTED: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn interrupts(_: i32) {
+        INTERRUPTED.fetch_add(1, Ordering::Relaxed);
+    }
+    let interrupts: extern "C" fn(i32) = interrupts;
+    set_action(libc::SIGUSR1, interrupts as usize);
+    let (mut reads, mut writes) = pipe();
+    set_nonblocking(&writes);
+    while writes.write(b"x").is_ok() {}
+    if is_blocking {
+        // SAFETY: sets the flags of an open descriptor.
+        assert_eq!(unsafe { libc::fcntl(writes.as_raw_fd(), libc::F_SETFL, 0) }, 0);
+    }
+    let before = replace_standard_error(&writes);
+    drop(writes);
+    let waits = Watched::this();
+    // SAFETY: no preconditions.
+    let thread = unsafe { libc::pthread_self() };
+    let reader = thread::spawn(move || {
+        for times in 1..=3 {
+            waits.until_it_sleeps();
+            // SAFETY: the main thread lives as long as the process.
+            assert_eq!(unsafe { libc::pthread_kill(thread, libc::SIGUSR1) }, 0);
+            while INTERRUPTED.load(Ordering::Relaxed) < times {
+                thread::yield_now();
+            }
+        }
+        let mut text = String::new();
+        reads.read_to_string(&mut text).unwrap();
+        text
+    });
+    ExitStack::new().register(|| Err("disk full"));
+    replace_standard_error(&before);
+    say(last_word(&reader.join().unwrap()));
+    OK
 }
 
 /// A set of signals, filled by a C function.
@@ -258,6 +303,8 @@ pub(crate) fn cases() -> Vec<Case> {
             say(&format!("{} bytes, {lines}", text.matches('E').count()));
             OK
         }),
+        case("a_report_waits_on_after_a_signal", Code(0), &["full"], || interrupted(true)),
+        case("a_report_without_a_reader_waits_on_after_a_signal", Code(0), &["full"], || interrupted(false)),
         // After that, nothing waits until the reader reads again.
         case("a_stopped_reader_costs_one_wait", Code(0), &["in time", "heard", "200000"], || {
             let (mut reads, writes) = pipe();
