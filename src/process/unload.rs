@@ -97,21 +97,27 @@ fn wait_for_others() {
     loop {
         raw::call_handlers(); // a thread that is inside may have registered more of them
         let own = usize::from(INSIDE_IN.get() == process);
-        let waited = began.elapsed();
-        match HOOKS.others(process, own) {
-            // No other thread needs this library's code any more.
-            Others::Gone => break,
-            // In a forked child, its thread may not exist.
-            Others::AboutToEnter if waited > to_enter => break,
-            // At exit nothing is unmapped, and it may hang.
-            Others::Inside if EXITS.get() && waited > PATIENCE => break,
-            // Its code would be unmapped under it.
-            Others::AboutToEnter | Others::Inside => thread::sleep(INTERVAL),
+        let waited = began.elapsed(); // before the look at the others: they had at least this long
+        if !waits(HOOKS.others(process, own), waited, to_enter, EXITS.get()) {
+            break;
         }
+        thread::sleep(INTERVAL);
     }
     if others_came() {
         // When the process exits, a library is only unloaded if another one's `atexit` handler does that.
         thread::sleep(if EXITS.get() { INTERVAL } else { TO_MOVE });
+    }
+}
+
+/// Returns whether the thread that unloads the library, or that `exits`, waits for the others any longer.
+fn waits(others: Others, waited: Duration, to_enter: Duration, exits: bool) -> bool {
+    match others {
+        // No other thread needs this library's code any more.
+        Others::Gone => false,
+        // In a forked child, its thread may not exist.
+        Others::AboutToEnter => waited <= to_enter,
+        // Its code would be unmapped under it. At exit nothing is unmapped, and it may hang.
+        Others::Inside => !exits || waited <= PATIENCE,
     }
 }
 
@@ -132,7 +138,7 @@ struct Hooks {
 }
 
 /// Where the other threads are, relative to the hooks.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Others {
     Inside,
     AboutToEnter,
@@ -198,6 +204,34 @@ mod tests {
     fn enter(hooks: &Hooks, process: usize) {
         hooks.count(process, 1);
         hooks.called.fetch_add(1, SeqCst);
+    }
+
+    #[test]
+    fn only_a_thread_inside_keeps_a_library_loaded_however_long_it_takes() {
+        let waits = |others, exits, waited| waits(others, waited, TO_MOVE, exits);
+        assert!(!waits(Others::Gone, false, Duration::ZERO));
+        for (others, exits, longest) in [
+            (Others::AboutToEnter, false, TO_MOVE),
+            (Others::AboutToEnter, true, TO_MOVE),
+            (Others::Inside, true, PATIENCE),
+        ] {
+            assert!(waits(others, exits, longest), "{others:?}, {exits}");
+            assert!(!waits(others, exits, longest + Duration::from_nanos(1)), "{others:?}, {exits}");
+        }
+        assert!(waits(Others::Inside, false, 10 * PATIENCE));
+    }
+
+    #[test]
+    fn a_thread_that_unloads_the_library_does_not_exit() {
+        for unloads in [true, false] {
+            let exits = move || {
+                given(1);
+                super::enter(unloads);
+                leave();
+                EXITS.get()
+            };
+            assert_eq!(thread::spawn(exits).join().unwrap(), !unloads);
+        }
     }
 
     #[test]
