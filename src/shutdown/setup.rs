@@ -63,8 +63,8 @@ pub(super) fn limit(limits: Limits) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns what is kept from now on, and what is not needed: of two that threads have started at the same time, the second,
-/// as the first may be in use.
+/// Keeps what this thread has started, unless another thread did so at the same time and was first: that one may be in use.
+/// Returns what is kept, and what is not needed.
 fn keep_first<T: Clone>(kept: &mut Option<T>, started: T) -> (T, Option<T>) {
     match kept {
         Some(kept) => (kept.clone(), Some(started)),
