@@ -255,9 +255,15 @@ fn a_body_waits_for_a_rollback_that_runs() {
     });
 }
 
+/// What delays a thread that commits, so that the one that rolls back may win.
+type Delay<'a> = &'a (dyn Fn() + Sync);
+
 /// Lets a body finish while another thread runs `drain` on its surroundings, a few thousand times. Either all steps are
 /// committed and the result is `Ok`, or all are undone and the result says so.
-fn raced(name: &'static str, drain: impl Fn(&Interpreter, &Interpreter, &Interpreter) + Send + Sync + 'static) {
+fn raced(
+    name: &'static str,
+    drain: impl Fn(&Interpreter, &Interpreter, &Interpreter, Delay<'_>) + Send + Sync + 'static,
+) {
     const STEPS: usize = 4;
     within_a_minute(move || {
         let (mut lead, mut stride) = (0_i64, 1000_i64);
@@ -274,7 +280,7 @@ fn raced(name: &'static str, drain: impl Fn(&Interpreter, &Interpreter, &Interpr
                     let tx = has_begun.recv().unwrap();
                     start.wait();
                     turn(lead);
-                    drain(outer, around, &tx);
+                    drain(outer, around, &tx, &|| turn(-lead));
                 });
                 parent.enter(|| {
                     Interpreter::scope("tx", |tx| {
@@ -301,27 +307,28 @@ fn raced(name: &'static str, drain: impl Fn(&Interpreter, &Interpreter, &Interpr
 
 #[test]
 fn a_commit_raced_by_its_parents_end_is_whole() {
-    raced("raced by finalize", |_, parent, _| parent.finalize().unwrap());
+    raced("raced by finalize", |_, parent, _, _| parent.finalize().unwrap());
 }
 
 #[test]
 fn a_commit_raced_by_its_parents_close_is_whole() {
-    raced("raced by close", |_, parent, _| parent.stack().close().unwrap());
+    raced("raced by close", |_, parent, _, _| parent.stack().close().unwrap());
 }
 
 #[test]
 fn a_commit_raced_from_further_out_is_whole() {
-    raced("raced from outside", |outer, _, _| outer.finalize().unwrap());
+    raced("raced from outside", |outer, _, _, _| outer.finalize().unwrap());
 }
 
 /// Whichever thread commits it, it cannot be ended both by itself and by its parent.
 #[test]
 fn a_commit_by_two_raced_by_a_parent_is_whole() {
-    raced("raced by two", |_, parent, tx| {
+    raced("raced by two", |_, parent, tx, delay| {
         let start = Barrier::new(2);
         thread::scope(|scope| {
             scope.spawn(|| {
                 start.wait();
+                delay();
                 tx.finalize().unwrap();
             });
             start.wait();
