@@ -41,7 +41,7 @@ impl std::fmt::Display for Bomb {
 
 impl std::error::Error for Bomb {}
 
-fn pid() -> libc::pid_t {
+pub(crate) fn pid() -> libc::pid_t {
     // SAFETY: no preconditions.
     unsafe { libc::getpid() }
 }

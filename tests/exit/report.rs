@@ -16,6 +16,7 @@ use exitstack::{ExitStack, HandlerError, process_stack, register};
 
 use crate::Status::Code;
 use crate::child::{c_exit, say, says};
+use crate::fork::pid;
 use crate::watched::Watched;
 use crate::{Case, Ended, OK, case};
 
@@ -99,13 +100,12 @@ fn interrupted(is_blocking: bool) -> Ended {
     let before = replace_standard_error(&writes);
     drop(writes);
     let waits = Watched::this();
-    // SAFETY: no preconditions.
-    let thread = unsafe { libc::pthread_self() };
     let reader = thread::spawn(move || {
+        block(libc::SIGUSR1); // so it interrupts the other thread
         for times in 1..=3 {
             waits.until_it_sleeps();
-            // SAFETY: the main thread lives as long as the process.
-            assert_eq!(unsafe { libc::pthread_kill(thread, libc::SIGUSR1) }, 0);
+            // SAFETY: no preconditions.
+            assert_eq!(unsafe { libc::kill(pid(), libc::SIGUSR1) }, 0);
             while INTERRUPTED.load(Ordering::Relaxed) < times {
                 thread::yield_now();
             }

@@ -17,7 +17,7 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::Status::{Code, Signal};
 use crate::child::{Rude, c_exit, full_pipe, say, says};
-use crate::fork::{after, fork, raw_clone, say_child};
+use crate::fork::{after, fork, pid, raw_clone, say_child};
 use crate::limits::{exhaust_threads, restore_threads};
 use crate::random::Random;
 use crate::{Case, Ended, OK, can_run, case, minutes, run_child, runs_or, status_of};
@@ -28,9 +28,7 @@ const LONG: Duration = Duration::from_secs(600);
 /// Sends a signal to this process.
 fn send(signal: i32) {
     // SAFETY: no preconditions.
-    let me = unsafe { libc::getpid() };
-    // SAFETY: no preconditions.
-    unsafe { libc::kill(me, signal) };
+    unsafe { libc::kill(pid(), signal) };
 }
 
 /// Counts every signal, however soon it follows another.
