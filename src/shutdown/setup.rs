@@ -78,3 +78,16 @@ pub(super) fn observe(observer: Option<Observer>) {
     let before = std::mem::replace(&mut SETUP.lock().observer, observer);
     drop(before);
 }
+
+#[cfg(all(test, not(all(loom, feature = "loom"))))]
+mod tests {
+    use super::keep_first;
+
+    #[test]
+    fn what_was_started_first_is_kept() {
+        let mut kept = None;
+        assert_eq!(keep_first(&mut kept, "first"), ("first", None));
+        assert_eq!(keep_first(&mut kept, "second"), ("first", Some("second")));
+        assert_eq!(kept, Some("first"));
+    }
+}
